@@ -1,0 +1,16 @@
+//! Wire formats and protocol state machines of Sapper.
+//!
+//! Pure: no sockets, no async, no clock, no randomness of its own. Whatever comes from a peer is
+//! hostile here; every parser of this crate has a fuzz target.
+//!
+//! - [`packet`]: batches of packets and what travels with each (GSO state, checksum offsets, ECN,
+//!   peer); IP headers, checksums, segmentation (GSO) and coalescing (GRO), the virtio-net header.
+//! - [`framing`]: how packets lie in a byte stream.
+//! - [`cdtunnel`]: the hello of device tunnels.
+//! - [`pcapng`], [`filter`]: what a tap writes, and which packets it wants.
+
+pub mod cdtunnel;
+pub mod filter;
+pub mod framing;
+pub mod packet;
+pub mod pcapng;
