@@ -1,1 +1,15 @@
-//! Data plane of Sapper.
+//! Data plane of Sapper: endpoints, pumps, TLS engines.
+//!
+//! Everything is a pump between two endpoints, and there are two kinds of endpoint:
+//! [`stream::Stream`] (ordered bytes) and [`port::PacketPort`] (whole packets). A framing turns a
+//! stream into a packet port; TLS is a stream over a stream. tokio lives here, Python does not.
+
+pub mod buffer;
+pub mod error;
+pub mod port;
+pub mod runtime;
+pub mod stats;
+pub mod stream;
+pub mod tls;
+
+pub use error::{Error, ErrorKind, Result};

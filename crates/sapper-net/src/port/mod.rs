@@ -1,0 +1,108 @@
+//! Packet ports: whole packets, may drop. The other kind of endpoint.
+//!
+//! Ports hand over [`PacketBatch`]es. Every port passes the conformance suite in [`conformance`].
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+pub use sapper_proto::packet::PacketBatch;
+
+use crate::error::Result;
+use crate::stats::EndpointStats;
+
+/// Packets that one batch holds at most: a `sendmmsg` of this size costs what 64 calls would in
+/// system time, and its latency stays below a tenth of a millisecond.
+pub const BATCH_PACKETS: usize = 256;
+
+/// Whole packets in both directions; the rules of `poll_*` are those of [`crate::stream::Stream`].
+pub trait PacketPort: Send {
+    /// What the port takes now. It may change while it runs (path MTU, an interface's MTU): the pump
+    /// asks before each batch, so this is cheap.
+    fn abilities(&self) -> PortAbilities;
+
+    /// Appends at least one packet to `batch` (which has room for one of the largest size) and as
+    /// many more as are there and fit. `Ok(false)` is the orderly end of the port.
+    fn poll_receive(&mut self, cx: &mut Context<'_>, batch: &mut PacketBatch) -> Poll<Result<bool>>;
+
+    /// Becomes ready when [`poll_receive`](Self::poll_receive) is worth a batch.
+    fn poll_receivable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
+
+    /// Takes the packets of `batch` from the front: sends them, or drops and counts what it cannot
+    /// carry. Ready when the batch is empty; `Pending` leaves what was not taken.
+    fn poll_send(&mut self, cx: &mut Context<'_>, batch: &mut PacketBatch) -> Poll<Result<()>>;
+
+    /// Ready when all that was taken is handed to the system.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
+
+    /// Says that no more packets come, where the port can say so.
+    fn poll_send_eof(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
+
+    /// The descriptor behind it, where there is one.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Gives pooled memory back; called when nothing moved for a moment.
+    fn release_idle(&mut self) {}
+
+    /// Its counters.
+    fn stats(&self) -> &Arc<EndpointStats>;
+
+    /// For people: `tun sapper0 (virtio-net, TSO4 TSO6 USO)`.
+    fn describe(&self) -> String;
+
+    /// Offloads in use, or why not, for `stats()`: `("tso", "on")`, `("uso", "off: kernel 5.10")`.
+    fn offloads(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+/// A port of any kind.
+pub type BoxPort = Box<dyn PacketPort>;
+
+/// What a port takes on sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortAbilities {
+    /// Largest ordinary packet in bytes.
+    pub max_packet: usize,
+    /// Takes TCP super-packets over IPv4.
+    pub tso4: bool,
+    /// Takes TCP super-packets over IPv6.
+    pub tso6: bool,
+    /// Takes UDP super-packets.
+    pub uso: bool,
+    /// Takes packets whose checksum is partial.
+    pub partial_checksum: bool,
+    /// Takes bare datagrams back to back ([`sapper_proto::packet::Gso::Datagrams`]).
+    pub datagrams: bool,
+    /// Merging packets before this port saves more than it costs (a TUN: a system call a packet).
+    pub wants_coalescing: bool,
+    /// What the packets are.
+    pub kind: PacketKind,
+}
+
+/// What lies at a packet's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketKind {
+    /// An IP header.
+    Ip,
+    /// An Ethernet header (TAP).
+    Ethernet,
+    /// Nothing that anybody looks at.
+    Opaque,
+}
+
+impl PortAbilities {
+    /// Ordinary packets up to `max_packet`, nothing else.
+    pub const fn plain(max_packet: usize, kind: PacketKind) -> Self {
+        Self {
+            max_packet,
+            tso4: false,
+            tso6: false,
+            uso: false,
+            partial_checksum: false,
+            datagrams: false,
+            wants_coalescing: false,
+            kind,
+        }
+    }
+}

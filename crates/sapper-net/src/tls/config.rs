@@ -1,0 +1,3 @@
+//! Written next.
+/// Parsed once, shared by any number of connections.
+pub struct TlsConfig;
