@@ -5,6 +5,8 @@ pub mod checksum;
 pub mod gro;
 pub mod gso;
 pub mod ip;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod virtio;
 
 pub use batch::{HEADROOM, Packet, PacketBatch, PacketMut, Spare};
@@ -29,6 +31,10 @@ pub struct PacketMeta {
 }
 
 /// Which large-packet form a packet has.
+///
+/// An IP super-packet has its length, sequence number and flags as one large packet would have
+/// them, and always [`Checksum::Partial`]: its checksum field holds the pseudo-header's sum with the
+/// length of the whole (what a kernel's TUN hands over and takes).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gso {
     /// An ordinary packet.
@@ -86,5 +92,9 @@ impl Ecn {
             3 => Self::Ce,
             _ => Self::NotEct,
         }
+    }
+    /// The two bits of a TOS or traffic-class byte.
+    pub fn bits(self) -> u8 {
+        self as u8
     }
 }
