@@ -6,10 +6,12 @@
 
 pub mod buffer;
 pub mod error;
+pub mod mailbox;
 pub mod port;
 pub mod runtime;
 pub mod stats;
 pub mod stream;
+pub mod sys;
 pub mod tls;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,250 @@
+//! How the data plane speaks to whoever decides: completions, events and policy questions, in one
+//! bounded queue per listener.
+//!
+//! A [`Mailbox`] belongs to one event loop (or one thread) of the control plane. Its descriptor is
+//! readable while messages wait, so a loop watches it like a socket and no I/O thread ever takes
+//! the interpreter's lock. Everything that waits for an answer carries a key that the listener chose.
+//!
+//! What is bounded: an operation posts exactly one completion and a question is posted only while
+//! somebody waits for it, so their number is that of the calls under way; events have
+//! [`EVENT_CAPACITY`] places, and what does not fit is counted and told as [`Body::EventsLost`].
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys;
+
+/// Events that wait at most. A listener that is this far behind has stopped listening.
+pub const EVENT_CAPACITY: usize = 1024;
+
+/// A message with the key of whom it is for.
+#[derive(Debug)]
+pub struct Message<V, E> {
+    /// Chosen by the listener when it asked or subscribed.
+    pub key: u64,
+    /// What it says.
+    pub body: Body<V, E>,
+}
+
+/// What a message says. `V` is the value of a finished operation, `E` an event.
+#[derive(Debug)]
+pub enum Body<V, E> {
+    /// An operation ended.
+    Done(Result<V>),
+    /// Something happened.
+    Event(E),
+    /// This many events did not fit; posted in their place.
+    EventsLost(u64),
+    /// A decision is wanted; no answer means no.
+    Question(Question),
+}
+
+/// A policy question. Dropping it unanswered means no.
+#[derive(Debug)]
+pub struct Question {
+    /// What it is about.
+    pub subject: Subject,
+    answer: oneshot::Sender<bool>,
+}
+
+impl Question {
+    /// Answers; `false` comes back where nobody waits any more (the deadline is over).
+    pub fn answer(self, yes: bool) -> bool {
+        self.answer.send(yes).is_ok()
+    }
+}
+
+/// What a policy decides on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Whether a peer may go on after the native verification, before any application data.
+    Peer {
+        /// Its chain in DER, its own certificate first.
+        certificates: Vec<Vec<u8>>,
+        /// Its pre-shared key identity.
+        psk_identity: Option<String>,
+        /// Where it connects from, where that is known.
+        address: Option<String>,
+    },
+}
+
+/// The listener's end and everybody's way to post.
+#[derive(Debug)]
+pub struct Mailbox<V, E> {
+    state: Mutex<State<V, E>>,
+    signal: sys::Signal,
+}
+
+#[derive(Debug)]
+struct State<V, E> {
+    messages: VecDeque<Message<V, E>>,
+    events: usize,
+    /// Key and count of events that were lost since the last drain.
+    lost: Vec<(u64, u64)>,
+    signalled: bool,
+    closed: bool,
+}
+
+impl<V, E> Mailbox<V, E> {
+    /// A mailbox with a descriptor of its own.
+    pub fn new() -> Result<Arc<Self>> {
+        let signal = sys::Signal::new().map_err(|source| {
+            Error::io(ErrorKind::ResourceLimit, "make the descriptor of a mailbox", &source)
+        })?;
+        Ok(Arc::new(Self {
+            state: Mutex::new(State {
+                messages: VecDeque::new(),
+                events: 0,
+                lost: Vec::new(),
+                signalled: false,
+                closed: false,
+            }),
+            signal,
+        }))
+    }
+
+    /// Readable while messages wait.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signal.as_fd()
+    }
+
+    /// Takes all messages, oldest first; events that were lost come last.
+    pub fn drain(&self) -> Vec<Message<V, E>> {
+        let mut state = self.lock();
+        if state.signalled {
+            state.signalled = false;
+            self.signal.clear();
+        }
+        state.events = 0;
+        let mut messages: Vec<_> = state.messages.drain(..).collect();
+        messages.extend(state.lost.drain(..).map(|(key, n)| Message { key, body: Body::EventsLost(n) }));
+        messages
+    }
+
+    /// Blocks until a message waits, at most `timeout`; whether one does. A signal's arrival ends the
+    /// wait early (then `false`).
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        self.signal.wait(timeout)
+    }
+
+    /// Takes no more messages; those that wait are dropped, and questions among them mean no.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.messages.clear();
+        state.lost.clear();
+    }
+
+    /// Posts the end of an operation.
+    pub fn done(&self, key: u64, result: Result<V>) {
+        self.post(self.lock(), Message { key, body: Body::Done(result) });
+    }
+
+    /// Posts an event, or counts it as lost.
+    pub fn event(&self, key: u64, event: E) {
+        let mut state = self.lock();
+        if state.events >= EVENT_CAPACITY {
+            match state.lost.iter_mut().find(|(k, _)| *k == key) {
+                Some((_, n)) => *n += 1,
+                None => state.lost.push((key, 1)),
+            }
+            return;
+        }
+        state.events += 1;
+        self.post(state, Message { key, body: Body::Event(event) });
+    }
+
+    /// Asks and waits; no answer within `deadline` means no, and so does a listener that is gone.
+    pub async fn ask(&self, key: u64, subject: Subject, deadline: Duration) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.post(self.lock(), Message { key, body: Body::Question(Question { subject, answer }) });
+        matches!(tokio::time::timeout(deadline, answered).await, Ok(Ok(true)))
+    }
+
+    fn post(&self, mut state: MutexGuard<'_, State<V, E>>, message: Message<V, E>) {
+        if state.closed {
+            return;
+        }
+        state.messages.push_back(message);
+        if !state.signalled {
+            state.signalled = true;
+            self.signal.set();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<V, E>> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// For callers that keep the descriptor beyond the mailbox.
+impl<V, E> Mailbox<V, E> {
+    /// A duplicate of the descriptor.
+    pub fn duplicate_fd(&self) -> Result<OwnedFd> {
+        self.as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| Error::io(ErrorKind::ResourceLimit, "duplicate a mailbox descriptor", &source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Box = Mailbox<u32, u32>;
+
+    #[test]
+    fn completions_and_events_come_in_order_and_clear_the_signal() {
+        let mailbox = Box::new().unwrap();
+        assert!(!mailbox.wait(Some(Duration::ZERO)));
+        mailbox.done(1, Ok(7));
+        mailbox.event(2, 9);
+        assert!(mailbox.wait(None));
+        let keys: Vec<_> = mailbox.drain().iter().map(|m| m.key).collect();
+        assert_eq!(keys, [1, 2]);
+        assert!(!mailbox.wait(Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn events_are_bounded_and_the_loss_is_told() {
+        let mailbox = Box::new().unwrap();
+        for n in 0..EVENT_CAPACITY as u32 + 3 {
+            mailbox.event(5, n);
+        }
+        mailbox.done(6, Ok(0));
+        let messages = mailbox.drain();
+        assert_eq!(messages.len(), EVENT_CAPACITY + 2);
+        assert!(matches!(messages.last().unwrap().body, Body::EventsLost(3)));
+        mailbox.event(5, 0);
+        assert_eq!(mailbox.drain().len(), 1);
+    }
+
+    fn peer() -> Subject {
+        Subject::Peer { certificates: Vec::new(), psk_identity: None, address: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_does_not_answer_means_no() {
+        let mailbox = Box::new().unwrap();
+        assert!(!mailbox.ask(1, peer(), Duration::from_secs(5)).await);
+        mailbox.close();
+        assert!(!mailbox.ask(1, peer(), Duration::from_secs(5)).await);
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_says_yes_is_heard() {
+        let mailbox = Box::new().unwrap();
+        let (allowed, ()) = tokio::join!(mailbox.ask(1, peer(), Duration::from_secs(5)), async {
+            for message in mailbox.drain() {
+                let Body::Question(question) = message.body else { panic!("not a question") };
+                assert!(question.answer(true));
+            }
+        });
+        assert!(allowed);
+    }
+}

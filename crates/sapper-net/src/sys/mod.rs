@@ -1,0 +1,6 @@
+//! The platform, behind small modules. Linux is the one that is tested; what another lacks is said
+//! by an error of kind `Device`, never by a missing symbol.
+
+mod signal;
+
+pub use signal::Signal;
