@@ -2,18 +2,44 @@
 //!
 //! Ports hand over [`PacketBatch`]es. Every port passes the conformance suite in [`conformance`].
 
+use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 pub use sapper_proto::packet::PacketBatch;
 
+use crate::buffer::BLOCK;
 use crate::error::Result;
 use crate::stats::EndpointStats;
 
 /// Packets that one batch holds at most: a `sendmmsg` of this size costs what 64 calls would in
 /// system time, and its latency stays below a tenth of a millisecond.
 pub const BATCH_PACKETS: usize = 256;
+
+/// Batches that a thread keeps for reuse: 4 MiB of arenas at most stay after a burst.
+const KEEP_BATCHES: usize = 16;
+
+thread_local! {
+    static BATCHES: RefCell<Vec<PacketBatch>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty batch from the thread's pool: [`BATCH_PACKETS`] packets in [`BLOCK`] bytes.
+pub fn take_batch() -> PacketBatch {
+    BATCHES.with_borrow_mut(Vec::pop).unwrap_or_else(|| PacketBatch::new(BLOCK, BATCH_PACKETS))
+}
+
+/// Gives a batch back; what it holds is forgotten.
+pub fn give_batch(mut batch: PacketBatch) {
+    batch.clear();
+    // A thread that ends has no pool any more: then the batch is freed.
+    let _ = BATCHES.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if pool.len() < KEEP_BATCHES {
+            pool.push(batch);
+        }
+    });
+}
 
 /// Whole packets in both directions; the rules of `poll_*` are those of [`crate::stream::Stream`].
 pub trait PacketPort: Send {
