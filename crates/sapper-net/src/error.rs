@@ -153,6 +153,7 @@ struct Inner {
     alert: Option<u8>,
     errno: Option<i32>,
     reason: Option<&'static str>,
+    stream_code: Option<u64>,
 }
 
 impl Error {
@@ -167,6 +168,7 @@ impl Error {
             alert: None,
             errno: None,
             reason: None,
+            stream_code: None,
         }))
     }
 
@@ -225,6 +227,12 @@ impl Error {
         self
     }
 
+    /// The code that the peer gave when it reset its direction or stopped ours.
+    pub fn with_stream_code(mut self, code: u64) -> Self {
+        self.0.stream_code = Some(code);
+        self
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -256,6 +264,10 @@ impl Error {
     /// The reason's word.
     pub fn reason(&self) -> Option<&'static str> {
         self.0.reason
+    }
+    /// The peer's code of a reset or stop, where the transport carries one.
+    pub fn stream_code(&self) -> Option<u64> {
+        self.0.stream_code
     }
 }
 

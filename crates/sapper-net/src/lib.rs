@@ -6,6 +6,7 @@
 
 pub mod buffer;
 pub mod error;
+pub mod fd;
 pub mod mailbox;
 pub mod port;
 pub mod runtime;
