@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use super::Framing;
-use super::superframe::{self, Offloads};
+use super::superframe;
 use crate::packet::ip::{self, IpError, Version};
 use crate::packet::virtio::{self, VirtioError};
-use crate::packet::{Gso, PacketMeta};
+use crate::packet::{Offloads, PacketMeta};
 
 /// What the next bytes of a stream are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,20 +186,6 @@ fn lookahead(bytes: &[u8]) -> usize {
         Some(Version::V4) => 4,
         Some(Version::V6) => 6,
         None => 1,
-    }
-}
-
-impl Offloads {
-    /// Whether a packet in this state may be sent to an end that takes these.
-    pub fn allow(self, meta: &PacketMeta) -> bool {
-        let large = match meta.gso {
-            Gso::None => true,
-            Gso::TcpV4 => self.tso4,
-            Gso::TcpV6 => self.tso6,
-            Gso::Udp => self.uso,
-            Gso::Datagrams => false,
-        };
-        large && (self.checksum || !matches!(meta.checksum, crate::packet::Checksum::Partial { .. }))
     }
 }
 

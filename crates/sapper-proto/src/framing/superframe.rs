@@ -14,7 +14,7 @@
 //! only what the other's hello says it takes, and checks what it receives against its own hello and
 //! against the packet itself ([`virtio`](crate::packet::virtio)): a superframe is hostile input.
 
-use crate::packet::virtio;
+use crate::packet::{Offloads, virtio};
 
 /// Bytes of a hello.
 pub const HELLO_LEN: usize = 16;
@@ -31,40 +31,17 @@ pub const LONGEST_PACKET: usize = 65_535;
 /// The least that an end must take (the least MTU of IPv6).
 pub const LEAST_MAX_PACKET: usize = 1_280;
 
-/// Which large packets and partial checksums an end takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Offloads {
-    /// Partial checksums.
-    pub checksum: bool,
-    /// IPv4 TCP super-packets.
-    pub tso4: bool,
-    /// IPv6 TCP super-packets.
-    pub tso6: bool,
-    /// UDP super-packets.
-    pub uso: bool,
+/// The flags of a hello.
+fn to_flags(offloads: Offloads) -> u16 {
+    u16::from(offloads.checksum)
+        | u16::from(offloads.tso4) << 1
+        | u16::from(offloads.tso6) << 2
+        | u16::from(offloads.uso) << 3
 }
 
-impl Offloads {
-    /// All of them.
-    pub const ALL: Self = Self { checksum: true, tso4: true, tso6: true, uso: true };
-    /// None of them: complete packets only.
-    pub const NONE: Self = Self { checksum: false, tso4: false, tso6: false, uso: false };
-
-    fn bits(self) -> u16 {
-        u16::from(self.checksum)
-            | u16::from(self.tso4) << 1
-            | u16::from(self.tso6) << 2
-            | u16::from(self.uso) << 3
-    }
-
-    fn from_bits(bits: u16) -> Self {
-        let bit = |n: u16| bits >> n & 1 == 1;
-        Self { checksum: bit(0), tso4: bit(1), tso6: bit(2), uso: bit(3) }
-    }
-
-    fn is_consistent(self) -> bool {
-        self.checksum || !(self.tso4 || self.tso6 || self.uso)
-    }
+fn from_flags(flags: u16) -> Offloads {
+    let bit = |n: u16| flags >> n & 1 == 1;
+    Offloads { checksum: bit(0), tso4: bit(1), tso6: bit(2), uso: bit(3) }
 }
 
 /// What one end says before its first superframe.
@@ -135,7 +112,7 @@ impl Hello {
         wire[..8].copy_from_slice(&MAGIC);
         wire[8] = self.newest;
         wire[9] = self.oldest;
-        wire[10..12].copy_from_slice(&self.accepts.bits().to_be_bytes());
+        wire[10..12].copy_from_slice(&to_flags(self.accepts).to_be_bytes());
         wire[12..].copy_from_slice(&(self.max_packet as u32).to_be_bytes());
         wire
     }
@@ -153,7 +130,7 @@ impl Hello {
             return Err(HelloError::Version { oldest, newest });
         }
         let flags = u16::from_be_bytes([f0, f1]);
-        let accepts = Offloads::from_bits(flags);
+        let accepts = from_flags(flags);
         if !accepts.is_consistent() {
             return Err(HelloError::Flags(flags));
         }

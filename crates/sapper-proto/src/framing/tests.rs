@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
-use super::superframe::{HELLO_LEN, Hello, HelloError, Offloads};
+use super::superframe::{HELLO_LEN, Hello, HelloError};
 use super::*;
+use crate::packet::Offloads;
 use crate::packet::testing::{Build, hex, payload};
 use crate::packet::virtio::VirtioError;
 

@@ -46,6 +46,17 @@ pub struct PacketMut<'a> {
     pub meta: &'a mut PacketMeta,
 }
 
+/// Sizes only: payload does not belong into logs.
+impl std::fmt::Debug for PacketBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PacketBatch")
+            .field("packets", &self.len())
+            .field("bytes", &self.byte_len())
+            .field("arena", &self.bytes.len())
+            .finish()
+    }
+}
+
 impl PacketBatch {
     /// An empty batch with an arena of `bytes` that takes at most `max_packets`.
     pub fn new(bytes: usize, max_packets: usize) -> Self {

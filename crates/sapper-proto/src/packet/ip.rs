@@ -147,41 +147,46 @@ impl IpHeader {
             fragment: Fragment::Whole,
         };
         // Each turn moves on by at least eight bytes, so the packet's length bounds the walk.
-        loop {
-            let units = match header.protocol {
-                protocol::HOP_BY_HOP
-                | protocol::ROUTING
-                | protocol::DESTINATION_OPTIONS
-                | protocol::MOBILITY
-                | protocol::HIP
-                | protocol::SHIM6 => 8,
-                protocol::AUTHENTICATION => 4,
-                protocol::FRAGMENT => 0,
-                _ => return Ok(header),
-            };
+        while is_extension(header.protocol) {
             let at = header.header_len;
             let Some(&[next, len, high, low, ..]) = packet.get(at..) else {
                 return Err(IpError::Truncated { have: packet.len(), need: at + 8 });
             };
-            header.protocol = next;
-            header.header_len += match units {
-                8 => 8 + usize::from(len) * 8,
-                4 => 8 + usize::from(len) * 4,
-                _ => 8,
+            let this = std::mem::replace(&mut header.protocol, next);
+            header.header_len += match this {
+                protocol::FRAGMENT => 8,
+                protocol::AUTHENTICATION => 8 + usize::from(len) * 4,
+                _ => 8 + usize::from(len) * 8,
             };
             if header.header_len > packet.len() {
                 return Err(IpError::Truncated { have: packet.len(), need: header.header_len });
             }
-            if units == 0 {
+            if this == protocol::FRAGMENT {
                 let field = u16::from_be_bytes([high, low]);
                 header.fragment = fragment_of(field >> 3, field & 1 != 0);
                 if header.fragment == Fragment::Later {
                     // What follows is the middle of something: no header to walk over.
-                    return Ok(header);
+                    break;
                 }
             }
         }
+        Ok(header)
     }
+}
+
+/// Whether an IPv6 extension header of that number lies in front of the transport header.
+pub(super) fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION_OPTIONS
+            | protocol::MOBILITY
+            | protocol::HIP
+            | protocol::SHIM6
+    )
 }
 
 fn fragment_of(offset: u16, more: bool) -> Fragment {

@@ -50,6 +50,44 @@ pub enum Gso {
     Datagrams,
 }
 
+/// Which large packets and partial checksums somebody takes: a packet port, or the far end of a
+/// superframe stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Offloads {
+    /// Partial checksums. Without them there are no large packets either.
+    pub checksum: bool,
+    /// IPv4 TCP super-packets.
+    pub tso4: bool,
+    /// IPv6 TCP super-packets.
+    pub tso6: bool,
+    /// UDP super-packets.
+    pub uso: bool,
+}
+
+impl Offloads {
+    /// All of them.
+    pub const ALL: Self = Self { checksum: true, tso4: true, tso6: true, uso: true };
+    /// None of them: ordinary, complete packets only.
+    pub const NONE: Self = Self { checksum: false, tso4: false, tso6: false, uso: false };
+
+    /// Whether partial checksums are taken where large packets are.
+    pub fn is_consistent(self) -> bool {
+        self.checksum || !(self.tso4 || self.tso6 || self.uso)
+    }
+
+    /// Whether a packet in this state is taken.
+    pub fn allow(self, meta: &PacketMeta) -> bool {
+        let large = match meta.gso {
+            Gso::None => true,
+            Gso::TcpV4 => self.tso4,
+            Gso::TcpV6 => self.tso6,
+            Gso::Udp => self.uso,
+            Gso::Datagrams => false,
+        };
+        large && (self.checksum || !matches!(meta.checksum, Checksum::Partial { .. }))
+    }
+}
+
 /// State of a packet's transport checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
