@@ -1,0 +1,215 @@
+//! The handle: what any thread may ask of a bridge.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sapper_proto::cdtunnel;
+use tokio::sync::mpsc;
+
+use super::state::{BridgeState, Shared, StatsSnapshot};
+use super::{BridgeOptions, CdTunnelRole, Handshakes, task};
+use crate::endpoint::EndpointSpec;
+use crate::error::{Direction, Error, ErrorKind, Result};
+use crate::mailbox::{Body, Mailbox};
+use crate::port::tap::TapOptions;
+use crate::runtime;
+
+/// Commands that wait at most: each is a call that somebody made and none takes long, so more than
+/// this means a caller in a loop, who is told `Busy`.
+const COMMANDS: usize = 64;
+
+/// The mailbox of the control plane.
+pub type ControlMailbox = Mailbox<Value, Event>;
+
+/// What a finished operation gives.
+#[derive(Debug)]
+pub enum Value {
+    /// Nothing but its success.
+    Unit,
+    /// The agreed parameters of each TLS end.
+    Handshakes(Box<Handshakes>),
+    /// The parameters of a device tunnel.
+    CdTunnel(Box<cdtunnel::Parameters>),
+    /// Keying material, or bytes read too far.
+    Bytes(Vec<u8>),
+}
+
+/// What happened to a bridge.
+#[derive(Debug)]
+pub enum Event {
+    /// Payload flows.
+    Started,
+    /// It ended by itself or was stopped; `None` is an orderly end. Posted once, last.
+    Closed(Option<Error>),
+}
+
+/// Where the answer of an operation goes.
+pub struct Reply {
+    pub(super) mailbox: Arc<ControlMailbox>,
+    pub(super) key: u64,
+}
+
+impl Reply {
+    /// To `mailbox`, with `key`.
+    pub fn new(mailbox: Arc<ControlMailbox>, key: u64) -> Self {
+        Self { mailbox, key }
+    }
+
+    pub(super) fn send(self, result: Result<Value>) {
+        self.mailbox.done(self.key, result);
+    }
+}
+
+pub(super) enum Command {
+    Handshake(Reply),
+    CdTunnel(CdTunnelRole, Reply),
+    Start,
+    Pause(Direction, bool),
+    SwapSink(EndpointSpec, Reply),
+    SetTap(Option<TapOptions>, Reply),
+    UpdateKeys(Reply),
+    Export { label: String, context: Option<Vec<u8>>, len: usize, reply: Reply },
+    UnusedData(Reply),
+    Stop { drain: Duration },
+}
+
+/// A bridge. Every method returns at once; what takes time answers through a [`Reply`].
+pub struct Bridge {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+impl Bridge {
+    /// Checks the options and starts the task that waits for [`handshake`](Self::handshake) or
+    /// [`start`](Self::start). Events of its life go to `events`.
+    pub fn new(options: BridgeOptions, events: Reply) -> Result<Self> {
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let prepared = task::Prepared::check(options)?;
+        let shared = Arc::new(Shared::default());
+        runtime::spawn("bridge", task::run(prepared, Arc::clone(&shared), inbox, events))?;
+        Ok(Self { commands, shared })
+    }
+
+    /// Connects and shakes hands on both ends. Answers [`Value::Handshakes`]; asked again, it answers
+    /// the same.
+    pub fn handshake(&self, reply: Reply) {
+        self.send_or_refuse(Command::Handshake(reply));
+    }
+
+    /// The hello of a device tunnel over the finished handshake, before [`start`](Self::start).
+    /// Answers [`Value::CdTunnel`].
+    pub fn cdtunnel_handshake(&self, role: CdTunnelRole, reply: Reply) {
+        self.send_or_refuse(Command::CdTunnel(role, reply));
+    }
+
+    /// Lets payload flow (after the handshake, which it does itself where nobody did). A failure is
+    /// the error of [`Event::Closed`]. Started twice is `ApiMisuse`.
+    pub fn start(&self) -> Result<()> {
+        self.shared.note_start()?;
+        self.send(Command::Start)
+    }
+
+    /// Stops reading for one direction until [`resume`](Self::resume); what was read is delivered.
+    pub fn pause(&self, direction: Direction) -> Result<()> {
+        self.send(Command::Pause(direction, true))
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self, direction: Direction) -> Result<()> {
+        self.send(Command::Pause(direction, false))
+    }
+
+    /// Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
+    /// A failure to open leaves the old one in use. Answers [`Value::Unit`].
+    pub fn swap_sink(&self, sink: EndpointSpec, reply: Reply) {
+        self.send_or_refuse(Command::SwapSink(sink, reply));
+    }
+
+    /// Starts, replaces or ends (`None`) the tap. Answers [`Value::Unit`].
+    pub fn set_tap(&self, tap: Option<TapOptions>, reply: Reply) {
+        self.send_or_refuse(Command::SetTap(tap, reply));
+    }
+
+    /// New keys for the sending direction of the transport (TLS 1.3). Answers [`Value::Unit`].
+    pub fn update_keys(&self, reply: Reply) {
+        self.send_or_refuse(Command::UpdateKeys(reply));
+    }
+
+    /// Keying material of the transport's TLS (RFC 5705). Answers [`Value::Bytes`].
+    pub fn export_keying_material(&self, label: String, context: Option<Vec<u8>>, len: usize, reply: Reply) {
+        self.send_or_refuse(Command::Export { label, context, len, reply });
+    }
+
+    /// Bytes after the peer's close_notify, once the bridge is closed. Answers [`Value::Bytes`].
+    pub fn unused_data(&self, reply: Reply) {
+        match self.shared.take_unused() {
+            Ok(bytes) => reply.send(Ok(Value::Bytes(bytes))),
+            Err(_) => self.send_or_refuse(Command::UnusedData(reply)),
+        }
+    }
+
+    /// Ends the bridge: with no `drain` at once, else after what waits on both ends was delivered, at
+    /// the latest when `drain` is over. Repeated calls may only shorten it. Never fails.
+    pub fn stop(&self, drain: Duration) {
+        self.shared.request_stop(drain);
+        // A full queue is no obstacle: the request above is seen at the next turn.
+        let _ = self.commands.try_send(Command::Stop { drain });
+    }
+
+    /// Answers [`Value::Unit`] when everything is closed and every resource given back: at once where
+    /// that is the case. An error that ended the bridge was told by [`Event::Closed`] and is not
+    /// repeated here.
+    pub fn wait_closed(&self, reply: Reply) {
+        self.shared.when_closed(reply);
+    }
+
+    /// Where its life is.
+    pub fn state(&self) -> BridgeState {
+        self.shared.state()
+    }
+
+    /// Counters now.
+    pub fn stats(&self) -> StatsSnapshot {
+        self.shared.snapshot()
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.try_send(command).map_err(|error| refusal(&error))
+    }
+
+    fn send_or_refuse(&self, command: Command) {
+        if let Err(error) = self.commands.try_send(command) {
+            let refused = refusal(&error);
+            match error.into_inner() {
+                Command::Handshake(reply)
+                | Command::CdTunnel(_, reply)
+                | Command::SwapSink(_, reply)
+                | Command::SetTap(_, reply)
+                | Command::UpdateKeys(reply)
+                | Command::Export { reply, .. }
+                | Command::UnusedData(reply) => reply.send(Err(refused)),
+                Command::Start | Command::Pause(..) | Command::Stop { .. } => {}
+            }
+        }
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> Error {
+    match error {
+        mpsc::error::TrySendError::Full(_) => {
+            Error::new(ErrorKind::Busy, "too many calls to this bridge are under way")
+        }
+        mpsc::error::TrySendError::Closed(_) => Error::new(ErrorKind::Closed, "the bridge is closed"),
+    }
+}
+
+/// The body that tells `wait_closed`; a function so that tests and the task agree on it.
+pub(super) fn closed_body(error: Option<Error>) -> Body<Value, Event> {
+    Body::Event(Event::Closed(error))
+}

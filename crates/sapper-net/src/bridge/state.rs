@@ -1,0 +1,300 @@
+//! What the handle and the task share: the state, the stop request, who waits for the end, counters.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::control::{Reply, Value};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pump::FlowStats;
+use crate::stats::EndpointStats;
+
+/// Where a bridge's life is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BridgeState {
+    /// Nothing was asked of it yet.
+    New,
+    /// Connecting, or shaking hands.
+    Handshaking,
+    /// Hands were shaken; payload waits for `start`.
+    Ready,
+    /// Payload flows.
+    Running,
+    /// It delivers what waits, then ends.
+    Draining,
+    /// Over; every resource is given back.
+    Closed,
+}
+
+impl BridgeState {
+    /// The word that crosses the seam.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Handshaking => "handshaking",
+            Self::Ready => "ready",
+            Self::Running => "running",
+            Self::Draining => "draining",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Live counters of a bridge: written by its task, read by whoever asks.
+#[derive(Default)]
+pub struct BridgeStats {
+    /// The transport's endpoint (ciphertext and records where TLS is on).
+    pub transport: Option<Arc<EndpointStats>>,
+    /// The sink's endpoint.
+    pub sink: Option<Arc<EndpointStats>>,
+    /// Cleartext from the sink to the transport.
+    pub encapsulate: Arc<FlowStats>,
+    /// Cleartext from the transport to the sink.
+    pub decapsulate: Arc<FlowStats>,
+    /// Facts that do not change while it runs: `("engine", "openssl")`, `("offload.tso", "on")`.
+    pub facts: Vec<(String, String)>,
+}
+
+/// Counters of one moment, plain numbers.
+#[derive(Clone, Debug, Default)]
+pub struct StatsSnapshot {
+    /// Seconds since payload began to flow; 0 before.
+    pub running: Duration,
+    /// Cleartext to the network.
+    pub encapsulate: FlowSnapshot,
+    /// Cleartext from the network.
+    pub decapsulate: FlowSnapshot,
+    /// The transport.
+    pub transport: SideSnapshot,
+    /// The sink.
+    pub sink: SideSnapshot,
+    /// Facts by name: engine, version, suite, offloads in use and if not why.
+    pub facts: Vec<(String, String)>,
+}
+
+/// One direction.
+#[derive(Clone, Debug, Default)]
+pub struct FlowSnapshot {
+    /// Bytes of payload delivered.
+    pub bytes: u64,
+    /// Packets delivered (packet endpoints), counted as they would lie on a wire.
+    pub packets: u64,
+    /// Time in which the destination took nothing while something waited.
+    pub backpressure: Duration,
+    /// Median time between the receive and the send of the same byte or packet.
+    pub latency_p50: Duration,
+    /// 99 of 100 took no longer.
+    pub latency_p99: Duration,
+    /// The longest.
+    pub latency_max: Duration,
+    /// Drops by reason; reasons without a drop are left out.
+    pub drops: Vec<(&'static str, u64)>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, Default)]
+pub struct SideSnapshot {
+    /// What it is, for people.
+    pub description: String,
+    /// Bytes received from it.
+    pub bytes_received: u64,
+    /// Bytes sent to it.
+    pub bytes_sent: u64,
+    /// Packets received from it.
+    pub packets_received: u64,
+    /// Packets sent to it.
+    pub packets_sent: u64,
+    /// TLS records opened.
+    pub records_received: u64,
+    /// TLS records sealed.
+    pub records_sent: u64,
+    /// Receiving system calls.
+    pub receive_calls: u64,
+    /// Sending system calls.
+    pub send_calls: u64,
+}
+
+/// Shared by the handle and the task.
+#[derive(Default)]
+pub struct Shared {
+    inner: Mutex<Inner>,
+    /// Wakes the task for a stop, also while it waits inside a handshake.
+    pub(super) stop_wanted: Notify,
+}
+
+struct Inner {
+    state: BridgeState,
+    start_called: bool,
+    /// Latest moment of the end, once a stop was asked for.
+    stop_at: Option<Instant>,
+    drain: bool,
+    waiting: Vec<Reply>,
+    stats: BridgeStats,
+    descriptions: (String, String),
+    started_at: Option<Instant>,
+    unused: Option<Vec<u8>>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            state: BridgeState::New,
+            start_called: false,
+            stop_at: None,
+            drain: false,
+            waiting: Vec::new(),
+            stats: BridgeStats::default(),
+            descriptions: Default::default(),
+            started_at: None,
+            unused: None,
+        }
+    }
+}
+
+/// A stop that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRequest {
+    /// The moment at which everything ends.
+    pub at: Instant,
+    /// Whether what waits is delivered first.
+    pub drain: bool,
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> BridgeState {
+        self.lock().state
+    }
+
+    pub(super) fn set_state(&self, state: BridgeState) {
+        let mut inner = self.lock();
+        if state == BridgeState::Running && inner.started_at.is_none() {
+            inner.started_at = Some(Instant::now());
+        }
+        inner.state = state;
+    }
+
+    /// Notes the first `start`; a second one, or one on a closed bridge, is refused.
+    pub(super) fn note_start(&self) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.state == BridgeState::Closed || inner.stop_at.is_some() {
+            return Err(Error::new(ErrorKind::Closed, "the bridge is closed"));
+        }
+        if std::mem::replace(&mut inner.start_called, true) {
+            return Err(Error::new(ErrorKind::ApiMisuse, "the bridge was started already"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn request_stop(&self, drain: Duration) {
+        let at = Instant::now() + drain;
+        {
+            let mut inner = self.lock();
+            if inner.stop_at.is_none_or(|earlier| at < earlier) {
+                inner.stop_at = Some(at);
+                inner.drain = !drain.is_zero();
+            }
+        }
+        self.stop_wanted.notify_one();
+    }
+
+    pub(super) fn stop_request(&self) -> Option<StopRequest> {
+        let inner = self.lock();
+        inner.stop_at.map(|at| StopRequest { at, drain: inner.drain })
+    }
+
+    /// Ready when a stop is asked for.
+    pub(super) async fn stopped(&self) -> StopRequest {
+        loop {
+            let notified = self.stop_wanted.notified();
+            if let Some(request) = self.stop_request() {
+                return request;
+            }
+            notified.await;
+        }
+    }
+
+    pub(super) fn when_closed(&self, reply: Reply) {
+        let mut inner = self.lock();
+        if inner.state == BridgeState::Closed {
+            drop(inner);
+            reply.send(Ok(Value::Unit));
+        } else {
+            inner.waiting.push(reply);
+        }
+    }
+
+    /// The end: everybody who waits is told.
+    pub(super) fn close(&self, unused: Vec<u8>) {
+        let waiting = {
+            let mut inner = self.lock();
+            inner.state = BridgeState::Closed;
+            inner.unused = Some(unused);
+            std::mem::take(&mut inner.waiting)
+        };
+        for reply in waiting {
+            reply.send(Ok(Value::Unit));
+        }
+    }
+
+    /// Bytes read too far, after the end.
+    pub(super) fn take_unused(&self) -> Result<Vec<u8>> {
+        let mut inner = self.lock();
+        inner
+            .unused
+            .as_mut()
+            .map(std::mem::take)
+            .ok_or_else(|| Error::new(ErrorKind::Busy, "the bridge is not closed yet"))
+    }
+
+    pub(super) fn update_stats(&self, change: impl FnOnce(&mut BridgeStats, &mut (String, String))) {
+        let inner = &mut *self.lock();
+        change(&mut inner.stats, &mut inner.descriptions);
+    }
+
+    pub(super) fn snapshot(&self) -> StatsSnapshot {
+        let inner = self.lock();
+        let side = |stats: &Option<Arc<EndpointStats>>, description: &str| {
+            let mut snapshot =
+                SideSnapshot { description: description.to_owned(), ..SideSnapshot::default() };
+            if let Some(stats) = stats {
+                snapshot.bytes_received = stats.bytes_received.get();
+                snapshot.bytes_sent = stats.bytes_sent.get();
+                snapshot.packets_received = stats.packets_received.get();
+                snapshot.packets_sent = stats.packets_sent.get();
+                snapshot.records_received = stats.records_received.get();
+                snapshot.records_sent = stats.records_sent.get();
+                snapshot.receive_calls = stats.receive_calls.get();
+                snapshot.send_calls = stats.send_calls.get();
+            }
+            snapshot
+        };
+        let stats = &inner.stats;
+        let mut encapsulate = stats.encapsulate.snapshot();
+        let mut decapsulate = stats.decapsulate.snapshot();
+        // A drop belongs to the direction whose destination refused the packet.
+        for (flow, destination) in
+            [(&mut encapsulate, &stats.transport), (&mut decapsulate, &stats.sink)]
+        {
+            let Some(destination) = destination else { continue };
+            for (reason, n) in destination.drops.iter().filter(|(_, n)| *n > 0) {
+                match flow.drops.iter_mut().find(|(word, _)| *word == reason.as_str()) {
+                    Some((_, sum)) => *sum += n,
+                    None => flow.drops.push((reason.as_str(), n)),
+                }
+            }
+        }
+        StatsSnapshot {
+            running: inner.started_at.map_or(Duration::ZERO, |since| since.elapsed()),
+            encapsulate,
+            decapsulate,
+            transport: side(&stats.transport, &inner.descriptions.0),
+            sink: side(&stats.sink, &inner.descriptions.1),
+            facts: stats.facts.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

@@ -1,0 +1,629 @@
+//! A bridge's task: its life from the first command to the last event.
+//!
+//! New -> Handshaking -> Ready -> Running -> (Draining) -> Closed. A stop is heard in every state,
+//! also while a peer stalls. An error is delivered once: to the handshake's caller where there is
+//! one, else with the last event.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::control::{Command, Event, Reply, Value};
+use super::open::{self, OpenEnds, OpenSide, Prepared};
+use super::state::{BridgeState, Shared, StopRequest};
+use super::{BridgeDirection, CdTunnelRole, Handshakes};
+use crate::endpoint::Opened;
+use crate::error::{Direction, Error, ErrorKind, Phase, Result};
+use crate::port::tap::{Tap, TapOptions};
+use crate::pump::{Ends, FlowOptions, Pump, PumpMode, Sink};
+use crate::tls::HandshakeInfo;
+use crate::tls::stream::{StreamDirection, TlsStream};
+
+/// A connection that was silent this long gives its buffers back.
+const IDLE_SWEEP: Duration = Duration::from_millis(100);
+
+/// Runs a bridge to its end and tells everybody.
+pub(super) async fn run(prepared: Prepared, shared: Arc<Shared>, inbox: mpsc::Receiver<Command>, events: Reply) {
+    let mut task = Task {
+        prepared,
+        shared,
+        inbox,
+        events,
+        handshakes: None,
+        handshake_replies: Vec::new(),
+        start: false,
+        paused: Vec::new(),
+        unused: Vec::new(),
+    };
+    let outcome = match task.live().await {
+        Ok(()) | Err(End::Stopped | End::Told) => None,
+        Err(End::Failed(error)) => Some(error),
+    };
+    task.close(outcome);
+}
+
+/// Why a life ended before its time.
+enum End {
+    /// Somebody stopped it.
+    Stopped,
+    /// By an error that its caller has heard.
+    Told,
+    /// By an error that nobody has heard yet.
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+struct Task {
+    prepared: Prepared,
+    shared: Arc<Shared>,
+    inbox: mpsc::Receiver<Command>,
+    events: Reply,
+    handshakes: Option<Handshakes>,
+    handshake_replies: Vec<Reply>,
+    start: bool,
+    /// Directions that were paused before there was a pump.
+    paused: Vec<(Direction, bool)>,
+    unused: Vec<u8>,
+}
+
+impl Task {
+    async fn live(&mut self) -> Result<(), End> {
+        self.wait_for_first_call().await?;
+        let mut ends = self.handshake().await?;
+        self.wait_for_start(&mut ends).await?;
+        let pump = self.join(ends).await?;
+        self.shared.set_state(BridgeState::Running);
+        self.events.mailbox.event(self.events.key, Event::Started);
+        self.pump(pump).await
+    }
+
+    /// New: a handshake or a start begins the work.
+    async fn wait_for_first_call(&mut self) -> Result<(), End> {
+        while self.handshake_replies.is_empty() && !self.start {
+            let shared = Arc::clone(&self.shared);
+            let command = tokio::select! {
+                biased;
+                _ = shared.stopped() => return Err(End::Stopped),
+                command = self.inbox.recv() => command.ok_or(End::Stopped)?,
+            };
+            self.command_before_start(command, None);
+        }
+        Ok(())
+    }
+
+    /// Handshaking: both ends, while commands are heard.
+    async fn handshake(&mut self) -> Result<OpenEnds, End> {
+        self.shared.set_state(BridgeState::Handshaking);
+        let mut prepared = std::mem::replace(&mut self.prepared, Prepared::empty());
+        // Boxed: a handshake's state is large and short-lived, an idle bridge does not carry it.
+        let events = Reply::new(Arc::clone(&self.events.mailbox), self.events.key);
+        let opening = Box::pin(async {
+            let ends = prepared.open(&events).await;
+            (prepared, ends)
+        });
+        let (prepared, ends) = self.during(opening, None).await?;
+        self.prepared = prepared;
+        match ends {
+            Ok(ends) => {
+                self.note_open(&ends);
+                let handshakes = Handshakes {
+                    transport: ends.transport.info.clone(),
+                    sink: ends.sink.as_ref().and_then(|sink| sink.info.clone()),
+                };
+                for reply in self.handshake_replies.drain(..) {
+                    reply.send(Ok(Value::Handshakes(Box::new(handshakes.clone()))));
+                }
+                self.handshakes = Some(handshakes);
+                self.shared.set_state(BridgeState::Ready);
+                Ok(ends)
+            }
+            Err(error) => Err(self.tell_handshake_callers(error)),
+        }
+    }
+
+    fn tell_handshake_callers(&mut self, error: Error) -> End {
+        if self.handshake_replies.is_empty() {
+            return End::Failed(error);
+        }
+        for reply in self.handshake_replies.drain(..) {
+            reply.send(Err(error.clone()));
+        }
+        End::Told
+    }
+
+    /// Ready: hellos and questions about the connection, until the start.
+    async fn wait_for_start(&mut self, ends: &mut OpenEnds) -> Result<(), End> {
+        while !self.start {
+            let shared = Arc::clone(&self.shared);
+            let command = tokio::select! {
+                biased;
+                _ = shared.stopped() => {
+                    say_goodbye(&mut ends.transport.opened).await;
+                    return Err(End::Stopped);
+                }
+                command = self.inbox.recv() => command.ok_or(End::Stopped)?,
+            };
+            match command {
+                Command::CdTunnel(role, reply) => self.cdtunnel(&mut ends.transport, role, reply).await?,
+                other => self.command_before_start(other, Some(&mut ends.transport)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn cdtunnel(&mut self, side: &mut OpenSide, role: CdTunnelRole, reply: Reply) -> Result<(), End> {
+        let deadline = self.prepared.deadlines.handshake;
+        let hello = Box::pin(timeout(deadline, super::hello::cdtunnel(side, role)));
+        let outcome = self.during(hello, None).await;
+        match outcome {
+            Ok(Ok(Ok(parameters))) => reply.send(Ok(Value::CdTunnel(Box::new(parameters)))),
+            Ok(Ok(Err(error))) => {
+                reply.send(Err(error.with_phase(Phase::Handshake)));
+                return Err(End::Told);
+            }
+            Ok(Err(_late)) => {
+                let text = format!("the peer sent no CDTunnel reply within {:.1} s", deadline.as_secs_f64());
+                reply.send(Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake)));
+                return Err(End::Told);
+            }
+            Err(end) => {
+                reply.send(Err(stopped()));
+                return Err(end);
+            }
+        }
+        Ok(())
+    }
+
+    /// A command that comes before payload flows.
+    fn command_before_start(&mut self, command: Command, transport: Option<&mut OpenSide>) {
+        match command {
+            Command::Handshake(reply) => match &self.handshakes {
+                Some(handshakes) => reply.send(Ok(Value::Handshakes(Box::new(handshakes.clone())))),
+                None => self.handshake_replies.push(reply),
+            },
+            Command::Start => self.start = true,
+            Command::Pause(direction, paused) => self.paused.push((direction, paused)),
+            Command::Stop { .. } => {}
+            Command::UpdateKeys(reply) => match transport.and_then(tls_of) {
+                Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
+                None => reply.send(Err(handshake_first())),
+            },
+            Command::Export { label, context, len, reply } => match transport.and_then(tls_of) {
+                Some(tls) => reply.send(export(tls, &label, context.as_deref(), len)),
+                None => reply.send(Err(handshake_first())),
+            },
+            Command::SetTap(tap, reply) => {
+                self.prepared.tap = tap;
+                reply.send(Ok(Value::Unit));
+            }
+            Command::CdTunnel(_, reply) => reply.send(Err(handshake_first())),
+            Command::SwapSink(_, reply) => reply.send(Err(Error::new(
+                ErrorKind::NotStarted,
+                "the sink is swapped while payload flows: call start() first",
+            ))),
+            Command::UnusedData(reply) => reply.send(Err(not_closed())),
+        }
+    }
+
+    /// Waits for `work` while commands and a stop are heard.
+    async fn during<F: Future + Unpin>(
+        &mut self,
+        mut work: F,
+        mut transport: Option<&mut OpenSide>,
+    ) -> Result<F::Output, End> {
+        let shared = Arc::clone(&self.shared);
+        let mut stop = pin!(shared.stopped());
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut stop => {
+                    for reply in self.handshake_replies.drain(..) {
+                        reply.send(Err(stopped()));
+                    }
+                    return Err(End::Stopped);
+                }
+                output = &mut work => return Ok(output),
+                command = self.inbox.recv() => {
+                    self.command_before_start(command.ok_or(End::Stopped)?, transport.as_deref_mut());
+                }
+            }
+        }
+    }
+
+    /// Puts framing over both ends and makes the pump. A listener as sink is waited for here.
+    async fn join(&mut self, ends: OpenEnds) -> Result<Pump, End> {
+        let mut prepared = std::mem::replace(&mut self.prepared, Prepared::empty());
+        let direction = prepared.direction;
+        let mut transport = ends.transport;
+        if let Some(tls) = tls_of(&mut transport) {
+            tls.set_direction(match direction {
+                BridgeDirection::Duplex => StreamDirection::Duplex,
+                BridgeDirection::EncryptOnly => StreamDirection::EncryptOnly,
+                BridgeDirection::DecryptOnly => StreamDirection::DecryptOnly,
+            });
+        }
+        let work = Box::pin(async {
+            let joined = async {
+                let sink = match ends.sink {
+                    Some(sink) => sink,
+                    None => prepared.open_sink().await?,
+                };
+                open::join(
+                    transport,
+                    sink,
+                    prepared.framing.as_ref(),
+                    prepared.sink_framing,
+                    &prepared.deadlines,
+                )
+                .await
+            }
+            .await;
+            (prepared, joined)
+        });
+        let (prepared, joined) = self.during(work, None).await?;
+        self.prepared = prepared;
+        let (ends, to_network, to_sink) = joined?;
+        self.note_ends(&ends);
+        let (encapsulate_stats, decapsulate_stats) = self.flow_stats();
+        let mut encapsulate = FlowOptions::new(encapsulate_stats);
+        let mut decapsulate = FlowOptions::new(decapsulate_stats);
+        encapsulate.initial = to_network;
+        decapsulate.initial = to_sink;
+        match direction {
+            BridgeDirection::Duplex => {}
+            BridgeDirection::EncryptOnly => {
+                // It runs, for alerts, tickets and key updates, and delivers nothing.
+                decapsulate.forward_eof = false;
+                decapsulate.keeps_alive = false;
+            }
+            BridgeDirection::DecryptOnly => {
+                encapsulate.enabled = false;
+                encapsulate.keeps_alive = false;
+            }
+        }
+        let mut pump = Pump::new(ends, encapsulate, decapsulate);
+        for (direction, paused) in self.paused.drain(..) {
+            pump.set_paused(direction, paused);
+        }
+        if let Some(tap) = self.prepared.tap.take() {
+            pump.set_tap(Some(open_tap(&mut pump, tap)?))?;
+        }
+        Ok(pump)
+    }
+
+    /// Running and draining.
+    async fn pump(&mut self, mut pump: Pump) -> Result<(), End> {
+        let mut running = Running::new(self.prepared.deadlines.idle);
+        let outcome = poll_fn(|cx| self.poll_pump(cx, &mut pump, &mut running)).await;
+        if let Ends::Streams(network, _) = pump.ends()
+            && let Some(tls) = network.tls_mut()
+        {
+            self.unused = tls.unused_data();
+        }
+        if !matches!(outcome, Ok(())) {
+            // What can be said without waiting is said: close_notify, or the alert of an error.
+            poll_fn(|cx| {
+                let _ = match pump.ends() {
+                    Ends::Streams(network, _) => network.poll_send_eof(cx),
+                    Ends::Ports(network, _) => network.poll_send_eof(cx),
+                };
+                Poll::Ready(())
+            })
+            .await;
+        }
+        outcome
+    }
+
+    fn poll_pump(&mut self, cx: &mut Context<'_>, pump: &mut Pump, running: &mut Running) -> Poll<Result<(), End>> {
+        while let Poll::Ready(command) = self.inbox.poll_recv(cx) {
+            match command {
+                Some(command) => self.command_while_running(command, pump, running),
+                None => return Poll::Ready(Err(End::Stopped)),
+            }
+        }
+        let mode = match self.shared.stop_request() {
+            None => PumpMode::Run,
+            Some(request) => {
+                if running.drain_is_over(cx, request) {
+                    return Poll::Ready(Err(End::Stopped));
+                }
+                if running.draining.is_some() {
+                    self.shared.set_state(BridgeState::Draining);
+                }
+                PumpMode::Drain
+            }
+        };
+        running.poll_swap(cx, pump);
+        if let Poll::Ready(outcome) = pump.poll(cx, mode) {
+            return Poll::Ready(outcome.map_err(End::Failed));
+        }
+        running.poll_clock(cx, pump).map_err(End::Failed)
+    }
+
+    fn command_while_running(&mut self, command: Command, pump: &mut Pump, running: &mut Running) {
+        match command {
+            Command::Handshake(reply) => {
+                let handshakes = self.handshakes.clone().unwrap_or_default();
+                reply.send(Ok(Value::Handshakes(Box::new(handshakes))));
+            }
+            Command::CdTunnel(_, reply) => reply.send(Err(Error::new(
+                ErrorKind::ApiMisuse,
+                "the CDTunnel hello comes before start(): payload flows already",
+            ))),
+            Command::Start | Command::Stop { .. } => {}
+            Command::Pause(direction, paused) => pump.set_paused(direction, paused),
+            Command::SwapSink(spec, reply) => {
+                if running.swap.is_some() {
+                    reply.send(Err(Error::new(ErrorKind::Busy, "another sink is being opened")));
+                    return;
+                }
+                let prepared = &self.prepared;
+                let opening = open::open_replacement(
+                    spec,
+                    prepared.framing.clone(),
+                    prepared.sink_framing,
+                    prepared.deadlines.clone(),
+                );
+                running.swap = Some((Box::pin(opening), reply));
+            }
+            Command::SetTap(tap, reply) => {
+                let set = match tap {
+                    Some(options) => open_tap(pump, options).and_then(|tap| pump.set_tap(Some(tap))),
+                    None => pump.set_tap(None),
+                };
+                reply.send(set.map(|()| Value::Unit));
+            }
+            Command::UpdateKeys(reply) => match pump_tls(pump) {
+                Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
+                None => reply.send(Err(no_tls())),
+            },
+            Command::Export { label, context, len, reply } => match pump_tls(pump) {
+                Some(tls) => reply.send(export(tls, &label, context.as_deref(), len)),
+                None => reply.send(Err(no_tls())),
+            },
+            Command::UnusedData(reply) => reply.send(Err(not_closed())),
+        }
+    }
+
+    fn note_open(&self, ends: &OpenEnds) {
+        self.shared.update_stats(|stats, descriptions| {
+            for (side, prefix) in
+                [(Some(&ends.transport), "transport"), (ends.sink.as_ref(), "sink")]
+            {
+                let Some(OpenSide { info: Some(info), .. }) = side else { continue };
+                stats.facts.extend(tls_facts(prefix, info));
+            }
+            descriptions.0 = describe(&ends.transport.opened);
+            descriptions.1 = ends.sink.as_ref().map(|sink| describe(&sink.opened)).unwrap_or_default();
+        });
+    }
+
+    fn note_ends(&self, ends: &Ends) {
+        self.shared.update_stats(|stats, descriptions| {
+            let (network, sink, offloads) = match ends {
+                Ends::Streams(network, sink) => {
+                    descriptions.1 = sink.describe();
+                    (network.stats(), sink.stats(), Vec::new())
+                }
+                Ends::Ports(network, sink) => {
+                    descriptions.1 = sink.describe();
+                    (network.stats(), sink.stats(), sink.offloads())
+                }
+            };
+            stats.transport = Some(Arc::clone(network));
+            stats.sink = Some(Arc::clone(sink));
+            let offloads = offloads.into_iter().map(|(name, state)| (format!("offload.{name}"), state));
+            stats.facts.extend(offloads);
+        });
+    }
+
+    fn flow_stats(&self) -> (Arc<crate::pump::FlowStats>, Arc<crate::pump::FlowStats>) {
+        let mut both = None;
+        self.shared.update_stats(|stats, _| {
+            both = Some((Arc::clone(&stats.encapsulate), Arc::clone(&stats.decapsulate)));
+        });
+        both.expect("update_stats calls its closure")
+    }
+
+    /// Everything is given back; then everybody is told, the waiting ones last.
+    fn close(mut self, error: Option<Error>) {
+        self.inbox.close();
+        while let Ok(command) = self.inbox.try_recv() {
+            let reply = match command {
+                Command::Handshake(reply)
+                | Command::CdTunnel(_, reply)
+                | Command::SwapSink(_, reply)
+                | Command::SetTap(_, reply)
+                | Command::UpdateKeys(reply)
+                | Command::Export { reply, .. } => reply,
+                Command::UnusedData(reply) => {
+                    reply.send(Ok(Value::Bytes(std::mem::take(&mut self.unused))));
+                    continue;
+                }
+                Command::Start | Command::Pause(..) | Command::Stop { .. } => continue,
+            };
+            reply.send(Err(Error::new(ErrorKind::Closed, "the bridge is closed")));
+        }
+        let Self { prepared, shared, events, unused, .. } = self;
+        drop(prepared);
+        events.mailbox.event(events.key, Event::Closed(error));
+        shared.close(unused);
+    }
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Sink>> + Send>>;
+
+/// What belongs to the running state only: clocks, and a sink that is being opened.
+struct Running {
+    clock: Pin<Box<Sleep>>,
+    /// Whether the clock runs: it rests while a bridge without an idle deadline is silent.
+    armed: bool,
+    released: bool,
+    last_activity: Instant,
+    idle: Option<Duration>,
+    draining: Option<(Pin<Box<Sleep>>, std::time::Instant)>,
+    swap: Option<(Opening, Reply)>,
+}
+
+impl Running {
+    fn new(idle: Option<Duration>) -> Self {
+        let now = Instant::now();
+        Self {
+            clock: Box::pin(sleep_until(now + IDLE_SWEEP)),
+            armed: true,
+            released: false,
+            last_activity: now,
+            idle,
+            draining: None,
+            swap: None,
+        }
+    }
+
+    /// Whether a stop's time is over: at once where nothing is drained.
+    fn drain_is_over(&mut self, cx: &mut Context<'_>, request: StopRequest) -> bool {
+        if !request.drain {
+            return true;
+        }
+        let (clock, at) = self
+            .draining
+            .get_or_insert_with(|| (Box::pin(sleep_until(request.at.into())), request.at));
+        if *at != request.at {
+            *at = request.at;
+            clock.as_mut().reset(request.at.into());
+        }
+        clock.as_mut().poll(cx).is_ready()
+    }
+
+    fn poll_swap(&mut self, cx: &mut Context<'_>, pump: &mut Pump) {
+        let Some((opening, _)) = &mut self.swap else { return };
+        if let Poll::Ready(sink) = opening.as_mut().poll(cx)
+            && let Some((_, reply)) = self.swap.take()
+        {
+            reply.send(sink.and_then(|sink| pump.swap_sink(sink)).map(|()| Value::Unit));
+        }
+    }
+
+    /// Gives buffers back after a silence and ends a bridge that was silent for too long.
+    fn poll_clock(&mut self, cx: &mut Context<'_>, pump: &mut Pump) -> Poll<Result<()>> {
+        if !self.armed {
+            if !pump.is_active() {
+                return Poll::Pending;
+            }
+            self.armed = true;
+            self.clock.as_mut().reset(Instant::now() + IDLE_SWEEP);
+        }
+        while self.clock.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if pump.take_activity() {
+                self.last_activity = now;
+                self.released = false;
+                self.clock.as_mut().reset(now + IDLE_SWEEP);
+                continue;
+            }
+            if !self.released {
+                pump.release_idle();
+                self.released = true;
+            }
+            let Some(idle) = self.idle else {
+                self.armed = false;
+                return Poll::Pending;
+            };
+            let end = self.last_activity + idle;
+            if now >= end {
+                let text = format!("nothing moved for {:.1} s", idle.as_secs_f64());
+                return Poll::Ready(Err(Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer)));
+            }
+            // Looks in between: activity is noted by a flag, not by its time.
+            self.clock.as_mut().reset(end.min(now + idle / 4 + IDLE_SWEEP));
+        }
+        Poll::Pending
+    }
+}
+
+fn tls_of(side: &mut OpenSide) -> Option<&mut TlsStream> {
+    match &mut side.opened {
+        Opened::Stream(stream) => stream.tls_mut(),
+        Opened::Port(_) => None,
+    }
+}
+
+fn pump_tls(pump: &mut Pump) -> Option<&mut TlsStream> {
+    match pump.ends() {
+        Ends::Streams(network, _) => network.tls_mut(),
+        Ends::Ports(network, _) => network.stream_mut().and_then(|stream| stream.tls_mut()),
+    }
+}
+
+fn export(tls: &mut TlsStream, label: &str, context: Option<&[u8]>, len: usize) -> Result<Value> {
+    let mut out = vec![0; len];
+    tls.export_keying_material(label, context, &mut out)?;
+    Ok(Value::Bytes(out))
+}
+
+fn open_tap(pump: &mut Pump, mut options: TapOptions) -> Result<Tap> {
+    match pump.ends() {
+        Ends::Ports(_, sink) => options.kind = sink.abilities().kind,
+        Ends::Streams(..) => {
+            return Err(Error::config("tap", "a tap writes packets: this bridge has no framing and carries bytes"));
+        }
+    }
+    Tap::open(&options)
+}
+
+/// close_notify without waiting, for a bridge that ends before payload flowed.
+async fn say_goodbye(opened: &mut Opened) {
+    if let Opened::Stream(stream) = opened {
+        poll_fn(|cx| {
+            let _ = stream.poll_send_eof(cx);
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+fn describe(opened: &Opened) -> String {
+    match opened {
+        Opened::Stream(stream) => stream.describe(),
+        Opened::Port(port) => port.describe(),
+    }
+}
+
+fn tls_facts(prefix: &'static str, info: &HandshakeInfo) -> Vec<(String, String)> {
+    let mut facts = vec![
+        (format!("{prefix}.tls.engine"), info.engine.to_owned()),
+        (format!("{prefix}.tls.version"), info.version.to_owned()),
+        (format!("{prefix}.tls.cipher_suite"), info.cipher_suite.clone()),
+    ];
+    if let Some(group) = &info.group {
+        facts.push((format!("{prefix}.tls.group"), group.clone()));
+    }
+    facts.push((
+        "offload.ktls".to_owned(),
+        "off: each packet is a record of its own, which kernel TLS does not speed up".to_owned(),
+    ));
+    facts
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Closed, "the bridge was stopped")
+}
+fn not_closed() -> Error {
+    Error::new(ErrorKind::ApiMisuse, "unused data is known when the bridge is closed: await wait_closed() first")
+}
+fn handshake_first() -> Error {
+    Error::new(ErrorKind::NotStarted, "there is no TLS session yet: await handshake() first")
+}
+fn no_tls() -> Error {
+    Error::new(ErrorKind::ApiMisuse, "this bridge's transport has no TLS")
+}
+

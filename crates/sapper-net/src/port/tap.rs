@@ -1,0 +1,192 @@
+//! A tap: copies of the packets that pass a pump, written as pcapng by a thread of its own.
+//!
+//! The pump never waits for the disk: packets go into blocks, blocks into a queue of fixed length,
+//! and what does not fit is counted as lost. Format: `docs/bridge.md`; reader: Wireshark, tcpdump.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sapper_proto::filter::Filter;
+use sapper_proto::pcapng;
+
+use super::{PacketBatch, PacketKind};
+use crate::error::{Direction, Error, ErrorKind, Result};
+
+/// Blocks that wait for the disk: 4 MiB, about half a second of a busy tunnel.
+const QUEUE: usize = 16;
+
+/// A block is handed over when it is this full.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Where packets are copied to.
+#[derive(Clone, Debug)]
+pub struct TapOptions {
+    /// The file; an existing one is replaced.
+    pub path: PathBuf,
+    /// Which packets, in the language of `docs/bridge.md`; `None` is all of them.
+    pub filter: Option<String>,
+    /// The file ends before it grows beyond this.
+    pub max_bytes: Option<u64>,
+    /// At most this much of each packet.
+    pub snap_len: u32,
+    /// What the packets are.
+    pub kind: PacketKind,
+}
+
+/// A running tap, shared by the two directions. The file is complete when the last clone is gone.
+#[derive(Clone)]
+pub struct Tap(Arc<Shared>);
+
+struct Shared {
+    filter: Option<Filter>,
+    kind: PacketKind,
+    snap_len: u32,
+    max_bytes: u64,
+    block: Mutex<Block>,
+    packets: AtomicU64,
+    lost: AtomicU64,
+}
+
+struct Block {
+    bytes: Vec<u8>,
+    /// Bytes of the file so far, those that wait included.
+    written: u64,
+    full: bool,
+    queue: Option<SyncSender<Vec<u8>>>,
+    /// Blocks that come back from the writer.
+    empty: Receiver<Vec<u8>>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Tap {
+    /// Creates the file and its thread. A wrong filter or path is an error of the field `tap`.
+    pub fn open(options: &TapOptions) -> Result<Self> {
+        let ethernet = options.kind == PacketKind::Ethernet;
+        let filter = match &options.filter {
+            Some(text) => {
+                Some(Filter::parse(text).map_err(|error| Error::config("tap", format!("filter: {error}")))?)
+            }
+            None => None,
+        };
+        let file = std::fs::File::create(&options.path).map_err(|source| {
+            Error::io(ErrorKind::Device, format_args!("create {}", options.path.display()), &source)
+                .with_field("tap")
+        })?;
+        let mut bytes = Vec::with_capacity(BLOCK_BYTES + 66_000);
+        pcapng::write_header(&mut bytes, ethernet, options.snap_len);
+        let (queue, inbox) = sync_channel::<Vec<u8>>(QUEUE);
+        let (give_back, empty) = sync_channel(QUEUE + 1);
+        let writer = std::thread::Builder::new()
+            .name("sapper-tap".into())
+            .spawn(move || write_blocks(file, &inbox, &give_back))
+            .map_err(|source| Error::io(ErrorKind::ResourceLimit, "start the tap's thread", &source))?;
+        Ok(Self(Arc::new(Shared {
+            filter,
+            kind: options.kind,
+            snap_len: options.snap_len,
+            max_bytes: options.max_bytes.unwrap_or(u64::MAX),
+            block: Mutex::new(Block {
+                written: bytes.len() as u64,
+                bytes,
+                full: false,
+                queue: Some(queue),
+                empty,
+                writer: Some(writer),
+            }),
+            packets: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        })))
+    }
+
+    /// Copies the packets of `batch` that the filter wants. Both directions run in one task, so the
+    /// lock is never contended.
+    pub fn record(&self, direction: Direction, batch: &PacketBatch) {
+        let shared = &*self.0;
+        let mut block = shared.block.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if block.full {
+            return;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        for packet in batch.iter() {
+            let ethernet = shared.kind == PacketKind::Ethernet;
+            if shared.filter.as_ref().is_some_and(|filter| !filter.matches(packet.data, ethernet)) {
+                continue;
+            }
+            let before = block.bytes.len();
+            let outbound = direction == Direction::Encapsulate;
+            pcapng::write_packet(&mut block.bytes, packet.data, shared.snap_len, now, outbound);
+            let grown = (block.bytes.len() - before) as u64;
+            if block.written + grown > shared.max_bytes {
+                block.bytes.truncate(before);
+                block.full = true;
+                break;
+            }
+            block.written += grown;
+            shared.packets.store(shared.packets.load(Relaxed) + 1, Relaxed);
+            if block.bytes.len() >= BLOCK_BYTES {
+                block.hand_over(&shared.lost);
+            }
+        }
+    }
+
+    /// Writes what waits, so that a reader of the file sees it soon. Called when a pump goes idle.
+    pub fn flush(&self) {
+        let mut block = self.0.block.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        block.hand_over(&self.0.lost);
+    }
+
+    /// Packets written, and packets lost because the disk was too slow.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.0.packets.load(Relaxed), self.0.lost.load(Relaxed))
+    }
+}
+
+impl Block {
+    fn hand_over(&mut self, lost: &AtomicU64) {
+        if self.bytes.is_empty() {
+            return;
+        }
+        let fresh = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK_BYTES + 66_000));
+        let full = std::mem::replace(&mut self.bytes, fresh);
+        let Some(queue) = &self.queue else { return };
+        if let Err(TrySendError::Full(mut back) | TrySendError::Disconnected(mut back)) = queue.try_send(full) {
+            // The block is lost whole: a cut one would not be a valid file.
+            lost.fetch_add(pcapng::count_packets(&back), Relaxed);
+            self.written -= back.len() as u64;
+            back.clear();
+            self.bytes = back;
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let block = self.block.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !block.bytes.is_empty()
+            && let Some(queue) = &block.queue
+        {
+            // The end may wait for the disk: the writer takes a block at a time and never stops.
+            let _ = queue.send(std::mem::take(&mut block.bytes));
+        }
+        block.queue = None;
+        if let Some(writer) = block.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn write_blocks(mut file: std::fs::File, inbox: &Receiver<Vec<u8>>, give_back: &SyncSender<Vec<u8>>) {
+    let mut failed = false;
+    for mut block in inbox {
+        if !failed && let Err(error) = file.write_all(&block) {
+            tracing::warn!(%error, "the tap's file cannot be written; the tap is off");
+            failed = true;
+        }
+        block.clear();
+        let _ = give_back.try_send(block);
+    }
+}

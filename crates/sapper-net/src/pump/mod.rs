@@ -1,0 +1,289 @@
+//! The pump: moves what one endpoint receives into the other, both ways, in one task.
+//!
+//! There is no second pump. Two [`Stream`]s are joined by [`stream::StreamFlow`]s, two
+//! [`PacketPort`]s by [`packet::PacketFlow`]s; a flow is one direction and owns nothing but its
+//! buffer, so the directions share no lock. A pump is polled, it has no task of its own: its owner
+//! (a bridge, a proxy connection, a tunnel stream) decides about deadlines and ends.
+
+mod packet;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use packet::PacketFlow;
+use stream::StreamFlow;
+
+use crate::bridge::FlowSnapshot;
+use crate::error::{Direction, Error, ErrorKind, Result};
+use crate::port::tap::Tap;
+use crate::port::BoxPort;
+use crate::stats::{Counter, Drops, LatencyHistogram};
+use crate::stream::BoxStream;
+
+/// Rounds of receive-and-send that a direction does before the other one and the thread's other
+/// tasks get their turn: 2 MiB of a stream.
+const ROUNDS: usize = 8;
+
+/// Live counters of one direction.
+#[derive(Debug, Default)]
+pub struct FlowStats {
+    /// Payload bytes delivered.
+    pub bytes: Counter,
+    /// Packets delivered.
+    pub packets: Counter,
+    /// Nanoseconds in which the destination took nothing while something waited.
+    pub backpressure: Counter,
+    /// Time from receive to send.
+    pub latency: LatencyHistogram,
+    /// Packets that never reached the destination.
+    pub drops: Drops,
+    /// When the destination began to refuse, in nanoseconds of the pump's clock; 0 when it takes.
+    blocked_since: AtomicU64,
+}
+
+impl FlowStats {
+    /// Plain numbers.
+    pub fn snapshot(&self) -> FlowSnapshot {
+        let blocked = match self.blocked_since.load(Relaxed) {
+            0 => 0,
+            since => now_nanos().saturating_sub(since),
+        };
+        FlowSnapshot {
+            bytes: self.bytes.get(),
+            packets: self.packets.get(),
+            backpressure: Duration::from_nanos(self.backpressure.get() + blocked),
+            latency_p50: self.latency.quantile(0.5).unwrap_or_default(),
+            latency_p99: self.latency.quantile(0.99).unwrap_or_default(),
+            latency_max: self.latency.largest(),
+            drops: self
+                .drops
+                .iter()
+                .filter(|(_, n)| *n > 0)
+                .map(|(reason, n)| (reason.as_str(), n))
+                .collect(),
+        }
+    }
+
+    fn blocked(&self) {
+        if self.blocked_since.load(Relaxed) == 0 {
+            self.blocked_since.store(now_nanos().max(1), Relaxed);
+        }
+    }
+
+    fn flowing(&self) {
+        let since = self.blocked_since.load(Relaxed);
+        if since != 0 {
+            self.backpressure.add(now_nanos().saturating_sub(since));
+            self.blocked_since.store(0, Relaxed);
+        }
+    }
+}
+
+/// Nanoseconds since the first call in this process.
+fn now_nanos() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
+/// The two ends of a pump, of one kind. The first is the network's, the second the sink's.
+pub enum Ends {
+    /// Ordered bytes.
+    Streams(BoxStream, BoxStream),
+    /// Whole packets.
+    Ports(BoxPort, BoxPort),
+}
+
+/// Where a pump is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PumpMode {
+    /// As long as there is something to move.
+    Run,
+    /// What waits now is delivered, then both directions end.
+    Drain,
+}
+
+/// Two ends and the two flows between them.
+pub struct Pump {
+    ends: Ends,
+    flows: Flows,
+    /// Which of encapsulating and decapsulating the pump goes on for.
+    keeps_alive: (bool, bool),
+    /// Whether anything moved since [`take_activity`](Self::take_activity).
+    active: bool,
+}
+
+enum Flows {
+    Streams { encapsulate: StreamFlow, decapsulate: StreamFlow },
+    Ports { encapsulate: PacketFlow, decapsulate: PacketFlow },
+}
+
+/// What both kinds of flow tell their pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlowState {
+    /// It goes on.
+    Open,
+    /// Its source ended and all of it was delivered.
+    Ended,
+}
+
+/// How one direction of a pump begins.
+pub struct FlowOptions {
+    /// Its counters.
+    pub stats: Arc<FlowStats>,
+    /// Payload that was received already.
+    pub initial: Vec<u8>,
+    /// Whether it runs at all (a one-way bridge leaves one out).
+    pub enabled: bool,
+    /// Whether its end is passed on to the destination.
+    pub forward_eof: bool,
+    /// Whether the pump goes on for it alone: not so where it only watches for alerts.
+    pub keeps_alive: bool,
+}
+
+impl FlowOptions {
+    /// A direction that runs and begins with nothing.
+    pub fn new(stats: Arc<FlowStats>) -> Self {
+        Self { stats, initial: Vec::new(), enabled: true, forward_eof: true, keeps_alive: true }
+    }
+}
+
+impl Pump {
+    /// A pump that moves nothing yet. Initial payload is for streams: a framed port takes its own.
+    pub fn new(ends: Ends, encapsulate: FlowOptions, decapsulate: FlowOptions) -> Self {
+        let keeps_alive = (encapsulate.keeps_alive, decapsulate.keeps_alive);
+        let flows = match ends {
+            Ends::Streams(..) => Flows::Streams {
+                encapsulate: StreamFlow::new(encapsulate),
+                decapsulate: StreamFlow::new(decapsulate),
+            },
+            Ends::Ports(..) => Flows::Ports {
+                encapsulate: PacketFlow::new(Direction::Encapsulate, encapsulate),
+                decapsulate: PacketFlow::new(Direction::Decapsulate, decapsulate),
+            },
+        };
+        Self { ends, flows, keeps_alive, active: false }
+    }
+
+    /// Moves what can be moved. Ready when both directions have ended, or with the error that ended
+    /// one. Errors say their direction and whose end broke.
+    pub fn poll(&mut self, cx: &mut Context<'_>, mode: PumpMode) -> Poll<Result<()>> {
+        let (out, back) = match (&mut self.ends, &mut self.flows) {
+            (Ends::Streams(network, sink), Flows::Streams { encapsulate, decapsulate }) => {
+                let (network, sink) = (network.as_mut(), sink.as_mut());
+                (
+                    encapsulate.poll(cx, sink, network, mode, &mut self.active),
+                    decapsulate.poll(cx, network, sink, mode, &mut self.active),
+                )
+            }
+            (Ends::Ports(network, sink), Flows::Ports { encapsulate, decapsulate }) => {
+                let (network, sink) = (network.as_mut(), sink.as_mut());
+                let out = encapsulate.poll(cx, sink, network, mode, &mut self.active);
+                let back = decapsulate.poll(cx, network, sink, mode, &mut self.active);
+                // A packet port cannot be half-closed in a way that its peer could use: when one
+                // direction ends, what waits in the other is delivered and the pump ends.
+                if mode == PumpMode::Run && (encapsulate.ended() || decapsulate.ended()) {
+                    return self.poll(cx, PumpMode::Drain);
+                }
+                (out, back)
+            }
+            _ => unreachable!("flows are made for their ends"),
+        };
+        // The decapsulating side knows why a peer went away; its word comes first.
+        let back = back.map_err(|error| error.with_direction(Direction::Decapsulate))?;
+        let out = out.map_err(|error| error.with_direction(Direction::Encapsulate))?;
+        let over = |state, keeps_alive: bool| state == FlowState::Ended || !keeps_alive;
+        if over(out, self.keeps_alive.0) && over(back, self.keeps_alive.1) {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+
+    /// Whether anything moved since the last call.
+    pub fn take_activity(&mut self) -> bool {
+        std::mem::take(&mut self.active)
+    }
+
+    /// Whether anything moved since [`take_activity`](Self::take_activity); the note stays.
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Gives pooled memory back; called when nothing moved for a moment.
+    pub fn release_idle(&mut self) {
+        match &mut self.ends {
+            Ends::Streams(network, sink) => {
+                network.release_idle();
+                sink.release_idle();
+            }
+            Ends::Ports(network, sink) => {
+                network.release_idle();
+                sink.release_idle();
+            }
+        }
+    }
+
+    /// Stops or goes on reading for one direction. What was read is delivered.
+    pub fn set_paused(&mut self, direction: Direction, paused: bool) {
+        match (&mut self.flows, direction) {
+            (Flows::Streams { encapsulate: flow, .. }, Direction::Encapsulate)
+            | (Flows::Streams { decapsulate: flow, .. }, Direction::Decapsulate) => flow.set_paused(paused),
+            (Flows::Ports { encapsulate: flow, .. }, Direction::Encapsulate)
+            | (Flows::Ports { decapsulate: flow, .. }, Direction::Decapsulate) => flow.set_paused(paused),
+        }
+    }
+
+    /// Puts another sink in place; what the flows hold goes to it, and a direction that had ended
+    /// because of the old one runs again. The kinds must agree.
+    pub fn swap_sink(&mut self, sink: Sink) -> Result<()> {
+        match (&mut self.ends, &mut self.flows, sink) {
+            (Ends::Streams(_, old), Flows::Streams { encapsulate, decapsulate }, Sink::Stream(new)) => {
+                *old = new;
+                encapsulate.source_replaced();
+                decapsulate.destination_replaced();
+                Ok(())
+            }
+            (Ends::Ports(_, old), Flows::Ports { encapsulate, decapsulate }, Sink::Port(new)) => {
+                *old = new;
+                encapsulate.source_replaced();
+                decapsulate.destination_replaced();
+                Ok(())
+            }
+            _ => Err(Error::new(
+                ErrorKind::Config,
+                "a stream takes the place of a stream, a packet port that of a packet port",
+            )
+            .with_field("sink")),
+        }
+    }
+
+    /// Copies packets to a tap from now on, or no more. Only packet ports have packets.
+    pub fn set_tap(&mut self, tap: Option<Tap>) -> Result<()> {
+        match &mut self.flows {
+            Flows::Ports { encapsulate, decapsulate } => {
+                encapsulate.set_tap(tap.clone());
+                decapsulate.set_tap(tap);
+                Ok(())
+            }
+            Flows::Streams { .. } if tap.is_none() => Ok(()),
+            Flows::Streams { .. } => {
+                Err(Error::config("tap", "a tap writes packets: this bridge has no framing and carries bytes"))
+            }
+        }
+    }
+
+    /// The two ends, for what only their owner knows how to do (keys, unread bytes).
+    pub fn ends(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+}
+
+/// A new sink for a running pump.
+pub enum Sink {
+    /// Ordered bytes.
+    Stream(BoxStream),
+    /// Whole packets.
+    Port(BoxPort),
+}

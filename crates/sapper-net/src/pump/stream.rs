@@ -1,0 +1,167 @@
+//! One direction between two streams.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS};
+use crate::buffer::Buffer;
+use crate::error::{Phase, Result};
+use crate::stream::{RecordMarks, Stream};
+
+/// Least room that a read is offered: a TLS record and a bit, so that an engine can always open one.
+const MIN_READ: usize = 32 * 1024;
+
+pub(super) struct StreamFlow {
+    stats: Arc<FlowStats>,
+    /// What was read and is not written yet. Holds no memory while the source is silent.
+    waiting: Buffer,
+    marks: RecordMarks,
+    received_at: Option<Instant>,
+    phase: FlowPhase,
+    enabled: bool,
+    forward_eof: bool,
+    paused: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FlowPhase {
+    Reading,
+    /// The source ended; what waits is still to be written.
+    SourceEnded,
+    /// The destination was told.
+    Ended,
+}
+
+impl StreamFlow {
+    pub(super) fn new(options: FlowOptions) -> Self {
+        let mut waiting = Buffer::new();
+        if !options.initial.is_empty() {
+            waiting.extend(&options.initial);
+        }
+        Self {
+            stats: options.stats,
+            waiting,
+            marks: RecordMarks::ignored(),
+            received_at: None,
+            phase: FlowPhase::Reading,
+            enabled: options.enabled,
+            forward_eof: options.forward_eof,
+            paused: false,
+        }
+    }
+
+    /// Moves what can be moved; never waits for more than one of the two streams at a time.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut dyn Stream,
+        destination: &mut dyn Stream,
+        mode: PumpMode,
+        active: &mut bool,
+    ) -> Result<FlowState> {
+        if self.phase == FlowPhase::Ended {
+            return Ok(FlowState::Ended);
+        }
+        for _ in 0..ROUNDS {
+            if !self.waiting.is_empty() {
+                if !self.write(cx, destination, active)? {
+                    return Ok(FlowState::Open);
+                }
+                continue;
+            }
+            // Sealed records and answers to the peer may wait below even when no payload does.
+            let flushed = destination.poll_flush(cx).map_err(|e| e.with_phase(Phase::Transfer))?.is_ready();
+            if self.phase == FlowPhase::SourceEnded {
+                if self.forward_eof
+                    && destination.poll_send_eof(cx).map_err(|e| e.with_phase(Phase::Close))?.is_pending()
+                {
+                    return Ok(FlowState::Open);
+                }
+                self.phase = FlowPhase::Ended;
+                self.waiting.release();
+                return Ok(FlowState::Ended);
+            }
+            if !self.enabled {
+                return Ok(if flushed { FlowState::Ended } else { FlowState::Open });
+            }
+            if self.paused && mode == PumpMode::Run {
+                self.waiting.release();
+                return Ok(FlowState::Open);
+            }
+            match self.read(cx, source)? {
+                Poll::Ready(0) => self.phase = FlowPhase::SourceEnded,
+                Poll::Ready(_) => *active = true,
+                Poll::Pending => {
+                    self.waiting.release();
+                    if mode == PumpMode::Run {
+                        return Ok(FlowState::Open);
+                    }
+                    // What waited was read: a drain reads no further.
+                    self.phase = FlowPhase::SourceEnded;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(FlowState::Open)
+    }
+
+    /// Writes what waits; `false` when the destination takes no more now.
+    fn write(&mut self, cx: &mut Context<'_>, destination: &mut dyn Stream, active: &mut bool) -> Result<bool> {
+        while !self.waiting.is_empty() {
+            let slices = [IoSlice::new(self.waiting.data())];
+            match destination.poll_write(cx, &slices).map_err(|e| e.with_phase(Phase::Transfer))? {
+                Poll::Ready(n) => {
+                    self.stats.flowing();
+                    self.stats.bytes.add(n as u64);
+                    self.waiting.consume(n);
+                    *active = true;
+                }
+                Poll::Pending => {
+                    self.stats.blocked();
+                    return Ok(false);
+                }
+            }
+        }
+        if let Some(received) = self.received_at.take() {
+            self.stats.latency.record(received.elapsed());
+        }
+        Ok(true)
+    }
+
+    /// Reads what is there; takes a buffer only when something is.
+    fn read(&mut self, cx: &mut Context<'_>, source: &mut dyn Stream) -> Result<Poll<usize>> {
+        if source.poll_readable(cx).map_err(|e| e.with_phase(Phase::Transfer))?.is_pending() {
+            return Ok(Poll::Pending);
+        }
+        let room = self.waiting.reserve(MIN_READ);
+        self.marks.clear();
+        let read = source.poll_read(cx, room, &mut self.marks).map_err(|e| e.with_phase(Phase::Transfer))?;
+        if let Poll::Ready(n @ 1..) = read {
+            self.waiting.commit(n);
+            self.received_at = Some(Instant::now());
+        }
+        Ok(read)
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// The sink that we read from is another one now.
+    pub(super) fn source_replaced(&mut self) {
+        if self.phase == FlowPhase::SourceEnded {
+            self.phase = FlowPhase::Reading;
+        }
+    }
+
+    /// The sink that we write to is another one now: what waits goes there.
+    pub(super) fn destination_replaced(&mut self) {
+        if self.phase == FlowPhase::Ended && self.forward_eof {
+            // The new one has not heard of the end yet.
+            self.phase = FlowPhase::SourceEnded;
+        }
+        self.stats.flowing();
+    }
+}
