@@ -172,7 +172,7 @@ async fn open_side(side: &mut Side, deadlines: &Deadlines, policy: Option<(Polic
         let subject = Subject::Peer {
             certificates: info.peer_certificates.clone(),
             psk_identity: info.psk_identity.clone(),
-            address: stream.peer_address(),
+            address: stream.peer_address().map(|address| address.to_string()),
         };
         let left = until.saturating_duration_since(Instant::now()).min(policy.deadline);
         if !events.mailbox.ask(events.key, subject, left).await {

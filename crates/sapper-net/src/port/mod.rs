@@ -12,6 +12,7 @@ pub use sapper_proto::packet::PacketBatch;
 use crate::buffer::BLOCK;
 use crate::error::Result;
 use crate::stats::EndpointStats;
+use crate::stream::Stream;
 
 /// Packets that one batch holds at most: a `sendmmsg` of this size costs what 64 calls would in
 /// system time, and its latency stays below a tenth of a millisecond.
@@ -72,6 +73,11 @@ pub trait PacketPort: Send {
 
     /// Its counters.
     fn stats(&self) -> &Arc<EndpointStats>;
+
+    /// The stream that carries the packets, where there is one.
+    fn stream_mut(&mut self) -> Option<&mut dyn Stream> {
+        None
+    }
 
     /// For people: `tun sapper0 (virtio-net, TSO4 TSO6 USO)`.
     fn describe(&self) -> String;

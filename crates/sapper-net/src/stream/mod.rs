@@ -4,12 +4,14 @@
 //! stream over a stream and lives in [`crate::tls`].
 
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::error::Result;
 use crate::stats::EndpointStats;
+use crate::tls::stream::TlsStream;
 
 /// Ordered bytes in both directions. All `poll_*` follow the rules of [`std::future::Future`]: on
 /// `Pending` the task of `cx` is woken when a new call may do better. One task owns a stream.
@@ -63,6 +65,16 @@ pub trait Stream: Send {
 
     /// For people: `tcp 127.0.0.1:5000 -> 127.0.0.1:443`.
     fn describe(&self) -> String;
+
+    /// The TLS session, where this stream is one: keys, exporter, bytes behind the end.
+    fn tls_mut(&mut self) -> Option<&mut TlsStream> {
+        None
+    }
+
+    /// The other end's network address, where it has one.
+    fn peer_address(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// A stream of any kind.

@@ -6,6 +6,7 @@
 //! - [`stream`]: a [`crate::stream::Stream`] that seals and opens records over another one.
 
 pub mod config;
+pub mod stream;
 
 use std::sync::Arc;
 
