@@ -459,4 +459,6 @@ impl<'a> Parser<'a> {
 }
 
 #[cfg(test)]
+mod tcpdump;
+#[cfg(test)]
 mod tests;
