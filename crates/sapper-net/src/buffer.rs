@@ -108,6 +108,12 @@ impl Buffer {
         }
     }
 
+    /// Whether it has memory now.
+    #[cfg(test)]
+    pub(crate) fn holds_memory(&self) -> bool {
+        self.block.capacity() > 0
+    }
+
     /// Gives the memory back when no byte waits. Called when an endpoint goes idle.
     pub fn release(&mut self) {
         if self.is_empty() && !self.block.is_empty() {

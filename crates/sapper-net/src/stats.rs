@@ -1,6 +1,9 @@
 //! Counters that a pump writes and anybody reads. Relaxed atomics: one writer, approximate readers.
 
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -98,4 +101,163 @@ pub struct EndpointStats {
     pub send_calls: Counter,
     /// Packets dropped.
     pub drops: Drops,
+}
+
+/// Powers of two that a [`LatencyHistogram`] tells apart, the first one being below 128 ns: the last
+/// bucket begins at 34 s and takes all that is above.
+const OCTAVES: usize = 30;
+const FIRST_OCTAVE: u32 = 7;
+
+/// Durations in buckets of fixed bounds: each power of two is cut into equal parts, so that the error
+/// of a quantile is bounded by one part.
+///
+/// Recording is a load and a store; the buckets are allocated at the first record, so that a
+/// connection that never moved anything holds none.
+pub struct LatencyHistogram {
+    parts: usize,
+    buckets: OnceLock<Box<[Counter]>>,
+    largest: AtomicU64,
+}
+
+impl LatencyHistogram {
+    /// Eight parts in a power of two: 2 KB once used, quantiles within an eighth. For every bridge.
+    pub const fn coarse() -> Self {
+        Self { parts: 8, buckets: OnceLock::new(), largest: AtomicU64::new(0) }
+    }
+
+    /// Sixty-four parts: 15 KB once used, quantiles within a sixty-fourth. For measuring.
+    pub const fn fine() -> Self {
+        Self { parts: 64, buckets: OnceLock::new(), largest: AtomicU64::new(0) }
+    }
+
+    fn index(&self, nanos: u64) -> usize {
+        let octave = (u64::BITS - nanos.leading_zeros()).saturating_sub(FIRST_OCTAVE) as usize;
+        if octave == 0 {
+            return (nanos as usize * self.parts) >> FIRST_OCTAVE;
+        }
+        if octave >= OCTAVES {
+            return OCTAVES * self.parts - 1;
+        }
+        // The value lies in [2^(octave+6), 2^(octave+7)).
+        let base = octave as u32 + FIRST_OCTAVE - 1;
+        octave * self.parts + (((nanos - (1 << base)) as usize * self.parts) >> base)
+    }
+
+    /// Where the bucket begins, in nanoseconds.
+    fn lower_bound(&self, index: usize) -> f64 {
+        let (octave, part) = (index / self.parts, index % self.parts);
+        let (base, width) = match octave {
+            0 => (0.0, f64::from(1 << FIRST_OCTAVE)),
+            _ => {
+                let base = (1u64 << (octave as u32 + FIRST_OCTAVE - 1)) as f64;
+                (base, base)
+            }
+        };
+        base + width * part as f64 / self.parts as f64
+    }
+
+    /// Counts `n` packets that took this long.
+    pub fn record_many(&self, took: Duration, n: u64) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let buckets = self
+            .buckets
+            .get_or_init(|| std::iter::repeat_with(Counter::default).take(OCTAVES * self.parts).collect());
+        buckets[self.index(nanos)].add(n);
+        if nanos > self.largest.load(Relaxed) {
+            self.largest.store(nanos, Relaxed);
+        }
+    }
+
+    /// Counts one.
+    pub fn record(&self, took: Duration) {
+        self.record_many(took, 1);
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.get().map_or(0, |buckets| buckets.iter().map(Counter::get).sum())
+    }
+
+    /// The duration that the fraction `q` (0 to 1) of all stayed below, interpolated within a bucket.
+    /// `None` when nothing was counted.
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        let buckets = self.buckets.get()?;
+        let total = self.count();
+        if total == 0 {
+            return None;
+        }
+        let wanted = q.clamp(0.0, 1.0) * total as f64;
+        let largest = self.largest.load(Relaxed) as f64;
+        let mut below = 0.0;
+        for (index, bucket) in buckets.iter().enumerate() {
+            let here = bucket.get() as f64;
+            if here > 0.0 && below + here >= wanted {
+                let (from, to) = (self.lower_bound(index), self.lower_bound(index + 1));
+                let nanos = from + (to - from) * ((wanted - below) / here);
+                return Some(Duration::from_nanos(nanos.min(largest) as u64));
+            }
+            below += here;
+        }
+        Some(self.largest())
+    }
+
+    /// The longest one.
+    pub fn largest(&self) -> Duration {
+        Duration::from_nanos(self.largest.load(Relaxed))
+    }
+}
+
+impl Default for LatencyHistogram {
+    fn default() -> Self {
+        Self::coarse()
+    }
+}
+
+impl fmt::Debug for LatencyHistogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LatencyHistogram")
+            .field("count", &self.count())
+            .field("p50", &self.quantile(0.5))
+            .field("p99", &self.quantile(0.99))
+            .field("largest", &self.largest())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_duration_lies_in_the_bucket_that_holds_it() {
+        for histogram in [LatencyHistogram::coarse(), LatencyHistogram::fine()] {
+            let mut last = 0;
+            for shift in 0..40 {
+                for nanos in [1u64 << shift, (1 << shift) + (1 << shift) / 3, (1 << (shift + 1)) - 1] {
+                    let index = histogram.index(nanos);
+                    assert!(index >= last, "{nanos} goes back to {index} from {last}");
+                    last = index;
+                    assert!(histogram.lower_bound(index) <= nanos as f64, "{nanos}");
+                    if index + 1 < OCTAVES * histogram.parts {
+                        assert!((nanos as f64) < histogram.lower_bound(index + 1), "{nanos}");
+                    }
+                }
+            }
+            assert_eq!(histogram.index(u64::MAX), OCTAVES * histogram.parts - 1);
+        }
+    }
+
+    #[test]
+    fn quantiles_are_as_near_as_the_parts_are_narrow() {
+        let histogram = LatencyHistogram::fine();
+        assert_eq!(histogram.quantile(0.5), None);
+        for micros in 1..=1000 {
+            histogram.record(Duration::from_micros(micros));
+        }
+        for (q, micros) in [(0.5, 500.0), (0.99, 990.0), (1.0, 1000.0)] {
+            let got = histogram.quantile(q).unwrap().as_secs_f64() * 1e6;
+            assert!((got / micros - 1.0).abs() < 0.02, "{q}: {got} µs");
+        }
+        assert_eq!(histogram.count(), 1000);
+    }
 }

@@ -2,16 +2,26 @@
 //!
 //! Ports hand over [`PacketBatch`]es. Every port passes the conformance suite in [`conformance`].
 
+pub mod adapt;
+pub mod conformance;
+pub mod datagram;
+pub mod framed;
+pub mod memory;
+mod sys;
+#[cfg(test)]
+mod testing;
+
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 pub use sapper_proto::packet::PacketBatch;
+use sapper_proto::packet::{Checksum, Gso, Packet};
 
 use crate::buffer::BLOCK;
 use crate::error::Result;
-use crate::stats::EndpointStats;
+use crate::stats::{DropReason, EndpointStats};
 use crate::stream::Stream;
 
 /// Packets that one batch holds at most: a `sendmmsg` of this size costs what 64 calls would in
@@ -137,4 +147,68 @@ impl PortAbilities {
             kind,
         }
     }
+
+    /// Whether a packet can go to the port as it is, and if not, what has to happen before.
+    #[inline]
+    pub fn fit(&self, packet: Packet<'_>) -> Fit {
+        let (data, meta) = (packet.data, packet.meta);
+        let partial = matches!(meta.checksum, Checksum::Partial { .. });
+        let taken = match meta.gso {
+            Gso::None => {
+                return if data.is_empty() {
+                    Fit::Never(DropReason::Malformed)
+                } else if data.len() > self.max_packet {
+                    Fit::Never(DropReason::TooLarge)
+                } else if partial && !self.partial_checksum {
+                    Fit::Complete
+                } else {
+                    Fit::AsItIs
+                };
+            }
+            Gso::TcpV4 => self.tso4,
+            Gso::TcpV6 => self.tso6,
+            Gso::Udp => self.uso,
+            Gso::Datagrams => self.datagrams,
+        };
+        let segment = usize::from(meta.header_len) + usize::from(meta.gso_size);
+        if taken && self.partial_checksum >= partial && segment <= self.max_packet {
+            Fit::AsItIs
+        } else {
+            Fit::Cut
+        }
+    }
+
+    /// Why a packet that reached the port all the same must not leave, if so: what the pump would have
+    /// had to complete or cut would leave as if it were whole.
+    #[inline]
+    fn refuses(&self, packet: Packet<'_>) -> Option<DropReason> {
+        match self.fit(packet) {
+            Fit::AsItIs => None,
+            Fit::Complete | Fit::Cut => Some(DropReason::BadOffload),
+            Fit::Never(reason) => Some(reason),
+        }
+    }
+}
+
+/// What has to happen to a packet before a port takes it ([`PortAbilities::fit`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Nothing.
+    AsItIs,
+    /// Its checksum has to be completed.
+    Complete,
+    /// It has to be cut into segments.
+    Cut,
+    /// Nothing helps.
+    Never(DropReason),
+}
+
+/// Packets that a (super-)packet is on a wire, for the counters.
+#[inline]
+fn wire_packets(packet: Packet<'_>) -> u64 {
+    if packet.meta.gso == Gso::None {
+        return 1;
+    }
+    let payload = packet.data.len().saturating_sub(usize::from(packet.meta.header_len));
+    payload.div_ceil(usize::from(packet.meta.gso_size).max(1)).max(1) as u64
 }

@@ -269,34 +269,46 @@ impl Segmenter {
         max_packet: usize,
     ) -> Segmented {
         let mut done = Segmented::default();
-        while let Some(packet) = source.get(0) {
-            match Cutter::new(packet.data, packet.meta, max_packet) {
-                Ok(mut cutter) => {
-                    // A source that was changed meanwhile has no such place: it begins anew.
-                    if self.cursor.payload <= packet.data.len() - cutter.header_len {
-                        cutter.cursor = self.cursor;
-                    }
-                    while let Some(len) = cutter.next_len() {
-                        if let Some(room) = destination.reserve(len) {
-                            cutter.write_next(room);
-                            destination.commit(len, cutter.meta());
-                            done.written += 1;
-                        } else if destination.is_empty() {
-                            done.too_long += 1;
-                            break;
-                        } else {
-                            self.cursor = cutter.cursor;
-                            return done;
-                        }
+        while !source.is_empty() && self.segment_front(source, destination, max_packet, &mut done) {}
+        done
+    }
+
+    /// The same for the source's front packet only: `true` when it was taken, `false` when the
+    /// destination is full. Adds to `done`.
+    pub fn segment_front(
+        &mut self,
+        source: &mut PacketBatch,
+        destination: &mut PacketBatch,
+        max_packet: usize,
+        done: &mut Segmented,
+    ) -> bool {
+        let Some(packet) = source.get(0) else { return true };
+        match Cutter::new(packet.data, packet.meta, max_packet) {
+            Ok(mut cutter) => {
+                // A source that was changed meanwhile has no such place: it begins anew.
+                if self.cursor.payload <= packet.data.len() - cutter.header_len {
+                    cutter.cursor = self.cursor;
+                }
+                while let Some(len) = cutter.next_len() {
+                    if let Some(room) = destination.reserve(len) {
+                        cutter.write_next(room);
+                        destination.commit(len, cutter.meta());
+                        done.written += 1;
+                    } else if destination.is_empty() {
+                        done.too_long += 1;
+                        break;
+                    } else {
+                        self.cursor = cutter.cursor;
+                        return false;
                     }
                 }
-                Err(GsoError::TooLong { .. }) => done.too_long += 1,
-                Err(GsoError::Packet(_) | GsoError::Meta) => done.malformed += 1,
             }
-            self.reset();
-            source.advance(1);
+            Err(GsoError::TooLong { .. }) => done.too_long += 1,
+            Err(GsoError::Packet(_) | GsoError::Meta) => done.malformed += 1,
         }
-        done
+        self.reset();
+        source.advance(1);
+        true
     }
 }
 
