@@ -1,0 +1,87 @@
+"""The texts say what is there: links lead somewhere, options are documented, named tests exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sapper.tls as tls
+from sapper.errors import ErrorKind, SapperError
+from sapper.pump import PumpOptions
+from support.needs import ROOT
+
+DOCS = ROOT / "docs"
+TEXTS = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(text: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text.read_text()):
+        if "://" not in target:
+            assert (text.parent / target).exists(), f"{text.name} links to {target}"
+
+
+def test_every_option_of_the_bridge_is_documented() -> None:
+    page = (DOCS / "bridge.md").read_text()
+    for name in [*inspect.signature(tls.create_bridge).parameters, *PumpOptions.model_fields]:
+        assert f"`{name}`" in page, f"docs/bridge.md does not explain {name}"
+
+
+def test_every_option_of_tls_is_documented() -> None:
+    page = (DOCS / "tls.md").read_text()
+    for name in tls.TlsConfig.model_fields:
+        assert f"`{name}`" in page, f"docs/tls.md does not explain {name}"
+
+
+def test_every_error_is_documented() -> None:
+    page = (DOCS / "errors.md").read_text()
+
+    def below(kind: type[SapperError]) -> Iterator[type[SapperError]]:
+        yield kind
+        for one in kind.__subclasses__():
+            yield from below(one)
+
+    for kind in below(SapperError):
+        if kind.__module__ == "sapper.errors":
+            assert f"`{kind.__name__}`" in page, f"docs/errors.md does not explain {kind.__name__}"
+    for word in ErrorKind:
+        assert f"`{word.value}`" in page, f"docs/errors.md does not name {word.value}"
+
+
+def rust_tests() -> set[str]:
+    """Names of test functions in the crates, with those inside proptest's macro."""
+    names: set[str] = set()
+    for source in (ROOT / "crates").rglob("*.rs"):
+        names |= set(
+            re.findall(
+                r"#\[(?:tokio::)?test[^\]]*\](?:\s*#\[[^\]]*\])*\s*(?:async )?fn (\w+)", source.read_text()
+            )
+        )
+    return names
+
+
+def test_every_test_that_the_seeds_page_names_exists() -> None:
+    page = (DOCS / "seeds.md").read_text()
+    python = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    rust = re.findall(r"`crates::(\w+)`", page)
+    benches = re.findall(r"`(benches/[\w/.]+)`", page)
+    assert len(python) > 10
+    for file, name in python:
+        source = (ROOT / file).read_text()
+        assert re.search(rf"^\s*(async )?def {name}\(", source, re.MULTILINE), f"there is no {file}::{name}"
+    known = rust_tests()
+    for name in rust:
+        assert name in known, f"there is no Rust test {name}"
+    for path in benches:
+        assert (ROOT / path).exists()
+
+
+def test_every_demand_of_the_seeds_page_has_its_test() -> None:
+    page = (DOCS / "seeds.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| \d+\.\d+ \|", line)]
+    assert len(rows) >= 20
+    for row in rows:
+        assert re.search(r"`(tests/|crates::|benches/)", row), f"no test is named in: {row}"
