@@ -1,4 +1,4 @@
-"""The module declares that it needs no GIL; where a free-threaded interpreter is found, it is built and run."""
+"""The module declares that it needs no GIL; where a free-threaded interpreter is found, it runs there."""
 
 from __future__ import annotations
 
