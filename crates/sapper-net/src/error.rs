@@ -227,6 +227,12 @@ impl Error {
         self
     }
 
+    /// The system's error number, where no [`io::Error`] carries it.
+    pub fn with_errno(mut self, errno: i32) -> Self {
+        self.0.errno = Some(errno);
+        self
+    }
+
     /// The code that the peer gave when it reset its direction or stopped ours.
     pub fn with_stream_code(mut self, code: u64) -> Self {
         self.0.stream_code = Some(code);

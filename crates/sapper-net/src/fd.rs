@@ -144,6 +144,13 @@ pub struct Access {
     pub write: bool,
 }
 
+impl Access {
+    /// Reading alone.
+    pub const READ: Self = Self { read: true, write: false };
+    /// Writing alone.
+    pub const WRITE: Self = Self { read: false, write: true };
+}
+
 /// Duplicates a caller's descriptor number; `field` is the option it came in.
 ///
 /// The duplicate shares the open file with the caller's: whoever changes that file's flags changes
@@ -199,6 +206,11 @@ pub fn access(fd: BorrowedFd<'_>) -> io::Result<Access> {
         read: mode == libc::O_RDONLY || mode == libc::O_RDWR,
         write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
     })
+}
+
+/// [`access`], with the option to blame.
+pub(crate) fn checked_access(fd: BorrowedFd<'_>, field: &'static str) -> Result<Access> {
+    access(fd).map_err(|source| not_usable(fd.as_raw_fd(), field, &source))
 }
 
 /// The open file's status flags (`O_NONBLOCK`, the access mode, …).

@@ -5,6 +5,7 @@
 //! stream into a packet port; TLS is a stream over a stream. tokio lives here, Python does not.
 
 pub mod buffer;
+pub mod endpoint;
 pub mod error;
 pub mod fd;
 pub mod mailbox;

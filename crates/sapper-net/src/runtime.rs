@@ -5,6 +5,7 @@
 //! no core. New objects go to the thread that has the fewest.
 
 use std::future::Future;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -65,17 +66,38 @@ fn start() -> Result<Runtime> {
     };
     let mut shards = Vec::with_capacity(count);
     for index in 0..count {
-        let failed =
-            |source: std::io::Error| Error::io(ErrorKind::ResourceLimit, "start an I/O thread", &source);
+        let failed = |source: io::Error| Error::io(ErrorKind::ResourceLimit, "start an I/O thread", &source);
         let event_loop = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let handle = event_loop.handle().clone();
-        std::thread::Builder::new()
-            .name(format!("sapper-io-{index}"))
-            .spawn(move || event_loop.block_on(std::future::pending::<()>()))
-            .map_err(failed)?;
+        spawn_thread(&format!("sapper-io-{index}"), move || {
+            event_loop.block_on(std::future::pending::<()>());
+        })
+        .map_err(failed)?;
         shards.push(Shard { handle, tasks: Arc::default() });
     }
     Ok(Runtime { shards, pid: std::process::id() })
+}
+
+/// Starts a named thread that takes no signals: they are the program's (Python's main thread's), and a
+/// write to a pipe whose reader is gone is an error here, never a SIGPIPE.
+pub(crate) fn spawn_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    // SAFETY: all-zero bytes are a valid `sigset_t`, and the calls below fill it.
+    let [mut blocked, mut before]: [libc::sigset_t; 2] = unsafe { std::mem::zeroed() };
+    // SAFETY: both sets live through the calls. Faults stay deliverable: blocked, they end the
+    // process without a word.
+    unsafe {
+        libc::sigfillset(&raw mut blocked);
+        for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT] {
+            libc::sigdelset(&raw mut blocked, fault);
+        }
+        // A thread inherits the mask of its maker, so there is no moment without it.
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const blocked, &raw mut before);
+    }
+    let started = builder.spawn(work);
+    // SAFETY: `before` was filled by the call above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    started.map(drop)
 }
 
 /// Runs a named task on the least busy I/O thread. Its owner keeps the handle and ends it.

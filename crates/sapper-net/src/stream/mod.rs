@@ -2,6 +2,26 @@
 //!
 //! Every stream passes the conformance suite in [`conformance`]. What is not here: TLS, which is a
 //! stream over a stream and lives in [`crate::tls`].
+//!
+//! - Over descriptors: [`fd`] (sockets, pipes, terminals), [`blocking`] (what epoll refuses),
+//!   [`joined`] (a descriptor a direction).
+//! - Without one: [`memory`] (two halves), [`foreign`] (bytes from and to another event loop).
+//! - Where they come from: [`connect`], [`listen`], [`inherited`] (sockets of a service manager).
+//! - [`ops`]: reading and writing in `async` code.
+
+pub mod address;
+pub mod blocking;
+pub mod conformance;
+pub mod connect;
+pub mod eyeballs;
+pub mod fd;
+pub mod foreign;
+pub mod inherited;
+pub mod joined;
+pub mod listen;
+pub mod memory;
+pub mod ops;
+pub mod resolve;
 
 use std::io::IoSlice;
 use std::net::SocketAddr;

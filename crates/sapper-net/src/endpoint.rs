@@ -1,0 +1,265 @@
+//! Endpoints as plain data: what Python and the command line hand over, parsed there, opened here.
+//!
+//! A descriptor is looked at when its specification is made, so that a wrong one is refused before
+//! anything is connected; everything that waits waits in [`EndpointSpec::open`], on the event loop
+//! that will use the endpoint.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::fd::{self, FdKind, SocketType};
+use crate::port::BoxPort;
+use crate::stream::BoxStream;
+use crate::stream::address::{Address, UnixAddress};
+use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
+use crate::stream::fd::{SocketOptions, open_fd};
+use crate::stream::joined::open_pair;
+use crate::stream::listen::{ListenAddress, ListenOptions, Listener};
+
+/// One end of a bridge, not open yet.
+pub enum EndpointSpec {
+    /// A TCP connection to be made.
+    Tcp {
+        /// A name or an address in text.
+        host: String,
+        /// The port.
+        port: u16,
+        /// How to connect.
+        options: ConnectOptions,
+    },
+    /// A connection to a Unix stream socket.
+    Unix(UnixAddress),
+    /// The one connection that is accepted there.
+    Listen {
+        /// Where to listen.
+        address: ListenAddress,
+        /// How to listen.
+        options: ListenOptions,
+    },
+    /// A descriptor that is ours; of a listening socket, the one connection that it accepts.
+    Fd(FdSpec),
+    /// A descriptor for each direction.
+    FdPair {
+        /// What is read.
+        read: FdSpec,
+        /// What is written.
+        write: FdSpec,
+    },
+    /// A stream that exists already and needs no event loop: a foreign transport, memory.
+    Stream(BoxStream),
+}
+
+/// A descriptor that carries a stream.
+#[derive(Debug)]
+pub struct FdSpec {
+    fd: OwnedFd,
+    kind: FdKind,
+    field: &'static str,
+    options: SocketOptions,
+}
+
+/// How long opening may take.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Looking a name up and connecting, together.
+    pub connect: Duration,
+    /// Waiting for the one connection of a listener; `None` waits as long as it takes.
+    pub accept: Option<Duration>,
+}
+
+/// An endpoint of either kind.
+pub enum Opened {
+    /// Ordered bytes.
+    Stream(BoxStream),
+    /// Whole packets.
+    Port(BoxPort),
+}
+
+impl FdSpec {
+    /// Of a descriptor that is ours (a caller's number is duplicated first: [`fd::duplicate`]);
+    /// `field` is the option to blame for what it is.
+    pub fn new(fd: OwnedFd, field: &'static str, options: SocketOptions) -> Result<Self> {
+        let kind = fd::classify(fd.as_fd(), field)?;
+        if !kind.is_stream() {
+            return Err(Error::config(field, format!("a {kind} carries packets, not a stream"))
+                .with_reason("packets"));
+        }
+        Ok(Self { fd, kind, field, options })
+    }
+
+    /// What the descriptor is.
+    pub fn kind(&self) -> &FdKind {
+        &self.kind
+    }
+
+    fn is_listener(&self) -> bool {
+        matches!(&self.kind, FdKind::Socket(socket) if socket.listening && socket.socket_type == SocketType::Stream)
+    }
+}
+
+impl EndpointSpec {
+    /// This process's standard input and output; both stay open for their other users.
+    pub fn stdio(field: &'static str) -> Result<Self> {
+        let half = |number| FdSpec::new(fd::duplicate(number, field)?, field, SocketOptions::default());
+        Ok(Self::FdPair { read: half(libc::STDIN_FILENO)?, write: half(libc::STDOUT_FILENO)? })
+    }
+
+    /// Whether it carries packets.
+    pub fn is_port(&self) -> bool {
+        match self {
+            Self::Tcp { .. } | Self::Unix(_) | Self::Listen { .. } => false,
+            Self::Fd(_) | Self::FdPair { .. } | Self::Stream(_) => false,
+        }
+    }
+
+    /// Whether opening it waits for a peer to come.
+    pub fn is_listener(&self) -> bool {
+        match self {
+            Self::Listen { .. } => true,
+            Self::Fd(spec) => spec.is_listener(),
+            Self::Tcp { .. } | Self::Unix(_) | Self::FdPair { .. } | Self::Stream(_) => false,
+        }
+    }
+
+    /// Opens it, on the event loop that will use it.
+    pub async fn open(self, options: &OpenOptions) -> Result<Opened> {
+        let deadline = Instant::now() + options.connect;
+        let stream: BoxStream = match self {
+            Self::Tcp { host, port, options } => {
+                Box::new(connect_tcp(&host, port, &options, deadline).await?)
+            }
+            Self::Unix(address) => Box::new(connect_unix(&address, deadline).await?),
+            Self::Listen { address, options: listen } => {
+                let listener = Listener::bind(&address, &listen, deadline).await?;
+                accept_one(listener, options.accept).await?
+            }
+            Self::Fd(spec) if spec.is_listener() => {
+                let listen = ListenOptions { socket: spec.options, ..ListenOptions::default() };
+                let listener = Listener::adopt(vec![spec.fd], spec.field, &listen)?;
+                accept_one(listener, options.accept).await?
+            }
+            Self::Fd(spec) => open_fd(spec.fd, spec.field, &spec.options)?,
+            Self::FdPair { read, write } => {
+                open_pair(read.fd, write.fd, [read.field, write.field], &read.options)?
+            }
+            Self::Stream(stream) => stream,
+        };
+        Ok(Opened::Stream(stream))
+    }
+}
+
+async fn accept_one(listener: Listener, patience: Option<Duration>) -> Result<BoxStream> {
+    let at = listener.local_addresses().iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
+    let accepting = listener.accept_one();
+    let accepted = match patience {
+        None => accepting.await?,
+        Some(patience) => timeout(patience, accepting).await.unwrap_or_else(|_| {
+            let message = format!("nobody connected to {at} within {:.1} s", patience.as_secs_f64());
+            Err(Error::new(ErrorKind::ConnectDeadline, message).with_phase(Phase::Connect))
+        })?,
+    };
+    Ok(Box::new(accepted.stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::stream::ops::{read_full, send_eof, write_all};
+
+    const SOON: OpenOptions =
+        OpenOptions { connect: Duration::from_secs(20), accept: Some(Duration::from_secs(20)) };
+
+    async fn open(spec: EndpointSpec) -> BoxStream {
+        assert!(!spec.is_port());
+        match spec.open(&SOON).await.unwrap() {
+            Opened::Stream(stream) => stream,
+            Opened::Port(_) => panic!("a stream's specification opened a port"),
+        }
+    }
+
+    fn spec(fd: impl Into<OwnedFd>) -> FdSpec {
+        FdSpec::new(fd.into(), "sink", SocketOptions::default()).unwrap()
+    }
+
+    async fn say_hello(mut one: BoxStream, mut other: BoxStream) {
+        write_all(one.as_mut(), b"hello").await.unwrap();
+        send_eof(one.as_mut()).await.unwrap();
+        let mut buf = [0; 8];
+        assert_eq!(read_full(other.as_mut(), &mut buf).await.unwrap(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_listener_takes_one_connection_and_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let address = UnixAddress::Path(path.clone());
+        let listen = EndpointSpec::Listen {
+            address: ListenAddress::Unix(address.clone()),
+            options: ListenOptions::default(),
+        };
+        assert!(listen.is_listener());
+        // The first poll binds, so the connector finds the path.
+        let (accepted, connected) = tokio::join!(biased; open(listen), open(EndpointSpec::Unix(address)));
+        assert!(!path.exists(), "the path goes with the listener");
+        say_hello(connected, accepted).await;
+    }
+
+    #[tokio::test]
+    async fn a_listening_descriptor_gives_its_one_connection() {
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listening.local_addr().unwrap().port();
+        let listen = EndpointSpec::Fd(spec(listening.try_clone().unwrap()));
+        assert!(listen.is_listener());
+        let connect =
+            EndpointSpec::Tcp { host: "127.0.0.1".into(), port, options: ConnectOptions::default() };
+        let (accepted, connected) = tokio::join!(open(listen), open(connect));
+        say_hello(accepted, connected).await;
+        // The caller's own listener still works as it did: it blocks.
+        assert_eq!(fd::open_flags(listening.as_fd()).unwrap() & libc::O_NONBLOCK, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_comes() {
+        let options = ListenOptions::default();
+        let address = ListenAddress::Tcp { host: Some("127.0.0.1".into()), port: 0 };
+        let opening = EndpointSpec::Listen { address, options }.open(&SOON).await;
+        let error = opening.err().expect("nobody connects");
+        assert_eq!(error.kind(), ErrorKind::ConnectDeadline);
+        assert!(error.message().contains("127.0.0.1:"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn descriptors_alone_and_in_pairs() {
+        let (one, other) = UnixStream::pair().unwrap();
+        say_hello(open(EndpointSpec::Fd(spec(one))).await, open(EndpointSpec::Fd(spec(other))).await).await;
+        let ((read_one, write_one), (read_two, write_two)) =
+            (std::io::pipe().unwrap(), std::io::pipe().unwrap());
+        let one = open(EndpointSpec::FdPair { read: spec(read_two), write: spec(write_one) }).await;
+        let other = open(EndpointSpec::FdPair { read: spec(read_one), write: spec(write_two) }).await;
+        say_hello(one, other).await;
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_opened_names_its_option() {
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let error = FdSpec::new(udp.into(), "sink", SocketOptions::default()).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.field(), error.reason()),
+            (ErrorKind::Config, Some("sink"), Some("packets"))
+        );
+
+        let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let error = EndpointSpec::Fd(spec(unconnected)).open(&SOON).await.err().expect("not connected");
+        assert_eq!((error.field(), error.reason()), (Some("sink"), Some("not_connected")));
+
+        let (read, write) = std::io::pipe().unwrap();
+        let swapped = EndpointSpec::FdPair { read: spec(write), write: spec(read) };
+        let error = swapped.open(&SOON).await.err().expect("the wrong way round");
+        assert_eq!((error.field(), error.reason()), (Some("sink"), Some("wrong_direction")));
+    }
+}

@@ -1,0 +1,1 @@
+//! Descriptors of every kind through the suite.

@@ -1,0 +1,337 @@
+//! The one listener, for TCP and Unix sockets, bound here or handed over.
+//!
+//! It accepts as long as its limit of open connections allows and waits where the system is out of
+//! descriptors. What is accepted is a [`FdStream`] that gives its place back when it goes.
+
+mod bind;
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockAddr, SockRef};
+use tokio::io::{Interest, unix::AsyncFd};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use self::bind::OwnPath;
+pub use self::bind::{ListenAddress, ListenOptions};
+use super::address::Address;
+use super::fd::{FdStream, SocketOptions};
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::fd::nonblocking::NonBlocking;
+use crate::fd::{self, FdKind, SocketType};
+use crate::stats::Counter;
+
+/// First and longest pause where the system has no descriptor or memory for a connection.
+const EXHAUSTED_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Connections that may break before they are accepted, one after another, until that counts as a
+/// condition of the system and the listener pauses.
+const MAX_ABORTED_RUN: u32 = 64;
+
+/// Accepts connections from one or more listening sockets.
+pub struct Listener {
+    sockets: Vec<ListenSocket>,
+    /// Where the next look begins, so that no socket starves another.
+    turn: usize,
+    places: Arc<Semaphore>,
+    max_connections: u32,
+    options: SocketOptions,
+    /// Removed from the file system when the listener goes.
+    own_path: Option<OwnPath>,
+    stats: Arc<ListenerStats>,
+}
+
+struct ListenSocket {
+    io: AsyncFd<NonBlocking>,
+    is_tcp: bool,
+    local: Address,
+}
+
+/// One accepted connection.
+pub struct Accepted {
+    /// The stream, which holds a place of the listener's limit.
+    pub stream: FdStream,
+    /// Who connected.
+    pub peer: Address,
+    /// To which of our addresses.
+    pub local: Address,
+}
+
+/// A place within a listener's limit, given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    _place: OwnedSemaphorePermit,
+}
+
+/// A connection, its peer and the place of the socket among the listener's, or an error and the place.
+type AcceptResult = std::result::Result<(OwnedFd, Address, usize), (io::Error, usize)>;
+
+/// What a listener has done.
+#[derive(Debug, Default)]
+pub struct ListenerStats {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections that broke before they were accepted.
+    pub aborted: Counter,
+    /// Times that accepting waited because the limit of open connections was reached.
+    pub limit_pauses: Counter,
+    /// Times that accepting waited because the system was out of descriptors or memory.
+    pub exhausted_pauses: Counter,
+}
+
+impl Listener {
+    /// Binds and listens. The deadline is for looking a name up.
+    pub async fn bind(address: &ListenAddress, options: &ListenOptions, deadline: Instant) -> Result<Self> {
+        let (sockets, own_path) = bind::bind(address, options, deadline).await?;
+        let sockets = sockets.into_iter().map(ListenSocket::new).collect::<Result<_>>()?;
+        Self::new(sockets, own_path, options)
+    }
+
+    /// Takes sockets that listen already (inherited ones); `field` is the option to blame.
+    ///
+    /// They may be shared with other processes: `O_NONBLOCK`, which accepting needs, is set as long
+    /// as this lives. A path of a Unix socket stays where it is.
+    pub fn adopt(fds: Vec<OwnedFd>, field: &'static str, options: &ListenOptions) -> Result<Self> {
+        for fd in &fds {
+            match fd::classify(fd.as_fd(), field)? {
+                FdKind::Socket(socket) if socket.listening && socket.socket_type == SocketType::Stream => {}
+                kind => {
+                    let message =
+                        format!("descriptor {} ({kind}) does not listen for streams", fd.as_raw_fd());
+                    return Err(Error::config(field, message).with_reason("not_listening"));
+                }
+            }
+        }
+        let sockets: Result<_> = fds.into_iter().map(ListenSocket::new).collect();
+        Self::new(sockets.map_err(|error: Error| error.with_field(field))?, None, options)
+    }
+
+    fn new(sockets: Vec<ListenSocket>, own_path: Option<OwnPath>, options: &ListenOptions) -> Result<Self> {
+        let max_connections = options.max_connections;
+        if max_connections == 0 || max_connections as usize > Semaphore::MAX_PERMITS {
+            return Err(Error::config(
+                "max_connections",
+                format!("must be at least 1, not {max_connections}"),
+            ));
+        }
+        Ok(Self {
+            sockets,
+            turn: 0,
+            places: Arc::new(Semaphore::new(max_connections as usize)),
+            max_connections,
+            options: options.socket.clone(),
+            own_path,
+            stats: Arc::default(),
+        })
+    }
+
+    /// Where it listens; empty once it is closed.
+    pub fn local_addresses(&self) -> Vec<Address> {
+        self.sockets.iter().map(|socket| socket.local.clone()).collect()
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &Arc<ListenerStats> {
+        &self.stats
+    }
+
+    /// How many accepted connections are open.
+    pub fn open_connections(&self) -> usize {
+        self.max_connections as usize - self.places.available_permits()
+    }
+
+    /// The next connection. Waits while the limit is reached or the system has no room. If cancelled,
+    /// no connection is lost.
+    pub async fn accept(&mut self) -> Result<Accepted> {
+        if self.sockets.is_empty() {
+            return Err(Error::new(ErrorKind::Closed, "the listener is closed"));
+        }
+        let places = Arc::clone(&self.places);
+        let place = match Arc::clone(&places).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => {
+                self.stats.limit_pauses.add(1);
+                places.acquire_owned().await.expect("the semaphore is never closed")
+            }
+        };
+        let (mut pause, longest) = EXHAUSTED_PAUSE;
+        let mut aborted_run = 0;
+        loop {
+            let (source, local) = match poll_fn(|cx| self.poll_accept(cx)).await {
+                Ok((fd, peer, at)) => {
+                    let (is_tcp, local) = (self.sockets[at].is_tcp, &self.sockets[at].local);
+                    match self.accepted(fd, is_tcp, local, &peer) {
+                        Ok((mut stream, local)) => {
+                            stream.hold(Permit { _place: place });
+                            self.stats.accepted.add(1);
+                            return Ok(Accepted { stream, peer, local });
+                        }
+                        Err(source) => (source, local),
+                    }
+                }
+                Err((source, at)) => (source, &self.sockets[at].local),
+            };
+            aborted_run += 1;
+            if !is_exhausted(&source) {
+                if !is_aborted(&source) {
+                    let what = format_args!("accept a connection at {local}");
+                    return Err(Error::io(ErrorKind::Device, what, &source).with_phase(Phase::Connect));
+                }
+                self.stats.aborted.add(1);
+                if aborted_run < MAX_ABORTED_RUN {
+                    continue;
+                }
+            }
+            // The connection waits in the kernel's queue, and readiness says so all the time.
+            tracing::warn!(listener = %local, error = %source, ?pause, "no connection can be accepted now");
+            self.stats.exhausted_pauses.add(1);
+            sleep(pause).await;
+            pause = (pause * 2).min(longest);
+            aborted_run = 0;
+        }
+    }
+
+    /// The one connection that is wanted; the listener closes behind it.
+    pub async fn accept_one(mut self) -> Result<Accepted> {
+        self.accept().await
+    }
+
+    /// Stops accepting: closes the sockets and removes our own path. What was accepted goes on.
+    pub fn close(&mut self) {
+        self.sockets.clear();
+        self.own_path = None;
+    }
+
+    /// Stops accepting and waits until the accepted connections have ended.
+    pub async fn drain(&mut self, deadline: Instant) -> Result<()> {
+        self.close();
+        match timeout_at(deadline, self.places.acquire_many(self.max_connections)).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let message = format!("{} accepted connections are still open", self.open_connections());
+                Err(Error::new(ErrorKind::CloseDeadline, message).with_phase(Phase::Close))
+            }
+        }
+    }
+
+    /// One connection of any socket, or what a socket said instead and which.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<AcceptResult> {
+        for step in 0..self.sockets.len() {
+            let at = (self.turn + step) % self.sockets.len();
+            match self.sockets[at].poll_accept(cx) {
+                Poll::Pending => {}
+                Poll::Ready(result) => {
+                    self.turn = at + 1;
+                    return Poll::Ready(match result {
+                        Ok((fd, peer)) => Ok((fd, peer, at)),
+                        Err(source) => Err((source, at)),
+                    });
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The stream of an accepted socket, and which of our addresses it came to.
+    fn accepted(
+        &self,
+        fd: OwnedFd,
+        is_tcp: bool,
+        listening_at: &Address,
+        peer: &Address,
+    ) -> io::Result<(FdStream, Address)> {
+        let local = match listening_at {
+            // Bound to all addresses, it came to one of them.
+            Address::Inet(_) => Address::from_system(&SockRef::from(&fd).local_addr()?),
+            other => other.clone(),
+        };
+        let stream = FdStream::between(fd, is_tcp, &local, peer).and_then(|stream| {
+            stream.set_own_options(&self.options)?;
+            Ok(stream)
+        });
+        // Either the system has no room, or the connection is not what it was a moment ago.
+        let stream = stream.map_err(|error| {
+            let source = io::Error::from_raw_os_error(error.errno().unwrap_or(libc::ECONNABORTED));
+            if is_exhausted(&source) { source } else { io::Error::from_raw_os_error(libc::ECONNABORTED) }
+        })?;
+        Ok((stream, local))
+    }
+}
+
+impl ListenSocket {
+    fn new(fd: OwnedFd) -> Result<Self> {
+        let failed = |source: io::Error| Error::io(ErrorKind::Bind, "use a listening socket", &source);
+        let is_tcp = matches!(fd::classify(fd.as_fd(), "fd")?, FdKind::Socket(socket) if socket.is_tcp());
+        let local = Address::from_system(&SockRef::from(&fd).local_addr().map_err(failed)?);
+        let fd = NonBlocking::new(fd).map_err(failed)?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(Error::new(
+                ErrorKind::ApiMisuse,
+                "listeners are made on the event loop that uses them",
+            ));
+        }
+        // SAFETY: a `NonBlocking` owns an open descriptor and names the same one as long as it lives.
+        let io = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+            .map_err(|refused| failed(refused.into_parts().1))?;
+        Ok(Self { io, is_tcp, local })
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Address)>> {
+        loop {
+            let mut guard = std::task::ready!(self.io.poll_read_ready(cx))?;
+            match accept4(self.io.get_ref()) {
+                Err(source) if source.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(source) if source.kind() == io::ErrorKind::Interrupted => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+fn accept4(listener: &NonBlocking) -> io::Result<(OwnedFd, Address)> {
+    // SAFETY: accept4 fills at most the storage it is given and says how much of it.
+    let (fd, peer) = unsafe {
+        SockAddr::try_init(|storage, len| {
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), len, libc::SOCK_CLOEXEC);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+        })?
+    };
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, Address::from_system(&peer)))
+}
+
+/// The system has no room, and the connection waits.
+fn is_exhausted(source: &io::Error) -> bool {
+    matches!(
+        source.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC)
+    )
+}
+
+/// That connection is gone; the next may be fine (accept(2): treat these like EAGAIN).
+fn is_aborted(source: &io::Error) -> bool {
+    matches!(
+        source.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+                | libc::ETIMEDOUT
+        )
+    )
+}
