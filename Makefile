@@ -37,7 +37,7 @@ lab: build ## real traffic between network namespaces alone; needs root
 soak: build ## 10,000 bridges opened and closed; minutes
 	@$(PYTHON) tools/soak.py
 
-fuzz: ## every parser against random input; SECONDS=60 for each
+fuzz: ## every parser against random input; FUZZ_SECONDS=30 for each
 	@tools/fuzz.sh
 
 bench: build ## the figures of README.md; minutes; fails when a floor is missed

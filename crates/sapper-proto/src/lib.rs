@@ -9,6 +9,8 @@
 //! - [`cdtunnel`]: the hello of device tunnels.
 //! - [`pcapng`], [`filter`]: what a tap writes, and which packets it wants.
 
+#![forbid(unsafe_code)]
+
 pub mod cdtunnel;
 pub mod filter;
 pub mod framing;

@@ -13,6 +13,7 @@
 
 use super::checksum::{self, TCP_OFFSET, UDP_OFFSET};
 use super::ip::{IPV4_HEADER, IPV6_HEADER, Version, check_len, is_extension, protocol};
+use super::virtio::MOST_SMALL_SEGMENTS;
 use super::{Checksum, Gso, Offloads, Packet, PacketBatch, PacketMeta};
 
 /// Most packets that become one: bounds the slices of a `writev` (with two for the headers), and is
@@ -34,6 +35,9 @@ const TABLE: usize = 128;
 const PROBES: usize = 4;
 /// No packet, or no run.
 const NONE: u32 = u32::MAX;
+
+// What is made here is taken there, of whatever size its segments are.
+const _: () = assert!(MOST_TCP_PACKETS <= MOST_SMALL_SEGMENTS && MOST_UDP_PACKETS <= MOST_SMALL_SEGMENTS);
 
 /// Joins the packets of a batch.
 ///

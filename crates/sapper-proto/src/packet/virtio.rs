@@ -10,11 +10,13 @@ use super::{Checksum, Gso, PacketMeta, checksum};
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 10;
 
-/// Most segments of one UDP super-packet (the limit of Linux, `UDP_MAX_SEGMENTS`).
-pub const MOST_UDP_SEGMENTS: usize = 128;
+/// Most segments of one UDP super-packet (the limit of Linux, `UDP_MAX_SEGMENTS`), and of a TCP one
+/// whose segments are below [`LEAST_TCP_SEGMENT`].
+pub const MOST_SMALL_SEGMENTS: usize = 128;
 
-/// Least payload of a TCP segment. Linux makes none below 48 bytes with up to 40 of options; with
-/// this a hostile header cannot turn 64 KB into more than 8,192 packets.
+/// Least payload of the segments of a long TCP super-packet. Linux sends none below 48 bytes with up
+/// to 40 of options, but joins what it receives, whatever its size. With this a hostile header cannot
+/// turn 64 KB into more than 8,192 packets.
 pub const LEAST_TCP_SEGMENT: u16 = 8;
 
 /// Most bytes of headers that each segment repeats: real ones have up to 100, or some more with
@@ -202,12 +204,9 @@ impl Raw {
             return Err(VirtioError::Headers(header_len));
         }
         let payload = packet.len() - header_len;
-        let fits = match gso {
-            Gso::Udp => {
-                self.gso_size > 0 && payload.div_ceil(usize::from(self.gso_size)) <= MOST_UDP_SEGMENTS
-            }
-            _ => self.gso_size >= LEAST_TCP_SEGMENT,
-        };
+        let segments = payload.div_ceil(usize::from(self.gso_size).max(1));
+        let long = gso != Gso::Udp && self.gso_size >= LEAST_TCP_SEGMENT;
+        let fits = self.gso_size > 0 && (long || segments <= MOST_SMALL_SEGMENTS);
         if !fits {
             return Err(VirtioError::GsoSize(self.gso_size));
         }
@@ -344,6 +343,13 @@ mod tests {
         assert!(matches!(lie(&|_, p| p[0] = 0x05), VirtioError::Packet(IpError::Version(0))));
         let bare = Build::tcp4().partial(&[]);
         assert_eq!(decode(&header, &bare), Err(VirtioError::Transport(32)), "nothing to cut");
+
+        let small = |len| {
+            let (header, packet) = large(&Build::tcp6(), 3, len);
+            decode(&header, &packet).map(|meta| meta.gso_size)
+        };
+        assert_eq!(small(3 * 128), Ok(3), "a kernel joins small packets too");
+        assert_eq!(small(3 * 128 + 1), Err(VirtioError::GsoSize(3)), "but not so many");
 
         let (mut header, mut packet) = large(&Build::udp6(), 10, 1281);
         assert_eq!(decode(&header, &packet), Err(VirtioError::GsoSize(10)), "more than 128 segments");

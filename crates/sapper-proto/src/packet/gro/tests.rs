@@ -73,6 +73,19 @@ fn a_train_becomes_the_large_packet_that_a_kernel_would_give() {
 }
 
 #[test]
+fn what_is_made_is_taken_however_small_its_segments() {
+    for build in Build::all() {
+        for (size, count) in [(1, 40), (3, 64), (7, 200)] {
+            let source = batch(&train(&build, &vec![size; count]));
+            for (bytes, meta, packets) in outputs(&mut Coalescer::new(Offloads::ALL), &source) {
+                assert!(packets > 1);
+                assert_eq!(virtio::decode(&virtio::encode(&meta, &bytes), &bytes), Ok(meta));
+            }
+        }
+    }
+}
+
+#[test]
 fn what_ends_a_run() {
     for build in Build::all() {
         assert_eq!(sizes(&train(&build, &[100, 100, 100])), [3]);

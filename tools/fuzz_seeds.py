@@ -1,0 +1,104 @@
+"""Writes the inputs that the fuzz targets begin with into fuzz/corpus: one or more good ones of each form."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
+
+TCP, UDP = 6, 17
+
+
+def checksum(data: bytes) -> int:
+    """The sum of RFC 1071, not complemented."""
+    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def packet(version: int, protocol: int, payload: int, *, partial: bool = False) -> bytes:
+    """A TCP or UDP packet; with `partial`, the checksum field has the pseudo-header's sum only."""
+    length = (20 if protocol == TCP else 8) + payload
+    source, destination = (
+        (b"\x0a\0\0\1", b"\x0a\0\0\2") if version == 4 else (bytes(15) + b"\1", bytes(15) + b"\2")
+    )
+    if protocol == TCP:
+        transport = struct.pack("!HHIIBBHHH", 443, 50000, 1000, 7, 0x50, 0x18, 501, 0, 0)
+    else:
+        transport = struct.pack("!HHHH", 443, 53, length, 0)
+    transport += bytes(index & 0xFF for index in range(payload))
+    pseudo = checksum(source + destination + struct.pack("!IHH", length, 0, protocol))
+    total = pseudo if partial else (checksum(transport) + pseudo) % 0xFFFF ^ 0xFFFF
+    at = 16 if protocol == TCP else 6
+    transport = transport[:at] + struct.pack("!H", total) + transport[at + 2 :]
+    if version == 6:
+        return struct.pack("!IHBB", 0x60000000, length, protocol, 64) + source + destination + transport
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 1, 0x4000, 64, protocol, 0) + source + destination
+    return header[:10] + struct.pack("!H", checksum(header) ^ 0xFFFF) + header[12:] + transport
+
+
+def virtio(version: int, protocol: int, size: int) -> bytes:
+    """The virtio-net header of a large packet."""
+    kind = 5 if protocol == UDP else 1 if version == 4 else 4
+    return struct.pack("<BBHHHH", 1, kind, 0, size, 20 if version == 4 else 40, 16 if protocol == TCP else 6)
+
+
+def message(json: str) -> bytes:
+    """A CDTunnel message."""
+    return b"CDTunnel" + struct.pack("!H", len(json)) + json.encode()
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Inputs by target."""
+    forms = [(version, protocol) for version in (4, 6) for protocol in (TCP, UDP)]
+    ordinary = [packet(version, protocol, 40) for version, protocol in forms]
+    # Hop-by-hop options, then a fragment header, in front of UDP.
+    udp = packet(6, UDP, 20)
+    extensions = bytes([44, 0, 1, 4, 0, 0, 0, 0]) + bytes([UDP, 0, 0, 1, 0, 0, 0, 9])
+    extended = udp[:4] + struct.pack("!HB", len(udp) - 40 + 16, 0) + udp[7:40] + extensions + udp[40:]
+    large = [
+        virtio(version, protocol, 100) + packet(version, protocol, 950, partial=True)
+        for version, protocol in forms
+    ]
+    plain = bytes(10)
+    stream = {
+        0: b"".join(ordinary),
+        1: ordinary[0] + ordinary[1],
+        2: ordinary[2] + ordinary[3],
+        3: b"".join(struct.pack("!H", len(data)) + data for data in ordinary),
+        4: b"".join(struct.pack("!I", len(data)) + data for data in ordinary),
+        5: b"".join(struct.pack("!I", len(data)) + data for data in [plain + ordinary[0], *large]),
+    }
+    reply = (
+        '{"clientParameters":{"address":"fd58:8c92:8961::2","mtu":1280,"netmask":"ffff:ffff:ffff:ffff::"},'
+        '"serverAddress":"fd58:8c92:8961::1","serverRSDPort":56307,"type":"serverHandshakeResponse"}'
+    )
+    filters = [
+        "tcp port 443 and not src host 10.0.0.1",
+        "ip6 dst net fe80::/10 || (udp and greater 100)",
+        "icmp or icmp6 and less 99",
+    ]
+    return {
+        "ip": [*ordinary, extended],
+        "virtio": [*large, plain + ordinary[0]],
+        "segments": [bytes([flow, 100, 0] * 6 + [flow, 40, 0]) for flow in range(4)],
+        "deframer": [bytes([framing, 37]) + data for framing, data in stream.items()],
+        "superframe_hello": [b"SAPPERSF" + struct.pack("!BBHI", 1, 1, flags, 65535) for flags in (0, 15)],
+        "cdtunnel": [message('{"type":"clientHandshakeRequest","mtu":16000}'), message(reply)],
+        "filter": [text.encode() + b"\0" + data for text in filters for data in ordinary],
+    }
+
+
+def main() -> None:
+    """Writes them beside whatever earlier runs have found."""
+    for target, inputs in seeds().items():
+        folder = CORPUS / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, data in enumerate(inputs):
+            (folder / f"seed-{index}").write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()
