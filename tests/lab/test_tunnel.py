@@ -52,7 +52,7 @@ def tunnel(
             addresses = f"address={INNER['ipv4'][number]}/24&address={INNER['ipv6'][number]}/64"
             arguments = {
                 "socket": network,
-                "sink": f"tun:inner0?mtu={mtu}&offload={'true' if offload else 'false'}&{addresses}",
+                "sink": f"tun:inner0?mtu={mtu}&offload={'on' if offload else 'off'}&{addresses}",
                 "server_side": number == 0,
                 "framing": framing,
                 "key": key,
