@@ -12,7 +12,8 @@ TCP, UDP = 6, 17
 
 def checksum(data: bytes) -> int:
     """The sum of RFC 1071, not complemented."""
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    words: tuple[int, ...] = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))
+    total = sum(words)
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total
