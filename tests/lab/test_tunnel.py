@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import socket
 import sys
@@ -168,7 +169,7 @@ def test_without_offload(framing: str, version: str) -> None:
 def test_many_connections_share_a_tunnel() -> None:
     with tunnel("superframe", mtu=1420) as made:
         jobs = [
-            traffic.Background(lambda family=family: transfer(made, family, 2_000_000))
+            traffic.Background(functools.partial(transfer, made, family, 2_000_000))
             for family in ("ipv4", "ipv6") * 4
         ]
         for job in jobs:
