@@ -85,3 +85,18 @@ def test_every_demand_of_the_seeds_page_has_its_test() -> None:
     assert len(rows) >= 20
     for row in rows:
         assert re.search(r"`(tests/|crates::|benches/)", row), f"no test is named in: {row}"
+
+
+def test_every_option_of_the_command_line_is_documented() -> None:
+    import typer
+
+    from sapper.cli import app
+
+    page = (DOCS / "cli.md").read_text()
+    command = typer.main.get_command(app)
+    for name, one in getattr(command, "commands", {}).items():
+        assert f"sapper {name}" in page
+        for parameter in one.params:
+            for option in parameter.opts:
+                if option.startswith("--"):
+                    assert f"`{option}`" in page, f"docs/cli.md does not explain {option} of sapper {name}"
