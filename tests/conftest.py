@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import uvloop
+
 from support import needs, netns, programs
 from support.certs import Certificates
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from support import needs, netns, programs
 from support.certs import Certificates
 

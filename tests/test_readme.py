@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.needs import ROOT
 
 # A block of Python, and directly after it what it prints; an ellipsis stands for anything within a line.

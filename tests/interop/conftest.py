@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sapper.tls as tls
+
 from support import traffic
 from support.programs import Program
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import netns, traffic
 from support.needs import ROOT
 from support.programs import run_program

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import netns, traffic
 from support.programs import Program, run_program
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import sapper.tls
+
 from sapper import _native
 
 
