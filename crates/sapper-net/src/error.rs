@@ -151,6 +151,7 @@ struct Inner {
     phase: Option<Phase>,
     direction: Option<Direction>,
     alert: Option<u8>,
+    alert_received: bool,
     errno: Option<i32>,
     reason: Option<&'static str>,
     stream_code: Option<u64>,
@@ -166,6 +167,7 @@ impl Error {
             phase: None,
             direction: None,
             alert: None,
+            alert_received: false,
             errno: None,
             reason: None,
             stream_code: None,
@@ -215,9 +217,16 @@ impl Error {
         self
     }
 
-    /// The TLS alert that was sent or received.
+    /// The TLS alert that was sent.
     pub fn with_alert(mut self, alert: u8) -> Self {
         self.0.alert = Some(alert);
+        self
+    }
+
+    /// The TLS alert that the peer sent.
+    pub fn with_alert_received(mut self, alert: u8) -> Self {
+        self.0.alert = Some(alert);
+        self.0.alert_received = true;
         self
     }
 
@@ -262,6 +271,10 @@ impl Error {
     /// The TLS alert's number (RFC 8446, section 6).
     pub fn alert(&self) -> Option<u8> {
         self.0.alert
+    }
+    /// Whether the alert came from the peer; otherwise it was sent to it.
+    pub fn alert_received(&self) -> bool {
+        self.0.alert_received
     }
     /// The system's error number.
     pub fn errno(&self) -> Option<i32> {

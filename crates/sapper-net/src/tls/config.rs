@@ -1,18 +1,441 @@
-//! Written next.
-use super::{BoxEngine, Role};
+//! [`TlsConfig`]: options parsed and checked once, shared by any number of connections of both roles.
+//!
+//! What is not here: the engines' own configurations ([`super::rustls_config`],
+//! [`super::openssl_config`]), which are made from this one when a role is first used.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use openssl::ssl::SslContext;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::ServerName;
+
+use super::credentials::{CertifiedCredentials, PskCredentials, read_certificates};
+use super::options::{ClientAuth, Credentials, KeyLog, PskHash, Roots, TlsOptions, TlsVersion};
+use super::suites::{Auth, DEFAULT_GROUPS, GROUPS, Group, SUITES, Suite, similar_suites};
+use super::verify::{ChainVerifier, OwnRoots, PeerVerifier, ReplacedVerifier, Trust};
+use super::{BoxEngine, Role, openssl_config, openssl_engine, rustls_config, rustls_engine};
 use crate::error::{Error, Result};
 
-/// Parsed once, shared by any number of connections.
-pub struct TlsConfig;
+/// Credentials, verification, versions and suites, ready for use. Share it by `Arc`.
+pub struct TlsConfig {
+    settings: Settings,
+    rustls_client: OnceLock<Result<Arc<rustls::ClientConfig>>>,
+    rustls_server: OnceLock<Result<Arc<rustls::ServerConfig>>>,
+    openssl_client: OnceLock<Result<SslContext>>,
+    openssl_server: OnceLock<Result<SslContext>>,
+}
+
+/// What is proved to the peer, parsed.
+#[derive(Clone)]
+pub(crate) enum OurCredentials {
+    None,
+    Certificate(Arc<CertifiedCredentials>),
+    Psk(Arc<PskCredentials>),
+}
+
+/// Which library does the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Library {
+    Rustls,
+    Openssl,
+}
+
+/// The checked options.
+pub(crate) struct Settings {
+    pub(crate) credentials: OurCredentials,
+    pub(crate) verifier: Arc<dyn PeerVerifier>,
+    /// The same, where it asks the system.
+    system: Option<Arc<ChainVerifier>>,
+    /// A server tells its clients their names.
+    pub(crate) own_roots: Option<Arc<OwnRoots>>,
+    pub(crate) client_auth: ClientAuth,
+    pub(crate) min_version: TlsVersion,
+    pub(crate) max_version: TlsVersion,
+    pub(crate) suites: Vec<&'static Suite>,
+    pub(crate) groups: Vec<&'static Group>,
+    pub(crate) alpn: Vec<Vec<u8>>,
+    pub(crate) resumption: bool,
+    pub(crate) key_log: Option<Arc<KeyLogSink>>,
+    pub(crate) legacy_renegotiation: bool,
+    pub(crate) security_level_0: bool,
+    pub(crate) ignore_truncation: bool,
+    /// Whether a client must say whom it expects.
+    needs_name: bool,
+    library: Library,
+}
 
 impl TlsConfig {
-    /// An engine for one connection.
-    pub fn engine(&self, _role: &Role) -> Result<BoxEngine> {
-        Err(Error::config("credentials", "no engine is built in"))
+    /// Checks the options; an error names the field.
+    pub fn new(options: &TlsOptions) -> Result<Self> {
+        Ok(Self {
+            settings: Settings::new(options)?,
+            rustls_client: OnceLock::new(),
+            rustls_server: OnceLock::new(),
+            openssl_client: OnceLock::new(),
+            openssl_server: OnceLock::new(),
+        })
+    }
+
+    /// A new connection's engine.
+    pub fn engine(&self, role: &Role) -> Result<BoxEngine> {
+        let name = self.settings.check_role(role)?;
+        match self.settings.library {
+            Library::Rustls => match role {
+                Role::Client { .. } => {
+                    let config = once(&self.rustls_client, || rustls_config::client(&self.settings))?;
+                    rustls_engine::client(Arc::clone(config), name)
+                }
+                Role::Server => {
+                    let config = once(&self.rustls_server, || rustls_config::server(&self.settings))?;
+                    rustls_engine::server(Arc::clone(config))
+                }
+            },
+            Library::Openssl => {
+                let is_client = matches!(role, Role::Client { .. });
+                let slot = if is_client { &self.openssl_client } else { &self.openssl_server };
+                let context = once(slot, || openssl_config::context(&self.settings, is_client))?;
+                openssl_engine::engine(context, &self.settings, is_client, name)
+            }
+        }
+    }
+
+    /// Which library does the handshakes: `"rustls"` or `"openssl"`.
+    pub fn engine_name(&self) -> &'static str {
+        match self.settings.library {
+            Library::Rustls => "rustls",
+            Library::Openssl => "openssl",
+        }
     }
 
     /// Whether an end without close_notify counts as an orderly one.
     pub fn allows_truncation(&self) -> bool {
-        false
+        self.settings.ignore_truncation
+    }
+}
+
+impl fmt::Debug for TlsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let credentials = match &self.settings.credentials {
+            OurCredentials::None => "none".to_owned(),
+            OurCredentials::Certificate(c) => format!("a chain of {}", c.chain.len()),
+            OurCredentials::Psk(psk) => format!("{} pre-shared keys", psk.identities.len()),
+        };
+        let suites: Vec<_> = self.settings.suites.iter().map(|s| s.iana).collect();
+        f.debug_struct("TlsConfig")
+            .field("engine", &self.engine_name())
+            .field("credentials", &credentials)
+            .field("verifier", &self.settings.verifier)
+            .field("min_version", &self.settings.min_version.as_str())
+            .field("max_version", &self.settings.max_version.as_str())
+            .field("suites", &suites)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the part at its first use; a failure stays, as the options do not change.
+fn once<T>(slot: &OnceLock<Result<T>>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    slot.get_or_init(make).as_ref().map_err(Clone::clone)
+}
+
+impl Settings {
+    fn new(options: &TlsOptions) -> Result<Self> {
+        if options.min_version > options.max_version {
+            return Err(Error::config(
+                "min_version",
+                format!(
+                    "{} is newer than max_version, {}",
+                    options.min_version.as_str(),
+                    options.max_version.as_str()
+                ),
+            ));
+        }
+        let credentials = load_credentials(options)?;
+        let psk = matches!(credentials, OurCredentials::Psk(_));
+        check_psk_has_no_certificates(options, psk)?;
+        let suites = choose_suites(options, &credentials)?;
+        let groups = choose_groups(options)?;
+        for protocol in &options.alpn {
+            if protocol.is_empty() || protocol.len() > 255 {
+                return Err(Error::config("alpn", "an application protocol's name has 1 to 255 bytes"));
+            }
+        }
+        let wants_openssl = psk
+            || options.danger_legacy_renegotiation
+            || options.danger_security_level_0
+            || suites.iter().any(|s| s.legacy);
+        // A version without a suite of its own is not spoken.
+        let spoken = |version| suites.iter().any(|s| s.version == version);
+        let min_version = if spoken(TlsVersion::V1_2) { TlsVersion::V1_2 } else { TlsVersion::V1_3 };
+        let max_version = if spoken(TlsVersion::V1_3) { TlsVersion::V1_3 } else { TlsVersion::V1_2 };
+        let loaded = load_verifier(options)?;
+        if options.client_auth != ClientAuth::Off && options.verifier.is_none() {
+            let nobody =
+                loaded.own_roots.is_none() && options.pins.is_empty() && options.roots != Roots::DangerNone;
+            if nobody || options.roots == Roots::System {
+                return Err(Error::config(
+                    "roots",
+                    "clients' certificates are checked against roots of your own (or pins), not the system's",
+                ));
+            }
+        }
+        Ok(Self {
+            credentials,
+            verifier: loaded.verifier,
+            system: loaded.system.filter(|_| !psk),
+            own_roots: loaded.own_roots,
+            client_auth: options.client_auth,
+            min_version,
+            max_version,
+            suites,
+            groups,
+            alpn: options.alpn.clone(),
+            resumption: options.resumption,
+            key_log: KeyLogSink::open(&options.key_log)?.map(Arc::new),
+            legacy_renegotiation: options.danger_legacy_renegotiation,
+            security_level_0: options.danger_security_level_0,
+            ignore_truncation: options.danger_ignore_truncation,
+            needs_name: loaded.needs_name && !psk,
+            library: if wants_openssl { Library::Openssl } else { Library::Rustls },
+        })
+    }
+
+    /// Whether the options fit the role; the server's name where there is one.
+    fn check_role(&self, role: &Role) -> Result<Option<ServerName<'static>>> {
+        match (role, &self.credentials) {
+            (Role::Server, OurCredentials::None) => {
+                Err(Error::config("credentials", "a server needs a certificate or a pre-shared key"))
+            }
+            (Role::Server, _) => Ok(None),
+            (Role::Client { .. }, OurCredentials::Psk(psk)) if psk.identities.len() != 1 => {
+                Err(Error::config("credentials", "a client uses one pre-shared key, not several"))
+            }
+            (Role::Client { server_name }, _) => {
+                let name = server_name.as_deref().map(parse_server_name).transpose()?;
+                if name.is_none() && self.needs_name {
+                    return Err(Error::config(
+                        "server_name",
+                        "the server's name is needed to check its certificate (or danger_ignore_server_name)",
+                    ));
+                }
+                if let Some(system) = &self.system {
+                    system.check_system()?;
+                }
+                Ok(name)
+            }
+        }
+    }
+
+    /// The suites of one version.
+    pub(crate) fn suites_of(&self, version: TlsVersion) -> impl Iterator<Item = &'static Suite> + '_ {
+        self.suites.iter().copied().filter(move |s| s.version == version)
+    }
+}
+
+/// A DNS name, or an IP address (IPv6 also in brackets).
+fn parse_server_name(name: &str) -> Result<ServerName<'static>> {
+    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+    if let Ok(address) = IpAddr::from_str(bare) {
+        return Ok(ServerName::from(address));
+    }
+    let dns = name.strip_suffix('.').unwrap_or(name);
+    ServerName::try_from(dns.to_owned()).map_err(|_| {
+        Error::config("server_name", format!("{name:?} is neither a DNS name nor an IP address"))
+    })
+}
+
+fn load_credentials(options: &TlsOptions) -> Result<OurCredentials> {
+    Ok(match &options.credentials {
+        Credentials::None => OurCredentials::None,
+        Credentials::Certificate { chain, key, password } => {
+            OurCredentials::Certificate(Arc::new(CertifiedCredentials::load(chain, key, password.as_ref())?))
+        }
+        Credentials::Psk { identities, hash } => OurCredentials::Psk(Arc::new(PskCredentials::check(
+            identities,
+            *hash,
+            options.min_version == TlsVersion::V1_3,
+            options.danger_short_psk,
+        )?)),
+    })
+}
+
+/// An option that would do nothing is an error, not a surprise.
+fn check_psk_has_no_certificates(options: &TlsOptions, psk: bool) -> Result<()> {
+    let field = match () {
+        () if !psk => return Ok(()),
+        () if options.roots != Roots::Default => "roots",
+        () if !options.pins.is_empty() => "pins",
+        () if options.client_auth != ClientAuth::Off => "client_auth",
+        () if options.verifier.is_some() => "verifier",
+        () => return Ok(()),
+    };
+    Err(Error::config(field, "with a pre-shared key there is no certificate to check"))
+}
+
+struct LoadedVerifier {
+    verifier: Arc<dyn PeerVerifier>,
+    system: Option<Arc<ChainVerifier>>,
+    own_roots: Option<Arc<OwnRoots>>,
+    /// Whether it compares the server's name.
+    needs_name: bool,
+}
+
+fn load_verifier(options: &TlsOptions) -> Result<LoadedVerifier> {
+    let provider = Arc::new(default_provider());
+    let chain = |trust, check_name| {
+        Arc::new(ChainVerifier {
+            trust,
+            pins: options.pins.clone(),
+            check_name,
+            provider: Arc::clone(&provider),
+        })
+    };
+    let loaded =
+        |verifier, needs_name| LoadedVerifier { verifier, system: None, own_roots: None, needs_name };
+    if let Some(verifier) = &options.verifier {
+        if options.roots != Roots::Default {
+            return Err(Error::config("roots", "the replaced verifier decides alone; leave roots away"));
+        }
+        let pins = (!options.pins.is_empty()).then(|| chain(Trust::Nobody, false));
+        return Ok(loaded(Arc::new(ReplacedVerifier { verifier: Arc::clone(verifier), pins }), false));
+    }
+    let check_name = !options.danger_ignore_server_name;
+    Ok(match &options.roots {
+        Roots::Default if !options.pins.is_empty() => loaded(chain(Trust::Nobody, check_name), false),
+        Roots::Default | Roots::System => {
+            let system = chain(Trust::System(OnceLock::new()), check_name);
+            LoadedVerifier { system: Some(Arc::clone(&system)), ..loaded(system, check_name) }
+        }
+        Roots::DangerNone => loaded(chain(Trust::Nobody, false), false),
+        Roots::Own(bytes) => {
+            let roots = Arc::new(OwnRoots::new(read_certificates(bytes, "roots")?)?);
+            let verifier = chain(Trust::Own(Arc::clone(&roots)), check_name);
+            LoadedVerifier { own_roots: Some(roots), ..loaded(verifier, check_name) }
+        }
+    })
+}
+
+fn choose_suites(options: &TlsOptions, credentials: &OurCredentials) -> Result<Vec<&'static Suite>> {
+    let psk_hash = match credentials {
+        OurCredentials::Psk(psk) => Some(psk.hash),
+        _ => None,
+    };
+    let mut chosen: Vec<&'static Suite> = Vec::new();
+    if options.cipher_suites.is_empty() {
+        let fits = |s: &&Suite| misfit(s, psk_hash).is_none() && (!s.legacy || options.danger_legacy_suites);
+        chosen.extend(SUITES.iter().filter(fits));
+    } else {
+        for name in &options.cipher_suites {
+            let suite = named_suite(name, options)?;
+            if let Some(why) = misfit(suite, psk_hash) {
+                return Err(Error::config("cipher_suites", format!("{} {why}", suite.iana)));
+            }
+            if !chosen.contains(&suite) {
+                chosen.push(suite);
+            }
+        }
+    }
+    chosen.retain(|s| (options.min_version..=options.max_version).contains(&s.version));
+    if chosen.is_empty() {
+        return Err(Error::config("cipher_suites", "none of these suites belongs to the versions allowed"));
+    }
+    Ok(chosen)
+}
+
+/// Why a suite cannot be used with these credentials.
+fn misfit(suite: &Suite, psk_hash: Option<PskHash>) -> Option<&'static str> {
+    match (suite.auth, psk_hash) {
+        (Auth::Any | Auth::Certificate, None) | (Auth::Psk, Some(_)) => None,
+        (Auth::Psk, None) => Some("needs a pre-shared key"),
+        (Auth::Certificate, Some(_)) => Some("needs a certificate, not a pre-shared key"),
+        // The hash of a key is the hash of the suite (RFC 8446, section 4.2.11).
+        (Auth::Any, Some(hash)) => match (hash, suite.is_sha384()) {
+            (PskHash::Sha256, true) => Some("needs a pre-shared key that was made for SHA-384"),
+            (PskHash::Sha384, false) => Some("needs a pre-shared key that was made for SHA-256"),
+            _ => None,
+        },
+    }
+}
+
+fn named_suite(name: &str, options: &TlsOptions) -> Result<&'static Suite> {
+    let suite = Suite::by_name(name).ok_or_else(|| {
+        Error::config(
+            "cipher_suites",
+            format!("{name:?} is not a suite that is known here; {}", similar_suites(name)),
+        )
+    })?;
+    if suite.legacy && !options.danger_legacy_suites {
+        return Err(Error::config(
+            "cipher_suites",
+            format!("{} has CBC or no forward secrecy; allow it by danger_legacy_suites", suite.iana),
+        ));
+    }
+    Ok(suite)
+}
+
+fn choose_groups(options: &TlsOptions) -> Result<Vec<&'static Group>> {
+    if options.groups.is_empty() {
+        return Ok(GROUPS[..DEFAULT_GROUPS].iter().collect());
+    }
+    options
+        .groups
+        .iter()
+        .map(|name| {
+            Group::by_name(name).ok_or_else(|| {
+                let known: Vec<_> = GROUPS.iter().map(|g| g.name).collect();
+                Error::config(
+                    "groups",
+                    format!("{name:?} is not a group that is known here; these are: {}", known.join(", ")),
+                )
+            })
+        })
+        .collect()
+}
+
+/// Where key log lines go.
+pub(crate) enum KeyLogSink {
+    File(Mutex<File>),
+    Callback(Arc<dyn Fn(&str) + Send + Sync>),
+}
+
+impl fmt::Debug for KeyLogSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyLogSink")
+    }
+}
+
+impl KeyLogSink {
+    fn open(target: &KeyLog) -> Result<Option<Self>> {
+        match target {
+            KeyLog::None => Ok(None),
+            KeyLog::Callback(callback) => Ok(Some(Self::Callback(Arc::clone(callback)))),
+            KeyLog::File(path) => OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path)
+                .map(|file| Some(Self::File(Mutex::new(file))))
+                .map_err(|e| Error::config("key_log", format!("{}: {e}", path.display()))),
+        }
+    }
+
+    /// Writes one line, given without its newline.
+    pub(crate) fn write(&self, line: &str) {
+        match self {
+            Self::Callback(callback) => callback(line),
+            Self::File(file) => {
+                // One write per line, so that several processes may share a file.
+                let text = format!("{line}\n");
+                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                if let Err(error) = file.write_all(text.as_bytes()) {
+                    tracing::warn!(%error, "the key log cannot be written");
+                }
+            }
+        }
     }
 }

@@ -5,8 +5,28 @@
 //!   that rustls refuses on purpose. The credentials choose; a user never does.
 //! - [`stream`]: a [`crate::stream::Stream`] that seals and opens records over another one.
 
+pub mod bench;
 pub mod config;
+mod credentials;
+pub mod dev_cert;
+pub mod failure;
+mod greeting;
+mod key_schedule;
+mod openssl_config;
+mod openssl_engine;
+mod openssl_ffi;
+pub mod options;
+mod record;
+mod rustls_config;
+mod rustls_engine;
+mod scene;
 pub mod stream;
+mod suites;
+mod traffic;
+pub mod verify;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -1,138 +1,186 @@
-//! TLS as a stream over a stream: one large receive, many records opened; many records sealed, one
-//! write.
+//! [`TlsStream`]: a stream of records over another stream.
 //!
-//! An idle connection holds no buffer. Ciphertext that the carrier did not take yet is bounded by
-//! what one call sealed: nothing is accepted while it waits.
+//! One large receive, many records opened, straight into the reader's buffer; each slice that is
+//! written becomes a record of its own, and one call is one write to the carrier. Buffers come from
+//! the pool when there are bytes for them and go back when there are none.
+//!
+//! What is not here: whether a peer is welcome beyond its certificate (the session asks for that
+//! after the handshake), and framing.
 
 use std::future::poll_fn;
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use super::config::TlsConfig;
-use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Role};
+use super::failure::{alert, misuse};
+use super::traffic::has_whole_record;
+use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Role, greeting};
 use crate::buffer::{BLOCK, Buffer};
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::stats::EndpointStats;
 use crate::stream::{BoxStream, RecordMarks, Stream};
 
-/// Ciphertext of the largest record (RFC 5246, section 6.2.3: 2,048 bytes of expansion).
-const MAX_CIPHERTEXT: usize = 5 + MAX_RECORD + 2048;
+/// What a record adds at most, OpenSSL's CBC records included.
+const RECORD_OVERHEAD: usize = 128;
+/// Room that surely takes one record with what is cut off behind it.
+const ONE_RECORD: usize = MAX_RECORD + 2048;
+/// Answers (key updates, refusals) that may wait while we read on: a peer that asks and does not
+/// take the answers waits then.
+const MAX_ANSWERS: usize = 16 * 1024;
+/// How long a last alert may take to leave.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long we listen to who does not speak TLS, for a better error message.
+const MORE_OF_A_STRANGER: Duration = Duration::from_millis(20);
 
-/// A write stops sealing here, so that its ciphertext lies in one pooled block.
-const SEAL_LIMIT: usize = BLOCK - MAX_CIPHERTEXT;
-
-/// A peer that reads nothing does not hold up the end of a failed connection.
-const ALERT_PATIENCE: Duration = Duration::from_secs(1);
-
-const UNEXPECTED_MESSAGE: u8 = 10;
-
-/// Which way application data may flow.
+/// Which way application data may go. Alerts, tickets and key updates are handled in every case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StreamDirection {
     /// Both ways.
     #[default]
     Duplex,
-    /// From us only: data from the peer is its error. Alerts, tickets and key updates are handled.
+    /// To the peer only: data from it is an error.
     EncryptOnly,
-    /// To us only: a write is ours.
+    /// From the peer only: writing is an error.
     DecryptOnly,
 }
 
-/// A TLS session over any stream.
+/// A TLS connection over a stream.
 pub struct TlsStream {
-    carrier: BoxStream,
     engine: BoxEngine,
+    carrier: BoxStream,
+    /// Ciphertext that was received.
     incoming: Buffer,
+    /// Plaintext that was opened for a reader whose buffer was too small for a record.
+    plain: Buffer,
+    plain_taken: usize,
+    plain_marks: RecordMarks,
+    /// Ciphertext that is still to be sent.
     outgoing: Buffer,
-    /// Plaintext of a record that did not fit a small read.
-    opened: Buffer,
-    /// Whether `incoming` may hold a whole record.
-    unopened: bool,
-    reading: Reading,
-    close_sent: bool,
+    version: &'static str,
+    /// The carrier's, with the records.
+    stats: Arc<EndpointStats>,
     direction: StreamDirection,
     allow_truncation: bool,
-    stats: Arc<EndpointStats>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reading {
-    Open,
-    /// By close_notify, or by an end that was allowed.
-    Ended,
-    Failed,
+    /// The peer has ended its direction, or we do not read any more.
+    read_ended: bool,
+    /// We have ended our direction.
+    write_ended: bool,
+    /// The end of the connection, told to whoever calls.
+    failed: Option<Error>,
+    /// The end of our sending direction only; what the peer has sent can still be read.
+    write_failed: Option<Error>,
 }
 
 impl TlsStream {
-    /// Shakes hands over `carrier`. `initial` is ciphertext that was received already. The caller
-    /// sets the deadline; dropping the future closes the carrier.
+    /// Shakes hands over `carrier`. `initial` is ciphertext that was received already. The caller sets
+    /// the deadline; dropping the future ends everything, the carrier included.
     pub async fn handshake(
         carrier: BoxStream,
         config: &TlsConfig,
         role: &Role,
         initial: &[u8],
     ) -> Result<(Self, HandshakeInfo)> {
-        let stats = Arc::clone(carrier.stats());
         let mut stream = Self {
             engine: config.engine(role)?,
+            stats: Arc::clone(carrier.stats()),
             carrier,
             incoming: Buffer::new(),
+            plain: Buffer::new(),
+            plain_taken: 0,
+            plain_marks: RecordMarks::ignored(),
             outgoing: Buffer::new(),
-            opened: Buffer::new(),
-            unopened: false,
-            reading: Reading::Open,
-            close_sent: false,
+            version: "TLS",
             direction: StreamDirection::Duplex,
             allow_truncation: config.allows_truncation(),
-            stats,
+            read_ended: false,
+            write_ended: false,
+            failed: None,
+            write_failed: None,
         };
         if !initial.is_empty() {
             stream.incoming.extend(initial);
         }
-        let info = stream.shake_hands().await.map_err(|error| error.with_phase(Phase::Handshake))?;
-        stream.unopened = !stream.incoming.is_empty();
-        stream.incoming.release();
-        stream.outgoing.release();
-        Ok((stream, info))
-    }
-
-    async fn shake_hands(&mut self) -> Result<HandshakeInfo> {
-        loop {
-            let progress = self.engine.handshake(&mut self.incoming, &mut self.outgoing);
-            // A failure's alert goes out too, but its cause is what counts.
-            match progress {
-                Ok(HandshakeProgress::Done(info)) => {
-                    poll_fn(|cx| self.poll_flush(cx)).await?;
-                    return Ok(*info);
-                }
-                Ok(HandshakeProgress::NeedMore) => poll_fn(|cx| self.poll_flush(cx)).await?,
-                Err(error) => {
-                    let _ = timeout(ALERT_PATIENCE, poll_fn(|cx| self.poll_flush(cx))).await;
-                    return Err(error);
-                }
-            }
-            if poll_fn(|cx| self.poll_receive(cx)).await? == 0 {
-                return Err(Error::new(
-                    ErrorKind::ConnectionLost,
-                    "the peer closed during the TLS handshake",
-                )
-                .with_reason("truncated"));
+        let is_client = matches!(role, Role::Client { .. });
+        match stream.shake_hands(is_client).await {
+            Ok(info) => Ok((stream, info)),
+            Err(error) => {
+                stream.last_words().await;
+                Err(error.with_phase(Phase::Handshake))
             }
         }
     }
 
-    /// Which way application data may flow from now on.
+    /// An alert that does not leave in time is not worth a longer wait.
+    async fn last_words(&mut self) {
+        let _ = timeout(LAST_WORDS, poll_fn(|cx| self.poll_drain(cx))).await;
+    }
+
+    async fn shake_hands(&mut self, is_client: bool) -> Result<HandshakeInfo> {
+        let mut greeted = false;
+        loop {
+            if !greeted {
+                greeted = self.check_greeting(is_client).await?;
+            }
+            match self.engine.handshake(&mut self.incoming, &mut self.outgoing)? {
+                HandshakeProgress::Done(info) => {
+                    self.version = info.version;
+                    // All that a server still sends in TLS 1.3 is tickets; the peer may read them when
+                    // it likes.
+                    let only_tickets = !is_client && info.version == "TLSv1.3";
+                    poll_fn(|cx| match self.poll_drain(cx) {
+                        Poll::Pending if only_tickets => Poll::Ready(Ok(())),
+                        drained => drained,
+                    })
+                    .await?;
+                    self.incoming.release();
+                    return Ok(*info);
+                }
+                HandshakeProgress::NeedMore => {
+                    poll_fn(|cx| self.poll_drain(cx)).await?;
+                    if poll_fn(|cx| self.poll_receive(cx)).await? == 0 {
+                        let how = if greeted { "during" } else { "before it said anything in" };
+                        return Err(Error::new(
+                            ErrorKind::ConnectionLost,
+                            format!("the peer closed the connection {how} the TLS handshake"),
+                        )
+                        .with_reason("truncated")
+                        .with_direction(Direction::Decapsulate));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn check_greeting(&mut self, is_client: bool) -> Result<bool> {
+        let error = match greeting::check(self.incoming.data(), is_client) {
+            Ok(greeted) => return Ok(greeted),
+            Err(error) => error,
+        };
+        // The first receive may have brought a byte or two; what is there by now tells people more.
+        if self.incoming.len() >= 8 {
+            return Err(error);
+        }
+        match timeout(MORE_OF_A_STRANGER, poll_fn(|cx| self.poll_receive(cx))).await {
+            Ok(Ok(1..)) => greeting::check(self.incoming.data(), is_client),
+            _ => Err(error),
+        }
+    }
+
+    /// Limits application data to one direction.
     pub fn set_direction(&mut self, direction: StreamDirection) {
         self.direction = direction;
     }
 
-    /// New keys for our direction (TLS 1.3); they are in use from the next record on.
+    /// New keys for our direction (TLS 1.3). [`poll_flush`](Stream::poll_flush) sends the message;
+    /// otherwise it goes out with the next data.
     pub fn update_keys(&mut self) -> Result<()> {
+        self.check_failed()?;
         self.engine.update_keys(&mut self.outgoing)
     }
 
@@ -146,9 +194,24 @@ impl TlsStream {
         self.engine.export_keying_material(label, context, out)
     }
 
+    /// Ends the session with a fatal alert (a policy said no).
+    pub async fn abort(&mut self, alert: u8) {
+        self.fatal_alert(alert);
+        self.last_words().await;
+    }
+
+    /// The same without waiting: it is sent as far as the carrier takes it now, and
+    /// [`poll_flush`](Stream::poll_flush) sends the rest.
+    pub fn fatal_alert(&mut self, alert: u8) {
+        self.engine.fatal_alert(alert, &mut self.outgoing);
+        self.write_ended = true;
+        self.read_ended = true;
+        let _ = self.poll_drain(&mut Context::from_waker(Waker::noop()));
+    }
+
     /// What the carrier had behind the peer's close_notify: the beginning of another protocol.
     pub fn unused_data(&mut self) -> Vec<u8> {
-        if self.reading != Reading::Ended {
+        if !self.read_ended {
             return Vec::new();
         }
         let unused = self.incoming.data().to_vec();
@@ -157,90 +220,151 @@ impl TlsStream {
         unused
     }
 
-    /// Ends the session with a fatal alert. Waits a second at most for the carrier to take it.
-    pub async fn abort(&mut self, alert: u8) {
-        self.engine.fatal_alert(alert, &mut self.outgoing);
-        self.reading = Reading::Failed;
-        let _ = timeout(ALERT_PATIENCE, poll_fn(|cx| self.poll_flush(cx))).await;
-    }
-
     /// What it runs over.
     pub fn carrier(&mut self) -> &mut dyn Stream {
         self.carrier.as_mut()
     }
 
-    /// Receives once, as much as is there and fits; 0 is the carrier's end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
-        ready!(self.carrier.poll_readable(cx))?;
-        let room = self.incoming.reserve(MAX_CIPHERTEXT);
-        let n = ready!(self.carrier.poll_read(cx, room, &mut RecordMarks::ignored()))?;
-        self.incoming.commit(n);
-        Poll::Ready(Ok(n))
+    fn check_failed(&self) -> Result<()> {
+        self.failed.as_ref().or(self.write_failed.as_ref()).map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    /// Opens records into `buf`; `None` when more ciphertext is needed.
-    fn open(&mut self, buf: &mut [u8], marks: &mut RecordMarks) -> Result<Option<usize>> {
-        let opened = self.engine.open(&mut self.incoming, buf, marks, &mut self.outgoing)?;
-        self.unopened = opened.state == OpenState::Full;
-        self.stats.records_received.add(opened.records as u64);
-        if opened.state == OpenState::Closed {
-            self.reading = Reading::Ended;
-        }
-        if opened.produced > 0 && self.direction == StreamDirection::EncryptOnly {
-            self.engine.fatal_alert(UNEXPECTED_MESSAGE, &mut self.outgoing);
-            return Err(Error::new(
-                ErrorKind::RemoteProtocol,
-                "the peer sent application data on a connection that only encrypts",
-            )
-            .with_alert(UNEXPECTED_MESSAGE)
-            .with_direction(Direction::Decapsulate));
-        }
-        match opened.state {
-            _ if opened.produced > 0 => Ok(Some(opened.produced)),
-            OpenState::Closed => Ok(Some(0)),
-            OpenState::NeedMore => Ok(None),
-            // A record that is larger than `buf`: it is opened whole and given out in parts.
-            OpenState::Full => {
-                let room = self.opened.reserve(MAX_RECORD);
-                let whole = self.engine.open(
-                    &mut self.incoming,
-                    &mut room[..MAX_RECORD],
-                    marks,
-                    &mut self.outgoing,
-                )?;
-                self.opened.commit(whole.produced);
-                self.stats.records_received.add(whole.records as u64);
-                self.unopened = whole.state == OpenState::Full;
-                if whole.state == OpenState::Closed {
-                    self.reading = Reading::Ended;
-                }
-                Ok(Some(self.take_opened(buf)))
+    /// Remembers the end, and lets the alert go out as far as the carrier takes it.
+    fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
+        let error = error.with_phase(Phase::Transfer);
+        self.failed = Some(error.clone());
+        self.write_ended = true;
+        let _ = self.poll_drain(cx);
+        error
+    }
+
+    /// One receive into what is free; 0 is the carrier's end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+        // What waits is less than a record; moved to the front, the rest of the block is free.
+        let want = BLOCK - self.incoming.len().min(BLOCK / 2);
+        let space = self.incoming.reserve(want);
+        let result = self.carrier.poll_read(cx, space, &mut RecordMarks::ignored());
+        match result {
+            Poll::Ready(Ok(n)) => {
+                self.incoming.commit(n);
+                Poll::Ready(Ok(n))
+            }
+            other => {
+                self.incoming.release();
+                other
             }
         }
     }
 
-    fn take_opened(&mut self, buf: &mut [u8]) -> usize {
-        let n = self.opened.len().min(buf.len());
-        buf[..n].copy_from_slice(&self.opened.data()[..n]);
-        self.opened.consume(n);
-        self.opened.release();
-        n
-    }
-
-    /// Hands sealed records to the carrier; ready when none are left.
+    /// Ready when nothing waits to be sent.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         while !self.outgoing.is_empty() {
-            let n = ready!(self.carrier.poll_write(cx, &[IoSlice::new(self.outgoing.data())]))?;
-            self.outgoing.consume(n);
+            let result = self.carrier.poll_write(cx, &[IoSlice::new(self.outgoing.data())]);
+            match ready!(result) {
+                Ok(n) => {
+                    self.outgoing.consume(n);
+                }
+                Err(error) => {
+                    self.outgoing.consume(self.outgoing.len());
+                    self.outgoing.release();
+                    self.write_failed = Some(error.clone());
+                    return Poll::Ready(Err(error));
+                }
+            }
         }
         self.outgoing.release();
         Poll::Ready(Ok(()))
     }
 
-    fn seal(&mut self, plain: &[u8]) -> Result<()> {
-        self.engine.seal(plain, &mut self.outgoing)?;
-        self.stats.records_sent.add(plain.len().div_ceil(MAX_RECORD) as u64);
-        Ok(())
+    /// Opens what is there into `buf`; `Ok(None)` asks for more ciphertext.
+    fn open(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+        marks: &mut RecordMarks,
+    ) -> Result<Option<usize>> {
+        loop {
+            if self.incoming.is_empty() {
+                return Ok(None);
+            }
+            let result = self.engine.open(&mut self.incoming, buf, marks, &mut self.outgoing);
+            let opened = result.map_err(|error| self.fail(cx, error))?;
+            self.stats.records_received.add(opened.records as u64);
+            self.read_ended |= opened.state == OpenState::Closed;
+            if opened.produced > 0 {
+                self.check_incoming_data(cx)?;
+                return Ok(Some(opened.produced));
+            }
+            match opened.state {
+                OpenState::NeedMore => return Ok(None),
+                OpenState::Closed => return Ok(Some(0)),
+                OpenState::Full => {}
+            }
+            // The reader's buffer is smaller than the next record.
+            self.plain_marks = RecordMarks::wanted();
+            self.plain_taken = 0;
+            let space = &mut self.plain.reserve(ONE_RECORD)[..ONE_RECORD];
+            let result =
+                self.engine.open(&mut self.incoming, space, &mut self.plain_marks, &mut self.outgoing);
+            let opened = result.map_err(|error| self.fail(cx, error))?;
+            self.stats.records_received.add(opened.records as u64);
+            self.read_ended |= opened.state == OpenState::Closed;
+            if opened.produced > 0 {
+                self.plain.commit(opened.produced);
+                self.check_incoming_data(cx)?;
+                return Ok(Some(self.take_plain(buf, marks)));
+            }
+            self.plain.release();
+            if self.read_ended {
+                return Ok(Some(0));
+            }
+        }
+    }
+
+    fn check_incoming_data(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        if self.direction != StreamDirection::EncryptOnly {
+            return Ok(());
+        }
+        self.engine.fatal_alert(alert::UNEXPECTED_MESSAGE, &mut self.outgoing);
+        let error = Error::new(
+            ErrorKind::RemoteProtocol,
+            "the peer sent application data over a connection that only encrypts",
+        )
+        .with_alert(alert::UNEXPECTED_MESSAGE)
+        .with_direction(Direction::Decapsulate);
+        Err(self.fail(cx, error))
+    }
+
+    fn take_plain(&mut self, buf: &mut [u8], marks: &mut RecordMarks) -> usize {
+        let n = self.plain.len().min(buf.len());
+        buf[..n].copy_from_slice(&self.plain.data()[..n]);
+        self.plain.consume(n);
+        let (from, to) = (self.plain_taken, self.plain_taken + n);
+        for &end in self.plain_marks.ends() {
+            let end = end as usize;
+            if end > from && end <= to {
+                marks.push(end - from);
+            }
+        }
+        self.plain_taken = to;
+        if self.plain.is_empty() {
+            self.plain.release();
+        }
+        n
+    }
+
+    fn truncated(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+        self.read_ended = true;
+        if self.allow_truncation {
+            return Poll::Ready(Ok(0));
+        }
+        let error = Error::new(
+            ErrorKind::ConnectionLost,
+            "the peer's end came without close_notify: what it sent may have been cut off",
+        )
+        .with_reason("truncated")
+        .with_direction(Direction::Decapsulate);
+        Poll::Ready(Err(self.fail(cx, error)))
     }
 }
 
@@ -251,133 +375,136 @@ impl Stream for TlsStream {
         buf: &mut [u8],
         marks: &mut RecordMarks,
     ) -> Poll<Result<usize>> {
-        if !self.opened.is_empty() {
-            return Poll::Ready(Ok(self.take_opened(buf)));
+        if !self.plain.is_empty() {
+            let n = self.take_plain(buf, marks);
+            return Poll::Ready(Ok(n));
         }
         loop {
-            match self.reading {
-                Reading::Ended => return Poll::Ready(Ok(0)),
-                Reading::Failed => {
-                    return Poll::Ready(Err(Error::new(
-                        ErrorKind::Closed,
-                        "the TLS session has failed already",
-                    )));
-                }
-                Reading::Open => {}
+            if let Some(error) = &self.failed {
+                return Poll::Ready(Err(error.clone()));
             }
-            if self.unopened {
-                match self.open(buf, marks) {
-                    Ok(Some(n)) => return Poll::Ready(Ok(n)),
-                    Ok(None) => {}
-                    Err(error) => {
-                        self.reading = Reading::Failed;
-                        let _ = self.poll_drain(cx);
-                        return Poll::Ready(Err(error));
-                    }
-                }
+            if self.read_ended {
+                return Poll::Ready(Ok(0));
             }
-            // Answers to the peer (alerts, key updates) must not wait for the next write.
+            if self.outgoing.len() > MAX_ANSWERS {
+                // Its failure is the writers' business; reading goes on without answers.
+                let _ = ready!(self.poll_drain(cx));
+            }
+            let opened = self.open(cx, buf, marks);
             if !self.outgoing.is_empty() {
-                let _ = self.poll_drain(cx)?;
+                let _ = self.poll_drain(cx);
             }
-            let received = self.poll_receive(cx);
-            if self.incoming.is_empty() {
-                self.incoming.release();
+            match opened {
+                Ok(Some(n)) => {
+                    return Poll::Ready(Ok(n));
+                }
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Err(error)),
             }
-            if ready!(received)? > 0 {
-                self.unopened = true;
-                continue;
+            match ready!(self.poll_receive(cx)) {
+                Ok(0) => return self.truncated(cx),
+                Ok(_) => {}
+                Err(error) => {
+                    let error = error.with_direction(Direction::Decapsulate);
+                    return Poll::Ready(Err(self.fail(cx, error)));
+                }
             }
-            if self.allow_truncation && self.incoming.is_empty() {
-                self.reading = Reading::Ended;
-                continue;
-            }
-            self.reading = Reading::Failed;
-            return Poll::Ready(Err(Error::new(
-                ErrorKind::ConnectionLost,
-                "the connection ended without the peer's close_notify: data may be missing",
-            )
-            .with_reason("truncated")));
         }
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if self.unopened || !self.opened.is_empty() || self.reading != Reading::Open {
+        let ready = !self.plain.is_empty()
+            || self.read_ended
+            || self.failed.is_some()
+            || has_whole_record(self.incoming.data());
+        if ready {
             return Poll::Ready(Ok(()));
+        }
+        if !self.outgoing.is_empty() {
+            let _ = self.poll_drain(cx);
         }
         self.carrier.poll_readable(cx)
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<Result<usize>> {
-        if self.close_sent {
-            return Poll::Ready(Err(Error::new(
-                ErrorKind::Closed,
-                "written after the end of the TLS stream",
-            )));
-        }
+        self.check_failed()?;
         if self.direction == StreamDirection::DecryptOnly {
-            return Poll::Ready(Err(Error::new(
-                ErrorKind::LocalProtocol,
-                "application data was written to a connection that only decrypts",
-            )
-            .with_direction(Direction::Encapsulate)));
+            return Poll::Ready(Err(misuse("this connection only decrypts")));
         }
-        ready!(self.poll_drain(cx))?;
+        if self.write_ended {
+            return Poll::Ready(Err(Error::new(ErrorKind::Closed, "the sending direction has ended")));
+        }
         let mut taken = 0;
-        for slice in slices {
-            let room = SEAL_LIMIT.saturating_sub(self.outgoing.len());
-            if slice.len() > room {
-                if slice.len() > MAX_RECORD && room >= MAX_RECORD {
-                    let part = room / MAX_RECORD * MAX_RECORD;
-                    self.seal(&slice[..part])?;
-                    taken += part;
+        loop {
+            for slice in slices {
+                let room = BLOCK.saturating_sub(self.outgoing.len());
+                let records = slice.len().div_ceil(MAX_RECORD);
+                if slice.len() + records * RECORD_OVERHEAD <= room {
+                    self.seal(slice, records)?;
+                    taken += slice.len();
+                    continue;
+                }
+                // Whole records of a slice that will never fit as a whole, or not now.
+                let records = room / (MAX_RECORD + RECORD_OVERHEAD);
+                if taken == 0 && records > 0 && slice.len() > records * MAX_RECORD {
+                    self.seal(&slice[..records * MAX_RECORD], records)?;
+                    taken = records * MAX_RECORD;
                 }
                 break;
             }
-            if !slice.is_empty() {
-                self.seal(slice)?;
+            if taken > 0 || slices.iter().all(|slice| slice.is_empty()) {
+                // What it took is ours now; the rest is sent when the carrier wakes us.
+                let _ = self.poll_drain(cx);
+                return Poll::Ready(Ok(taken));
             }
-            taken += slice.len();
+            ready!(self.poll_drain(cx))?;
         }
-        // What the carrier does not take now goes first in the next call.
-        if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
-            return Poll::Ready(Err(error));
-        }
-        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if let Some(error) = &self.write_failed {
+            return Poll::Ready(Err(error.clone()));
+        }
         ready!(self.poll_drain(cx))?;
         self.carrier.poll_flush(cx)
     }
 
     fn poll_send_eof(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if !self.close_sent {
-            self.close_sent = true;
-            if self.reading != Reading::Failed {
-                self.engine.close_notify(&mut self.outgoing)?;
-            }
+        if let Some(error) = &self.write_failed {
+            return Poll::Ready(Err(error.clone()));
+        }
+        if !self.write_ended {
+            self.write_ended = true;
+            self.engine.close_notify(&mut self.outgoing)?;
         }
         ready!(self.poll_drain(cx))?;
         self.carrier.poll_send_eof(cx)
     }
 
     fn reset(&mut self, code: u64) {
-        self.close_sent = true;
+        // Without close_notify, so that the peer does not take it for an orderly end.
+        self.write_ended = true;
+        self.outgoing.consume(self.outgoing.len());
+        self.outgoing.release();
         self.carrier.reset(code);
     }
 
     fn stop(&mut self, code: u64) {
-        self.reading = Reading::Ended;
+        self.read_ended = true;
+        self.incoming.consume(self.incoming.len());
+        self.plain.consume(self.plain.len());
+        self.release_idle();
         self.carrier.stop(code);
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.carrier.as_fd()
+        // The carrier's descriptor carries ciphertext: nobody may move bytes past us.
+        None
     }
 
     fn release_idle(&mut self) {
         self.incoming.release();
+        self.plain.release();
         self.outgoing.release();
         self.engine.release_idle();
         self.carrier.release_idle();
@@ -388,14 +515,24 @@ impl Stream for TlsStream {
     }
 
     fn describe(&self) -> String {
-        format!("tls ({}) over {}", self.engine.name(), self.carrier.describe())
+        format!("{} ({}) over {}", self.version, self.engine.name(), self.carrier.describe())
     }
 
     fn tls_mut(&mut self) -> Option<&mut TlsStream> {
         Some(self)
     }
 
-    fn peer_address(&self) -> Option<std::net::SocketAddr> {
+    fn peer_address(&self) -> Option<SocketAddr> {
         self.carrier.peer_address()
+    }
+}
+
+impl TlsStream {
+    fn seal(&mut self, plain: &[u8], records: usize) -> Result<()> {
+        self.engine
+            .seal(plain, &mut self.outgoing)
+            .map_err(|error| error.with_phase(Phase::Transfer).with_direction(Direction::Encapsulate))?;
+        self.stats.records_sent.add(records as u64);
+        Ok(())
     }
 }

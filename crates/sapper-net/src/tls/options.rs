@@ -1,0 +1,226 @@
+//! What a user says about TLS: plain data, no parsing, no I/O. [`super::config::TlsConfig::new`]
+//! validates it once.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::verify::PeerVerifier;
+
+/// Bytes that show neither in `Debug` nor in memory after use (private keys, passwords).
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes over the bytes.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(Zeroizing::new(bytes.into()))
+    }
+
+    /// The bytes. Do not copy them into anything that lives longer.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} secret bytes]", self.0.len())
+    }
+}
+
+/// What we prove to the peer with.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    /// Nothing: a client that only checks its server.
+    #[default]
+    None,
+    /// A certificate and its key.
+    Certificate {
+        /// The chain, our own certificate first: PEM, or DER of one certificate.
+        chain: Vec<u8>,
+        /// The key: PEM or DER; PKCS#8 (also encrypted), PKCS#1 or SEC1.
+        key: Secret,
+        /// Password of an encrypted key.
+        password: Option<Secret>,
+    },
+    /// Keys that both ends have already.
+    Psk {
+        /// One for a client; as many as there are peers for a server.
+        identities: Vec<PskIdentity>,
+        /// The hash the keys belong to in TLS 1.3, where it decides which suites can be used.
+        hash: PskHash,
+    },
+}
+
+/// A pre-shared key and its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PskIdentity {
+    /// Its name, sent in clear. TLS 1.2 allows an empty one; zero bytes cannot be used.
+    pub identity: Vec<u8>,
+    /// The key.
+    pub key: Secret,
+}
+
+/// Hash that a pre-shared key was made for (RFC 8446, section 4.2.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PskHash {
+    /// The default of TLS 1.3 where nothing else was agreed.
+    #[default]
+    Sha256,
+    /// For `TLS_AES_256_GCM_SHA384`.
+    Sha384,
+}
+
+/// Whom we believe about the peer's certificate.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum Roots {
+    /// The system's roots; the pins alone where there are pins; the verifier alone where there is one.
+    #[default]
+    Default,
+    /// The system's roots.
+    System,
+    /// Only these: PEM, or DER of one certificate.
+    Own(Vec<u8>),
+    /// Nobody is asked: any certificate is accepted (pins still count).
+    DangerNone,
+}
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("Default"),
+            Self::System => f.write_str("System"),
+            Self::Own(bytes) => write!(f, "Own({} bytes)", bytes.len()),
+            Self::DangerNone => f.write_str("DangerNone"),
+        }
+    }
+}
+
+/// Whether a server asks its clients for a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// It does not ask.
+    #[default]
+    Off,
+    /// It asks; a client without one is welcome, one with a bad one is not.
+    Optional,
+    /// It insists.
+    Required,
+}
+
+/// Protocol versions. Older ones are not spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    V1_2,
+    /// RFC 8446.
+    V1_3,
+}
+
+impl TlsVersion {
+    /// The name in results and errors.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V1_2 => "TLSv1.2",
+            Self::V1_3 => "TLSv1.3",
+        }
+    }
+}
+
+/// Where session secrets are written for a packet analyser (NSS key log format).
+#[derive(Clone, Default)]
+pub enum KeyLog {
+    /// Nowhere.
+    #[default]
+    None,
+    /// Appended to a file, which is made readable for its owner only.
+    File(PathBuf),
+    /// Given to a function, a line at a time without the newline. It runs within the handshake and
+    /// must not block.
+    Callback(Arc<dyn Fn(&str) + Send + Sync>),
+}
+
+impl fmt::Debug for KeyLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Callback(_) => f.write_str("Callback"),
+        }
+    }
+}
+
+/// All options of TLS, for clients and servers alike. The names are those of the public API.
+#[derive(Clone, Debug)]
+pub struct TlsOptions {
+    /// What we prove to the peer with.
+    pub credentials: Credentials,
+    /// Whom we believe about the peer's certificate.
+    pub roots: Roots,
+    /// SHA-256 of the public key (SubjectPublicKeyInfo) of the peer's certificate, or of one that
+    /// signed it; one of them must match.
+    pub pins: Vec<[u8; 32]>,
+    /// Whether a server asks for certificates.
+    pub client_auth: ClientAuth,
+    /// Replaces the check of the chain and of the name. Pins still count.
+    pub verifier: Option<Arc<dyn PeerVerifier>>,
+    /// Oldest version to speak.
+    pub min_version: TlsVersion,
+    /// Newest version to speak.
+    pub max_version: TlsVersion,
+    /// Suites by their IANA or OpenSSL names, best first; empty for the default.
+    pub cipher_suites: Vec<String>,
+    /// Key exchange groups, best first; empty for the default.
+    pub groups: Vec<String>,
+    /// Application protocols, best first.
+    pub alpn: Vec<Vec<u8>>,
+    /// Whether sessions of certificates may be resumed.
+    pub resumption: bool,
+    /// Where session secrets are written.
+    pub key_log: KeyLog,
+    /// A client does not compare its server's name with the certificate.
+    pub danger_ignore_server_name: bool,
+    /// TLS 1.2 with a peer that knows only the insecure renegotiation.
+    pub danger_legacy_renegotiation: bool,
+    /// OpenSSL's security level 0: small keys, SHA-1 signatures.
+    pub danger_security_level_0: bool,
+    /// Suites with CBC or without forward secrecy: added to the default, allowed in `cipher_suites`.
+    pub danger_legacy_suites: bool,
+    /// Pre-shared keys below 16 bytes.
+    pub danger_short_psk: bool,
+    /// An end without close_notify counts as an orderly one.
+    pub danger_ignore_truncation: bool,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self {
+            credentials: Credentials::None,
+            roots: Roots::Default,
+            pins: Vec::new(),
+            client_auth: ClientAuth::Off,
+            verifier: None,
+            min_version: TlsVersion::V1_2,
+            max_version: TlsVersion::V1_3,
+            cipher_suites: Vec::new(),
+            groups: Vec::new(),
+            alpn: Vec::new(),
+            resumption: true,
+            key_log: KeyLog::None,
+            danger_ignore_server_name: false,
+            danger_legacy_renegotiation: false,
+            danger_security_level_0: false,
+            danger_legacy_suites: false,
+            danger_short_psk: false,
+            danger_ignore_truncation: false,
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! rustls' configurations, made from our settings: our verifier, key log and resolver behind rustls'
+//! traits.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::{ALL_CIPHER_SUITES, ALL_KX_GROUPS, Ticketer, default_provider};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, NamedGroup, OtherError,
+    ServerConfig, SignatureScheme, SupportedProtocolVersion,
+};
+
+use super::config::{KeyLogSink, OurCredentials, Settings};
+use super::failure::{CertificateReason, Rejection};
+use super::options::{ClientAuth, TlsVersion};
+use super::scene::{SessionSecrets, on_stage};
+use super::suites::Group;
+use super::verify::{PeerCertificates, PeerVerifier};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Servers whose tickets a client keeps, eight each: bounded, and enough for a process that talks to
+/// a fleet.
+const REMEMBERED_SESSIONS: usize = 256;
+
+fn failed(what: &'static str) -> impl Fn(rustls::Error) -> Error {
+    move |e| Error::new(ErrorKind::LocalProtocol, format!("rustls does not take {what}: {e}"))
+}
+
+fn versions(settings: &Settings) -> Vec<&'static SupportedProtocolVersion> {
+    let mut versions = Vec::new();
+    if settings.max_version == TlsVersion::V1_3 {
+        versions.push(&rustls::version::TLS13);
+    }
+    if settings.min_version == TlsVersion::V1_2 {
+        versions.push(&rustls::version::TLS12);
+    }
+    versions
+}
+
+fn provider(settings: &Settings) -> Arc<CryptoProvider> {
+    let suites = settings
+        .suites
+        .iter()
+        .filter_map(|wanted| ALL_CIPHER_SUITES.iter().find(|s| u16::from(s.suite()) == wanted.id))
+        .copied()
+        .collect();
+    let groups = settings.groups.iter().filter_map(|group| kx_group(group)).collect();
+    Arc::new(CryptoProvider { cipher_suites: suites, kx_groups: groups, ..default_provider() })
+}
+
+fn kx_group(group: &Group) -> Option<&'static dyn SupportedKxGroup> {
+    ALL_KX_GROUPS.iter().find(|g| group_name(g.name()) == Some(group.name)).copied()
+}
+
+/// Our name of rustls' group.
+pub(crate) fn group_name(group: NamedGroup) -> Option<&'static str> {
+    Group::by_name(group.as_str()?).map(|g| g.name)
+}
+
+fn certified_key(settings: &Settings, provider: &CryptoProvider) -> Result<Option<Arc<CertifiedKey>>> {
+    let OurCredentials::Certificate(own) = &settings.credentials else { return Ok(None) };
+    let chain = own.chain_der()?.into_iter().map(CertificateDer::from).collect();
+    let key = PrivateKeyDer::try_from(own.key_pkcs8()?.to_vec())
+        .map_err(|e| Error::config("key", format!("the key cannot be used: {e}")))?;
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|e| Error::config("key", format!("a key of this kind cannot be used here: {e}")))?;
+    Ok(Some(Arc::new(CertifiedKey::new(chain, key))))
+}
+
+/// The configuration of clients.
+pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
+    let provider = provider(settings);
+    let certified = certified_key(settings, &provider)?;
+    let verifier =
+        ServerAdapter(Adapter { verifier: Arc::clone(&settings.verifier), provider: Arc::clone(&provider) });
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions(settings))
+        .map_err(failed("these versions and suites"))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match certified {
+        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols.clone_from(&settings.alpn);
+    config.resumption = if settings.resumption {
+        Resumption::in_memory_sessions(REMEMBERED_SESSIONS)
+    } else {
+        Resumption::disabled()
+    };
+    config.key_log = Arc::new(SceneKeyLog(settings.key_log.clone()));
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
+}
+
+/// The configuration of servers.
+pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
+    let provider = provider(settings);
+    let certified = certified_key(settings, &provider)?
+        .ok_or_else(|| Error::config("credentials", "a server needs a certificate or a pre-shared key"))?;
+    let verifier: Arc<dyn ClientCertVerifier> = match settings.client_auth {
+        ClientAuth::Off => Arc::new(NoClientAuth),
+        wanted => Arc::new(ClientAdapter {
+            adapter: Adapter { verifier: Arc::clone(&settings.verifier), provider: Arc::clone(&provider) },
+            required: wanted == ClientAuth::Required,
+            hints: settings.own_roots.as_ref().map(|roots| roots.subjects()).unwrap_or_default(),
+        }),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions(settings))
+        .map_err(failed("these versions and suites"))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(Resolver(certified)));
+    config.alpn_protocols.clone_from(&settings.alpn);
+    // Tickets carry the session themselves: a server keeps nothing per client.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    if settings.resumption {
+        config.ticketer = Ticketer::new().map_err(failed("tickets"))?;
+    } else {
+        config.send_tls13_tickets = 0;
+    }
+    config.key_log = Arc::new(SceneKeyLog(settings.key_log.clone()));
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
+}
+
+/// Gives our one certificate, and notes the name that the client asked for.
+#[derive(Debug)]
+struct Resolver(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        on_stage(|scene| scene.server_name = hello.server_name().map(str::to_owned));
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// Secrets for our record layer, and for the user's key log.
+struct SceneKeyLog(Option<Arc<KeyLogSink>>);
+
+impl fmt::Debug for SceneKeyLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SceneKeyLog")
+    }
+}
+
+impl rustls::KeyLog for SceneKeyLog {
+    fn log(&self, label: &str, client_random: &[u8], secret: &[u8]) {
+        on_stage(|scene| scene.secrets.keep(label, client_random, secret));
+        if let Some(sink) = &self.0 {
+            let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            let line = zeroize::Zeroizing::new(format!("{label} {} {}", hex(client_random), hex(secret)));
+            sink.write(&line);
+        }
+    }
+
+    fn will_log(&self, label: &str) -> bool {
+        self.0.is_some() || SessionSecrets::wants(label)
+    }
+}
+
+/// Our verifier, with the provider that checks signatures.
+#[derive(Debug)]
+struct Adapter {
+    verifier: Arc<dyn PeerVerifier>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Adapter {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        peer_is_client: bool,
+        ocsp: &[u8],
+    ) -> Result<(), rustls::Error> {
+        let chain: Vec<&[u8]> = std::iter::once(leaf).chain(rest).map(AsRef::as_ref).collect();
+        // rustls wants a name even where the user has none; the scene knows.
+        let name = on_stage(|scene| scene.server_name.clone()).flatten().filter(|_| !peer_is_client);
+        let peer = PeerCertificates { chain: &chain, peer_is_client, server_name: name.as_deref(), ocsp };
+        self.verifier.verify(&peer).map_err(|rejection| {
+            let error = certificate_error(&rejection);
+            on_stage(|scene| scene.rejection = Some(rejection));
+            rustls::Error::InvalidCertificate(error)
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// rustls chooses the alert by this; it is the one of [`CertificateReason::alert`].
+fn certificate_error(rejection: &Rejection) -> CertificateError {
+    match rejection.reason {
+        CertificateReason::Expired => CertificateError::Expired,
+        CertificateReason::NotYetValid => CertificateError::NotValidYet,
+        CertificateReason::WrongName => CertificateError::NotValidForName,
+        CertificateReason::UnknownIssuer | CertificateReason::SelfSigned => CertificateError::UnknownIssuer,
+        CertificateReason::Revoked => CertificateError::Revoked,
+        CertificateReason::BadSignature => CertificateError::BadSignature,
+        CertificateReason::UnsuitablePurpose => CertificateError::InvalidPurpose,
+        CertificateReason::Malformed | CertificateReason::Missing => CertificateError::BadEncoding,
+        CertificateReason::PinMismatch | CertificateReason::Rejected => {
+            CertificateError::ApplicationVerificationFailure
+        }
+        CertificateReason::UnsupportedAlgorithm => {
+            CertificateError::Other(OtherError(Arc::new(rejection.clone())))
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ServerAdapter(Adapter);
+
+impl ServerCertVerifier for ServerAdapter {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.0.verify(leaf, rest, false, ocsp).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.schemes()
+    }
+}
+
+#[derive(Debug)]
+struct ClientAdapter {
+    adapter: Adapter,
+    required: bool,
+    hints: Vec<DistinguishedName>,
+}
+
+impl ClientCertVerifier for ClientAdapter {
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.adapter.verify(leaf, rest, true, &[]).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.adapter.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.adapter.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.adapter.schemes()
+    }
+}
