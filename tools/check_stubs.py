@@ -37,6 +37,9 @@ SILENT_DUNDERS = {
     "__getattribute__",
 }
 
+# Those of Python and those of extension modules.
+CLASS_METHODS = (classmethod, type(vars(dict)["fromkeys"]))
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -142,10 +145,10 @@ def compare_class(node: ast.ClassDef, built: type) -> list[str]:
             is_property = inspect.isdatadescriptor(value)
             if ("property" in marks) != is_property:
                 problems.append(f"{where}: {'a property' if is_property else 'no property'} in the module")
-            elif "staticmethod" in marks and not isinstance(value, staticmethod):
-                problems.append(f"{where}: no static method in the module")
-            elif "classmethod" in marks and not isinstance(value, classmethod | type(vars(dict)["fromkeys"])):
-                problems.append(f"{where}: no class method in the module")
+            elif ("staticmethod" in marks) != isinstance(value, staticmethod):
+                problems.append(f"{where}: only one of the two is a static method")
+            elif ("classmethod" in marks) != isinstance(value, CLASS_METHODS):
+                problems.append(f"{where}: only one of the two is a class method")
             elif not is_property and not name.startswith("__"):
                 problems += compare_parameters(where, stub_parameters(entry), getattr(built, name))
     return problems
