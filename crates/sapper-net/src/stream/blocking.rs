@@ -4,6 +4,9 @@
 //! memory pair, whose bound keeps a fast reader back. The threads always wait in poll(2), on the
 //! descriptor and on a signal of the stream, so they end with it.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, LazyLock};

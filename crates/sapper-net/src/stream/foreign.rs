@@ -5,6 +5,9 @@
 //! any thread and never waiting: when it has to wait it says so, and the `notify` call-back comes when
 //! another call may do better. Both queues are bounded, so a slow side slows the other down.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
@@ -128,92 +131,5 @@ impl ForeignHandle {
             Poll::Ready(Err(why)) => ToSend::Broken(why),
             Poll::Pending => ToSend::Nothing,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-
-    use super::*;
-
-    fn counted(capacity: usize) -> (MemoryStream, ForeignHandle, Arc<AtomicUsize>) {
-        let calls = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&calls);
-        let (stream, handle) = foreign(capacity, "test".into(), move || {
-            counter.fetch_add(1, SeqCst);
-        });
-        (stream, handle, calls)
-    }
-
-    fn write(stream: &mut MemoryStream, bytes: &[u8]) -> Poll<Result<usize>> {
-        stream.poll_write(&mut Context::from_waker(Waker::noop()), &[IoSlice::new(bytes)])
-    }
-
-    fn read(stream: &mut MemoryStream, buf: &mut [u8]) -> Poll<Result<usize>> {
-        stream.poll_read(&mut Context::from_waker(Waker::noop()), buf, &mut RecordMarks::ignored())
-    }
-
-    #[test]
-    fn one_notice_for_each_time_that_nothing_was_found() {
-        let (mut stream, handle, calls) = counted(16);
-        let mut buf = [0; 16];
-        assert!(matches!(write(&mut stream, b"one"), Poll::Ready(Ok(3))));
-        assert!(matches!(write(&mut stream, b"two"), Poll::Ready(Ok(3))));
-        assert_eq!(calls.load(SeqCst), 1);
-        assert!(matches!(handle.take_to_send(&mut buf), ToSend::Bytes(6)));
-        assert!(matches!(write(&mut stream, b"x"), Poll::Ready(Ok(1))));
-        assert_eq!(calls.load(SeqCst), 1, "it was not asked for again");
-        assert!(matches!(handle.take_to_send(&mut buf), ToSend::Bytes(1)));
-        assert!(matches!(handle.take_to_send(&mut buf), ToSend::Nothing));
-        assert!(matches!(write(&mut stream, b"x"), Poll::Ready(Ok(1))));
-        assert_eq!(calls.load(SeqCst), 2);
-    }
-
-    #[test]
-    fn a_full_queue_says_so_and_notifies_of_room() {
-        let (mut stream, handle, calls) = counted(4);
-        assert_eq!(handle.push_received(b"abcdef").unwrap(), 4);
-        assert_eq!(handle.push_received(b"ef").unwrap(), 0);
-        assert_eq!(calls.load(SeqCst), 0);
-        assert!(matches!(read(&mut stream, &mut [0; 2]), Poll::Ready(Ok(2))));
-        assert_eq!(calls.load(SeqCst), 1);
-        assert_eq!(handle.push_received(b"ef").unwrap(), 2);
-    }
-
-    #[test]
-    fn flush_waits_until_all_is_fetched() {
-        let (mut stream, handle, _) = counted(16);
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(write(&mut stream, b"abc").is_ready());
-        assert!(stream.poll_flush(&mut cx).is_pending());
-        assert!(stream.poll_send_eof(&mut cx).is_pending());
-        assert!(matches!(handle.take_to_send(&mut [0; 2]), ToSend::Bytes(2)));
-        assert!(stream.poll_flush(&mut cx).is_pending());
-        assert!(matches!(handle.take_to_send(&mut [0; 2]), ToSend::Bytes(1)));
-        assert!(stream.poll_send_eof(&mut cx).is_ready());
-        assert!(matches!(handle.take_to_send(&mut [0; 2]), ToSend::Eof));
-        assert!(matches!(handle.take_to_send(&mut [0; 2]), ToSend::Eof));
-    }
-
-    #[test]
-    fn a_lost_transport_ends_both_directions_with_its_errno() {
-        let (mut stream, handle, _) = counted(16);
-        handle.push_lost("connection lost", Some(libc::ECONNRESET));
-        let Poll::Ready(Err(error)) = read(&mut stream, &mut [0; 4]) else { panic!("no error") };
-        assert_eq!((error.kind(), error.errno()), (ErrorKind::ConnectionLost, Some(libc::ECONNRESET)));
-        let Poll::Ready(Err(error)) = write(&mut stream, b"x") else { panic!("no error") };
-        assert_eq!(error.errno(), Some(libc::ECONNRESET));
-    }
-
-    #[test]
-    fn a_dropped_stream_is_seen_from_outside() {
-        let (mut stream, handle, calls) = counted(16);
-        assert!(write(&mut stream, b"last").is_ready());
-        drop(stream);
-        assert_eq!(calls.load(SeqCst), 1);
-        assert!(handle.push_received(b"x").is_err());
-        assert!(matches!(handle.take_to_send(&mut [0; 8]), ToSend::Bytes(4)));
-        assert!(matches!(handle.take_to_send(&mut [0; 8]), ToSend::Eof));
     }
 }
