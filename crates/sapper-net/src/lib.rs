@@ -4,12 +4,14 @@
 //! [`stream::Stream`] (ordered bytes) and [`port::PacketPort`] (whole packets). A framing turns a
 //! stream into a packet port; TLS is a stream over a stream. tokio lives here, Python does not.
 
+pub mod bridge;
 pub mod buffer;
 pub mod endpoint;
 pub mod error;
 pub mod fd;
 pub mod mailbox;
 pub mod port;
+pub mod pump;
 pub mod runtime;
 pub mod stats;
 pub mod stream;

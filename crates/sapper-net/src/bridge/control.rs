@@ -6,11 +6,12 @@ use std::time::Duration;
 use sapper_proto::cdtunnel;
 use tokio::sync::mpsc;
 
+use super::open::Prepared;
 use super::state::{BridgeState, Shared, StatsSnapshot};
 use super::{BridgeOptions, CdTunnelRole, Handshakes, task};
 use crate::endpoint::EndpointSpec;
 use crate::error::{Direction, Error, ErrorKind, Result};
-use crate::mailbox::{Body, Mailbox};
+use crate::mailbox::Mailbox;
 use crate::port::tap::TapOptions;
 use crate::runtime;
 
@@ -29,7 +30,7 @@ pub enum Value {
     /// The agreed parameters of each TLS end.
     Handshakes(Box<Handshakes>),
     /// The parameters of a device tunnel.
-    CdTunnel(Box<cdtunnel::Parameters>),
+    CdTunnel(Box<cdtunnel::Response>),
     /// Keying material, or bytes read too far.
     Bytes(Vec<u8>),
 }
@@ -70,7 +71,8 @@ pub(super) enum Command {
     UpdateKeys(Reply),
     Export { label: String, context: Option<Vec<u8>>, len: usize, reply: Reply },
     UnusedData(Reply),
-    Stop { drain: Duration },
+    /// Only wakes the task: the request itself is in the shared state.
+    Stop,
 }
 
 /// A bridge. Every method returns at once; what takes time answers through a [`Reply`].
@@ -84,7 +86,7 @@ impl Bridge {
     /// [`start`](Self::start). Events of its life go to `events`.
     pub fn new(options: BridgeOptions, events: Reply) -> Result<Self> {
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let prepared = task::Prepared::check(options)?;
+        let prepared = Prepared::check(options)?;
         let shared = Arc::new(Shared::default());
         runtime::spawn("bridge", task::run(prepared, Arc::clone(&shared), inbox, events))?;
         Ok(Self { commands, shared })
@@ -153,7 +155,7 @@ impl Bridge {
     pub fn stop(&self, drain: Duration) {
         self.shared.request_stop(drain);
         // A full queue is no obstacle: the request above is seen at the next turn.
-        let _ = self.commands.try_send(Command::Stop { drain });
+        let _ = self.commands.try_send(Command::Stop);
     }
 
     /// Answers [`Value::Unit`] when everything is closed and every resource given back: at once where
@@ -188,7 +190,7 @@ impl Bridge {
                 | Command::UpdateKeys(reply)
                 | Command::Export { reply, .. }
                 | Command::UnusedData(reply) => reply.send(Err(refused)),
-                Command::Start | Command::Pause(..) | Command::Stop { .. } => {}
+                Command::Start | Command::Pause(..) | Command::Stop => {}
             }
         }
     }
@@ -207,9 +209,4 @@ fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> Error {
         }
         mpsc::error::TrySendError::Closed(_) => Error::new(ErrorKind::Closed, "the bridge is closed"),
     }
-}
-
-/// The body that tells `wait_closed`; a function so that tests and the task agree on it.
-pub(super) fn closed_body(error: Option<Error>) -> Body<Value, Event> {
-    Body::Event(Event::Closed(error))
 }

@@ -3,16 +3,17 @@
 use std::future::poll_fn;
 use std::io::IoSlice;
 
-use sapper_proto::cdtunnel::{self, Parameters};
+use sapper_proto::cdtunnel::{CdTunnelError, Parsed, Request, Response};
 
 use super::CdTunnelRole;
 use super::open::OpenSide;
 use crate::endpoint::Opened;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::{RecordMarks, Stream};
+use crate::tls::MAX_RECORD;
 
 /// Speaks the hello; payload that came behind it stays in `side.initial`. The caller sets the deadline.
-pub(super) async fn cdtunnel(side: &mut OpenSide, role: CdTunnelRole) -> Result<Parameters> {
+pub(super) async fn cdtunnel(side: &mut OpenSide, role: CdTunnelRole) -> Result<Response> {
     let Opened::Stream(stream) = &mut side.opened else {
         return Err(Error::config("socket", "CDTunnel is spoken over a stream"));
     };
@@ -20,14 +21,13 @@ pub(super) async fn cdtunnel(side: &mut OpenSide, role: CdTunnelRole) -> Result<
     let received = &mut side.initial;
     match role {
         CdTunnelRole::Client { mtu } => {
-            write_all(stream, &cdtunnel::encode_request(mtu)).await?;
-            read_hello(stream, received, cdtunnel::parse_response).await
+            write_all(stream, &Request { mtu }.encode()).await?;
+            read_hello(stream, received, Response::parse).await
         }
-        CdTunnelRole::Server(parameters) => {
-            let asked = read_hello(stream, received, cdtunnel::parse_request).await?;
-            let mut granted = parameters;
-            granted.mtu = granted.mtu.min(asked);
-            write_all(stream, &cdtunnel::encode_response(&granted)).await?;
+        CdTunnelRole::Server(mut granted) => {
+            let asked = read_hello(stream, received, Request::parse).await?;
+            granted.mtu = granted.mtu.min(asked.mtu);
+            write_all(stream, &granted.encode()).await?;
             Ok(granted)
         }
     }
@@ -37,22 +37,22 @@ pub(super) async fn cdtunnel(side: &mut OpenSide, role: CdTunnelRole) -> Result<
 async fn read_hello<T>(
     stream: &mut dyn Stream,
     received: &mut Vec<u8>,
-    parse: impl Fn(&[u8]) -> Result<Option<(T, usize)>, cdtunnel::CdTunnelError>,
+    parse: impl Fn(&[u8]) -> Result<Parsed<T>, CdTunnelError>,
 ) -> Result<T> {
     let mut marks = RecordMarks::ignored();
-    // A whole record must fit, or a TLS stream could not open it.
-    let mut chunk = vec![0; 2 * crate::tls::MAX_RECORD];
+    // A whole record fits, so that a TLS stream need not open it twice.
+    let mut chunk = vec![0; MAX_RECORD];
     loop {
         let parsed = parse(received)
             .map_err(|error| Error::new(ErrorKind::RemoteProtocol, format!("CDTunnel hello: {error}")))?;
-        if let Some((message, len)) = parsed {
-            received.drain(..len);
-            return Ok(message);
+        if let Parsed::Done { consumed, value } = parsed {
+            received.drain(..consumed);
+            return Ok(value);
         }
         let n = poll_fn(|cx| stream.poll_read(cx, &mut chunk, &mut marks)).await?;
         if n == 0 {
-            return Err(Error::new(ErrorKind::ConnectionLost, "the peer closed in the middle of the CDTunnel hello")
-                .with_reason("truncated"));
+            let text = "the peer closed in the middle of the CDTunnel hello";
+            return Err(Error::new(ErrorKind::ConnectionLost, text).with_reason("truncated"));
         }
         received.extend_from_slice(&chunk[..n]);
     }

@@ -141,5 +141,5 @@ pub enum CdTunnelRole {
         mtu: u16,
     },
     /// We grant these.
-    Server(cdtunnel::Parameters),
+    Server(cdtunnel::Response),
 }

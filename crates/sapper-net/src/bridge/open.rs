@@ -3,22 +3,27 @@
 use std::time::Duration;
 
 use sapper_proto::framing::Framing;
-use tokio::time::{Instant, timeout, timeout_at};
+use sapper_proto::framing::superframe::Hello;
+use sapper_proto::packet::Offloads;
+use tokio::time::{Instant, timeout_at};
 
 use super::control::Reply;
 use super::{BridgeDirection, BridgeOptions, Deadlines, FramingOptions, PolicyOptions, SideTls};
 use crate::endpoint::{EndpointSpec, OpenOptions, Opened};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
-use crate::port::framed::{FramedOptions, FramedPort};
-use crate::port::{BoxPort, PacketKind};
+use crate::port::framed::{FramedOptions, FramedPort, superframe_hello};
+use crate::port::{BoxPort, PacketKind, PortAbilities};
 use crate::pump::{Ends, Sink};
-use crate::stream::BoxStream;
+use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
 use crate::tls::stream::TlsStream;
 
 /// Alert of a peer that was verified and is not wanted (RFC 8446, section 6.2).
 const ACCESS_DENIED: u8 = 49;
+
+/// The largest packet of a superframe: what an IPv4 or IPv6 length can say.
+const LARGEST_SUPERFRAME: usize = 65_535;
 
 /// Checked options, before anything was opened.
 pub(super) struct Prepared {
@@ -203,9 +208,33 @@ pub(super) async fn join(
         return Ok((Ends::Streams(network, cleartext), sink.initial, transport.initial));
     };
     let sink = sink_port(sink, framing, sink_framing)?;
-    let network = framed(network, framing, framing.framing, &transport.initial, sink.abilities().kind)?;
-    let network = hello(network, framing.framing, sink.as_ref(), deadlines.handshake).await?;
+    let options = FramedOptions {
+        framing: framing.framing,
+        max_packet: framing.max_packet,
+        records_per_write: framing.records_per_write,
+        resync: framing.resync,
+        kind: sink.abilities().kind,
+        agreement: None,
+    };
+    let mut network = network;
+    let options = match framing.framing {
+        Framing::Superframe => {
+            let ours = hello_for(&sink.abilities(), framing.max_packet);
+            let agreement = superframe_hello(&mut network, ours, deadlines.handshake).await?;
+            FramedOptions { agreement: Some(agreement), ..options }
+        }
+        _ => options,
+    };
+    let network = FramedPort::new(network, options, &transport.initial)?;
     Ok((Ends::Ports(Box::new(network), sink), Vec::new(), Vec::new()))
+}
+
+/// What we tell the peer in a superframe hello: what our sink takes.
+fn hello_for(sink: &PortAbilities, max_packet: usize) -> Hello {
+    let accepts =
+        Offloads { tso4: sink.tso4, tso6: sink.tso6, uso: sink.uso, checksum: sink.partial_checksum };
+    let large = sink.tso4 || sink.tso6 || sink.uso;
+    Hello::new(accepts, if large { LARGEST_SUPERFRAME } else { max_packet })
 }
 
 /// The sink as a packet port: as it is, or a stream with packets in it.
@@ -228,45 +257,17 @@ fn sink_port(sink: OpenSide, framing: &FramingOptions, sink_framing: Option<Fram
                     "superframes join two of our own ends: name another framing for the sink's stream",
                 ));
             }
-            Ok(Box::new(framed(stream, framing, inner, &sink.initial, PacketKind::Ip)?))
+            let options = FramedOptions {
+                framing: inner,
+                max_packet: framing.max_packet,
+                records_per_write: framing.records_per_write,
+                resync: false,
+                kind: PacketKind::Ip,
+                agreement: None,
+            };
+            Ok(Box::new(FramedPort::new(stream, options, &sink.initial)?))
         }
     }
-}
-
-fn framed(
-    stream: BoxStream,
-    options: &FramingOptions,
-    framing: Framing,
-    initial: &[u8],
-    kind: PacketKind,
-) -> Result<FramedPort> {
-    FramedPort::new(
-        stream,
-        FramedOptions {
-            framing,
-            max_packet: options.max_packet,
-            records_per_write: options.records_per_write,
-            resync: options.resync,
-            kind,
-        },
-        initial,
-    )
-}
-
-/// Superframes begin with a hello of both ends; other framings with nothing.
-async fn hello(
-    mut network: FramedPort,
-    framing: Framing,
-    sink: &dyn crate::port::PacketPort,
-    deadline: Duration,
-) -> Result<FramedPort> {
-    if framing == Framing::Superframe {
-        let abilities = sink.abilities();
-        timeout(deadline, network.hello(&abilities))
-            .await
-            .unwrap_or_else(|_| Err(late("the peer sent no superframe hello", deadline)))?;
-    }
-    Ok(network)
 }
 
 /// A new sink for a running bridge.

@@ -44,8 +44,10 @@ impl BridgeState {
 /// Live counters of a bridge: written by its task, read by whoever asks.
 #[derive(Default)]
 pub struct BridgeStats {
-    /// The transport's endpoint (ciphertext and records where TLS is on).
+    /// The transport: its packets where there is a framing, else its bytes.
     pub transport: Option<Arc<EndpointStats>>,
+    /// The stream below a framing: bytes, records, system calls.
+    pub carrier: Option<Arc<EndpointStats>>,
     /// The sink's endpoint.
     pub sink: Option<Arc<EndpointStats>>,
     /// Cleartext from the sink to the transport.
@@ -117,7 +119,7 @@ pub struct SideSnapshot {
 
 /// Shared by the handle and the task.
 #[derive(Default)]
-pub struct Shared {
+pub(super) struct Shared {
     inner: Mutex<Inner>,
     /// Wakes the task for a stop, also while it waits inside a handshake.
     pub(super) stop_wanted: Notify,
@@ -154,11 +156,11 @@ impl Default for Inner {
 
 /// A stop that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StopRequest {
+pub(super) struct StopRequest {
     /// The moment at which everything ends.
-    pub at: Instant,
+    pub(super) at: Instant,
     /// Whether what waits is delivered first.
-    pub drain: bool,
+    pub(super) drain: bool,
 }
 
 impl Shared {
@@ -254,22 +256,23 @@ impl Shared {
 
     pub(super) fn snapshot(&self) -> StatsSnapshot {
         let inner = self.lock();
-        let side = |stats: &Option<Arc<EndpointStats>>, description: &str| {
-            let mut snapshot =
-                SideSnapshot { description: description.to_owned(), ..SideSnapshot::default() };
-            if let Some(stats) = stats {
-                snapshot.bytes_received = stats.bytes_received.get();
-                snapshot.bytes_sent = stats.bytes_sent.get();
-                snapshot.packets_received = stats.packets_received.get();
-                snapshot.packets_sent = stats.packets_sent.get();
-                snapshot.records_received = stats.records_received.get();
-                snapshot.records_sent = stats.records_sent.get();
-                snapshot.receive_calls = stats.receive_calls.get();
-                snapshot.send_calls = stats.send_calls.get();
-            }
-            snapshot
-        };
         let stats = &inner.stats;
+        let side = |packets: &Option<Arc<EndpointStats>>, bytes: &Option<Arc<EndpointStats>>, description: &str| {
+            let none = EndpointStats::default();
+            let (packets, bytes) = (packets.as_deref().unwrap_or(&none), bytes.as_deref().unwrap_or(&none));
+            SideSnapshot {
+                description: description.to_owned(),
+                bytes_received: bytes.bytes_received.get(),
+                bytes_sent: bytes.bytes_sent.get(),
+                packets_received: packets.packets_received.get(),
+                packets_sent: packets.packets_sent.get(),
+                records_received: bytes.records_received.get(),
+                records_sent: bytes.records_sent.get(),
+                receive_calls: bytes.receive_calls.get(),
+                send_calls: bytes.send_calls.get(),
+            }
+        };
+        let carrier = if stats.carrier.is_some() { &stats.carrier } else { &stats.transport };
         let mut encapsulate = stats.encapsulate.snapshot();
         let mut decapsulate = stats.decapsulate.snapshot();
         // A drop belongs to the direction whose destination refused the packet.
@@ -288,8 +291,8 @@ impl Shared {
             running: inner.started_at.map_or(Duration::ZERO, |since| since.elapsed()),
             encapsulate,
             decapsulate,
-            transport: side(&stats.transport, &inner.descriptions.0),
-            sink: side(&stats.sink, &inner.descriptions.1),
+            transport: side(&stats.transport, carrier, &inner.descriptions.0),
+            sink: side(&stats.sink, &stats.sink, &inner.descriptions.1),
             facts: stats.facts.clone(),
         }
     }

@@ -193,7 +193,7 @@ impl Task {
             },
             Command::Start => self.start = true,
             Command::Pause(direction, paused) => self.paused.push((direction, paused)),
-            Command::Stop { .. } => {}
+            Command::Stop => {}
             Command::UpdateKeys(reply) => match transport.and_then(tls_of) {
                 Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
                 None => reply.send(Err(handshake_first())),
@@ -272,8 +272,8 @@ impl Task {
         });
         let (prepared, joined) = self.during(work, None).await?;
         self.prepared = prepared;
-        let (ends, to_network, to_sink) = joined?;
-        self.note_ends(&ends);
+        let (mut ends, to_network, to_sink) = joined?;
+        self.note_ends(&mut ends);
         let (encapsulate_stats, decapsulate_stats) = self.flow_stats();
         let mut encapsulate = FlowOptions::new(encapsulate_stats);
         let mut decapsulate = FlowOptions::new(decapsulate_stats);
@@ -296,7 +296,8 @@ impl Task {
             pump.set_paused(direction, paused);
         }
         if let Some(tap) = self.prepared.tap.take() {
-            pump.set_tap(Some(open_tap(&mut pump, tap)?))?;
+            let tap = open_tap(&mut pump, tap)?;
+            pump.set_tap(Some(tap))?;
         }
         Ok(pump)
     }
@@ -360,7 +361,7 @@ impl Task {
                 ErrorKind::ApiMisuse,
                 "the CDTunnel hello comes before start(): payload flows already",
             ))),
-            Command::Start | Command::Stop { .. } => {}
+            Command::Start | Command::Stop => {}
             Command::Pause(direction, paused) => pump.set_paused(direction, paused),
             Command::SwapSink(spec, reply) => {
                 if running.swap.is_some() {
@@ -408,7 +409,7 @@ impl Task {
         });
     }
 
-    fn note_ends(&self, ends: &Ends) {
+    fn note_ends(&self, ends: &mut Ends) {
         self.shared.update_stats(|stats, descriptions| {
             let (network, sink, offloads) = match ends {
                 Ends::Streams(network, sink) => {
@@ -417,6 +418,7 @@ impl Task {
                 }
                 Ends::Ports(network, sink) => {
                     descriptions.1 = sink.describe();
+                    stats.carrier = network.stream_mut().map(|stream| Arc::clone(stream.stats()));
                     (network.stats(), sink.stats(), sink.offloads())
                 }
             };
@@ -450,7 +452,7 @@ impl Task {
                     reply.send(Ok(Value::Bytes(std::mem::take(&mut self.unused))));
                     continue;
                 }
-                Command::Start | Command::Pause(..) | Command::Stop { .. } => continue,
+                Command::Start | Command::Pause(..) | Command::Stop => continue,
             };
             reply.send(Err(Error::new(ErrorKind::Closed, "the bridge is closed")));
         }

@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod datagram;
 pub mod framed;
 pub mod memory;
+pub mod tap;
 mod sys;
 #[cfg(test)]
 mod testing;

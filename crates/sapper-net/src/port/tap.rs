@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sapper_proto::filter::Filter;
-use sapper_proto::pcapng;
+use sapper_proto::pcapng::{self, LinkType, Record};
 
 use super::{PacketBatch, PacketKind};
 use crate::error::{Direction, Error, ErrorKind, Result};
@@ -43,7 +43,7 @@ pub struct Tap(Arc<Shared>);
 
 struct Shared {
     filter: Option<Filter>,
-    kind: PacketKind,
+    link: LinkType,
     snap_len: u32,
     max_bytes: u64,
     block: Mutex<Block>,
@@ -55,6 +55,8 @@ struct Block {
     bytes: Vec<u8>,
     /// Bytes of the file so far, those that wait included.
     written: u64,
+    /// Packets in `bytes`.
+    packets: u64,
     full: bool,
     queue: Option<SyncSender<Vec<u8>>>,
     /// Blocks that come back from the writer.
@@ -65,7 +67,10 @@ struct Block {
 impl Tap {
     /// Creates the file and its thread. A wrong filter or path is an error of the field `tap`.
     pub fn open(options: &TapOptions) -> Result<Self> {
-        let ethernet = options.kind == PacketKind::Ethernet;
+        let link = match options.kind {
+            PacketKind::Ethernet => LinkType::Ethernet,
+            PacketKind::Ip | PacketKind::Opaque => LinkType::Raw,
+        };
         let filter = match &options.filter {
             Some(text) => {
                 Some(Filter::parse(text).map_err(|error| Error::config("tap", format!("filter: {error}")))?)
@@ -77,7 +82,8 @@ impl Tap {
                 .with_field("tap")
         })?;
         let mut bytes = Vec::with_capacity(BLOCK_BYTES + 66_000);
-        pcapng::write_header(&mut bytes, ethernet, options.snap_len);
+        pcapng::section_header(&mut bytes, concat!("sapper ", env!("CARGO_PKG_VERSION")));
+        pcapng::interface(&mut bytes, link, options.snap_len, "bridge");
         let (queue, inbox) = sync_channel::<Vec<u8>>(QUEUE);
         let (give_back, empty) = sync_channel(QUEUE + 1);
         let writer = std::thread::Builder::new()
@@ -86,12 +92,13 @@ impl Tap {
             .map_err(|source| Error::io(ErrorKind::ResourceLimit, "start the tap's thread", &source))?;
         Ok(Self(Arc::new(Shared {
             filter,
-            kind: options.kind,
+            link,
             snap_len: options.snap_len,
             max_bytes: options.max_bytes.unwrap_or(u64::MAX),
             block: Mutex::new(Block {
                 written: bytes.len() as u64,
                 bytes,
+                packets: 0,
                 full: false,
                 queue: Some(queue),
                 empty,
@@ -111,24 +118,33 @@ impl Tap {
             return;
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        let direction = match direction {
+            Direction::Encapsulate => pcapng::Direction::Outbound,
+            Direction::Decapsulate => pcapng::Direction::Inbound,
+        };
         for packet in batch.iter() {
-            let ethernet = shared.kind == PacketKind::Ethernet;
-            if shared.filter.as_ref().is_some_and(|filter| !filter.matches(packet.data, ethernet)) {
+            if shared.filter.as_ref().is_some_and(|filter| !filter.matches(shared.link, packet.data)) {
                 continue;
             }
-            let before = block.bytes.len();
-            let outbound = direction == Direction::Encapsulate;
-            pcapng::write_packet(&mut block.bytes, packet.data, shared.snap_len, now, outbound);
-            let grown = (block.bytes.len() - before) as u64;
+            let kept = packet.data.len().min(shared.snap_len as usize);
+            let record = Record {
+                interface: 0,
+                timestamp: now,
+                direction,
+                data: &packet.data[..kept],
+                original_len: packet.data.len(),
+                comment: None,
+            };
+            let grown = record.block_len() as u64;
             if block.written + grown > shared.max_bytes {
-                block.bytes.truncate(before);
                 block.full = true;
                 break;
             }
+            pcapng::packet(&mut block.bytes, &record);
             block.written += grown;
-            shared.packets.store(shared.packets.load(Relaxed) + 1, Relaxed);
+            block.packets += 1;
             if block.bytes.len() >= BLOCK_BYTES {
-                block.hand_over(&shared.lost);
+                block.hand_over(shared);
             }
         }
     }
@@ -136,7 +152,7 @@ impl Tap {
     /// Writes what waits, so that a reader of the file sees it soon. Called when a pump goes idle.
     pub fn flush(&self) {
         let mut block = self.0.block.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        block.hand_over(&self.0.lost);
+        block.hand_over(&self.0);
     }
 
     /// Packets written, and packets lost because the disk was too slow.
@@ -146,19 +162,23 @@ impl Tap {
 }
 
 impl Block {
-    fn hand_over(&mut self, lost: &AtomicU64) {
+    fn hand_over(&mut self, shared: &Shared) {
         if self.bytes.is_empty() {
             return;
         }
         let fresh = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK_BYTES + 66_000));
         let full = std::mem::replace(&mut self.bytes, fresh);
+        let packets = std::mem::take(&mut self.packets);
         let Some(queue) = &self.queue else { return };
-        if let Err(TrySendError::Full(mut back) | TrySendError::Disconnected(mut back)) = queue.try_send(full) {
-            // The block is lost whole: a cut one would not be a valid file.
-            lost.fetch_add(pcapng::count_packets(&back), Relaxed);
-            self.written -= back.len() as u64;
-            back.clear();
-            self.bytes = back;
+        match queue.try_send(full) {
+            Ok(()) => shared.packets.store(shared.packets.load(Relaxed) + packets, Relaxed),
+            Err(TrySendError::Full(mut back) | TrySendError::Disconnected(mut back)) => {
+                // The block is lost whole: a cut one would not be a valid file.
+                shared.lost.store(shared.lost.load(Relaxed) + packets, Relaxed);
+                self.written -= back.len() as u64;
+                back.clear();
+                self.bytes = back;
+            }
         }
     }
 }

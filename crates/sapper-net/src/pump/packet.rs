@@ -126,24 +126,26 @@ impl PacketFlow {
     }
 
     /// Sends what waits; `false` when the destination takes no more now.
-    fn send(&mut self, cx: &mut Context<'_>, destination: &mut dyn PacketPort, active: &mut bool) -> Result<bool> {
+    fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut dyn PacketPort,
+        active: &mut bool,
+    ) -> Result<bool> {
         let abilities = destination.abilities();
-        while self.has_packets() {
-            let received = self.received.as_mut().filter(|batch| !batch.is_empty());
-            let batch = match (&mut self.adapted, received) {
-                (Some(adapted), _) if !adapted.is_empty() => adapted,
-                (_, Some(received)) if !Adapter::is_needed(received, &abilities) => received,
-                (adapted, Some(received)) => {
-                    let adapted = adapted.get_or_insert_with(take_batch);
-                    adapted.clear();
-                    self.adapter.adapt(received, adapted, &abilities, &self.stats.drops);
-                    continue;
-                }
-                (_, None) => break,
-            };
-            let (bytes, packets) = (batch.byte_len(), batch.len());
-            let sent = destination.poll_send(cx, batch).map_err(|e| e.with_phase(Phase::Transfer))?;
-            let (bytes, packets) = (bytes - batch.byte_len(), packets - batch.len());
+        let ready = self.adapted.get_or_insert_with(take_batch);
+        loop {
+            if ready.is_empty() {
+                let Some(received) = self.received.as_mut().filter(|batch| !batch.is_empty()) else {
+                    return Ok(true);
+                };
+                ready.clear();
+                self.adapter.adapt(received, ready, &abilities, &self.stats.drops);
+                continue;
+            }
+            let (bytes, packets) = (ready.byte_len(), ready.len());
+            let sent = destination.poll_send(cx, ready).map_err(|e| e.with_phase(Phase::Transfer))?;
+            let (bytes, packets) = (bytes - ready.byte_len(), packets - ready.len());
             if packets > 0 {
                 self.stats.flowing();
                 self.stats.bytes.add(bytes as u64);
@@ -158,7 +160,6 @@ impl PacketFlow {
                 return Ok(false);
             }
         }
-        Ok(true)
     }
 
     /// Gives the batches back.
@@ -190,6 +191,13 @@ impl PacketFlow {
     }
 
     pub(super) fn destination_replaced(&mut self) {
+        // A packet that went out in part to the old one is lost with it.
+        if self.adapter.is_midway()
+            && let Some(received) = &mut self.received
+        {
+            received.advance(1);
+        }
+        self.adapter.reset();
         if self.phase == FlowPhase::Ended && self.forward_eof {
             self.phase = FlowPhase::SourceEnded;
         }
