@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::{self, FdKind, SocketType};
-use crate::port::BoxPort;
+use crate::port::spec::{PortSpec, open_port};
+use crate::port::{BoxPort, PacketKind};
 use crate::stream::BoxStream;
 use crate::stream::address::{Address, UnixAddress};
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
@@ -50,6 +51,8 @@ pub enum EndpointSpec {
     },
     /// A stream that exists already and needs no event loop: a foreign transport, memory.
     Stream(BoxStream),
+    /// Whole packets.
+    Port(PortSpec),
 }
 
 /// A descriptor that carries a stream.
@@ -68,6 +71,8 @@ pub struct OpenOptions {
     pub connect: Duration,
     /// Waiting for the one connection of a listener; `None` waits as long as it takes.
     pub accept: Option<Duration>,
+    /// The largest packet that will be moved (packet ports).
+    pub max_packet: usize,
 }
 
 /// An endpoint of either kind.
@@ -101,6 +106,19 @@ impl FdSpec {
 }
 
 impl EndpointSpec {
+    /// Of a descriptor that is ours, a stream's or a packet port's; `field` is the option to blame.
+    pub fn from_fd(fd: OwnedFd, field: &'static str) -> Result<Self> {
+        let kind = fd::classify(fd.as_fd(), field)?;
+        match kind {
+            FdKind::Socket(socket)
+                if matches!(socket.socket_type, SocketType::Datagram | SocketType::SeqPacket) =>
+            {
+                Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip }))
+            }
+            _ => Ok(Self::Fd(FdSpec::new(fd, field, SocketOptions::default())?)),
+        }
+    }
+
     /// This process's standard input and output; both stay open for their other users.
     pub fn stdio(field: &'static str) -> Result<Self> {
         let half = |number| FdSpec::new(fd::duplicate(number, field)?, field, SocketOptions::default());
@@ -112,6 +130,7 @@ impl EndpointSpec {
         match self {
             Self::Tcp { .. } | Self::Unix(_) | Self::Listen { .. } => false,
             Self::Fd(_) | Self::FdPair { .. } | Self::Stream(_) => false,
+            Self::Port(_) => true,
         }
     }
 
@@ -120,7 +139,7 @@ impl EndpointSpec {
         match self {
             Self::Listen { .. } => true,
             Self::Fd(spec) => spec.is_listener(),
-            Self::Tcp { .. } | Self::Unix(_) | Self::FdPair { .. } | Self::Stream(_) => false,
+            Self::Tcp { .. } | Self::Unix(_) | Self::FdPair { .. } | Self::Stream(_) | Self::Port(_) => false,
         }
     }
 
@@ -146,6 +165,7 @@ impl EndpointSpec {
                 open_pair(read.fd, write.fd, [read.field, write.field], &read.options)?
             }
             Self::Stream(stream) => stream,
+            Self::Port(spec) => return Ok(Opened::Port(open_port(spec, options.max_packet).await?)),
         };
         Ok(Opened::Stream(stream))
     }
@@ -171,8 +191,11 @@ mod tests {
     use super::*;
     use crate::stream::ops::{read_full, send_eof, write_all};
 
-    const SOON: OpenOptions =
-        OpenOptions { connect: Duration::from_secs(20), accept: Some(Duration::from_secs(20)) };
+    const SOON: OpenOptions = OpenOptions {
+        connect: Duration::from_secs(20),
+        accept: Some(Duration::from_secs(20)),
+        max_packet: 1500,
+    };
 
     async fn open(spec: EndpointSpec) -> BoxStream {
         assert!(!spec.is_port());

@@ -69,7 +69,12 @@ pub(super) enum Command {
     SwapSink(EndpointSpec, Reply),
     SetTap(Option<TapOptions>, Reply),
     UpdateKeys(Reply),
-    Export { label: String, context: Option<Vec<u8>>, len: usize, reply: Reply },
+    Export {
+        label: String,
+        context: Option<Vec<u8>>,
+        len: usize,
+        reply: Reply,
+    },
     UnusedData(Reply),
     /// Only wakes the task: the request itself is in the shared state.
     Stop,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use sapper_proto::cdtunnel;
 use sapper_proto::framing::Framing;
 
-pub use control::{Bridge, ControlMailbox, Event, Value};
+pub use control::{Bridge, ControlMailbox, Event, Reply, Value};
 pub use state::{BridgeState, BridgeStats, FlowSnapshot, SideSnapshot, StatsSnapshot};
 
 use crate::endpoint::EndpointSpec;
@@ -128,9 +128,9 @@ pub struct PolicyOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Handshakes {
     /// The transport's.
-    pub transport: Option<HandshakeInfo>,
+    pub transport: Option<Arc<HandshakeInfo>>,
     /// The sink's.
-    pub sink: Option<HandshakeInfo>,
+    pub sink: Option<Arc<HandshakeInfo>>,
 }
 
 /// Which side of the CDTunnel hello we are.

@@ -1,11 +1,13 @@
 //! Opens the two ends of a bridge: connect, TLS, the policy's answer, framing.
 
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sapper_proto::framing::Framing;
 use sapper_proto::framing::superframe::Hello;
 use sapper_proto::packet::Offloads;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::control::Reply;
 use super::{BridgeDirection, BridgeOptions, Deadlines, FramingOptions, PolicyOptions, SideTls};
@@ -16,11 +18,14 @@ use crate::port::framed::{FramedOptions, FramedPort, superframe_hello};
 use crate::port::{BoxPort, PacketKind, PortAbilities};
 use crate::pump::{Ends, Sink};
 use crate::stream::Stream;
-use crate::tls::HandshakeInfo;
 use crate::tls::stream::TlsStream;
+use crate::tls::{HandshakeInfo, MAX_RECORD};
 
 /// Alert of a peer that was verified and is not wanted (RFC 8446, section 6.2).
 const ACCESS_DENIED: u8 = 49;
+
+/// How long the alert of a refusal may take to leave.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The largest packet of a superframe: what an IPv4 or IPv6 length can say.
 const LARGEST_SUPERFRAME: usize = 65_535;
@@ -56,7 +61,7 @@ pub(super) struct OpenEnds {
 /// One open end.
 pub(super) struct OpenSide {
     pub(super) opened: Opened,
-    pub(super) info: Option<HandshakeInfo>,
+    pub(super) info: Option<Arc<HandshakeInfo>>,
     /// Payload that was received already.
     pub(super) initial: Vec<u8>,
 }
@@ -143,24 +148,35 @@ impl Prepared {
     /// Opens both ends, the sink first: a mistake there is found before a peer is bothered.
     pub(super) async fn open(&mut self, events: &Reply) -> Result<OpenEnds> {
         let sink_listens = self.sink.endpoint.as_ref().is_some_and(EndpointSpec::is_listener);
+        let max_packet = self.max_packet();
         let sink = if sink_listens { None } else { Some(self.open_sink().await?) };
-        let transport = open_side(&mut self.transport, &self.deadlines, self.policy.map(|p| (p, events))).await?;
+        let transport =
+            open_side(&mut self.transport, max_packet, &self.deadlines, self.policy.map(|p| (p, events)))
+                .await?;
         Ok(OpenEnds { transport, sink })
     }
 
     /// Opens the sink; a listener's one connection is waited for here.
     pub(super) async fn open_sink(&mut self) -> Result<OpenSide> {
-        open_side(&mut self.sink, &self.deadlines, None).await
+        let max_packet = self.max_packet();
+        open_side(&mut self.sink, max_packet, &self.deadlines, None).await
+    }
+
+    fn max_packet(&self) -> usize {
+        self.framing.as_ref().map_or(MAX_RECORD, |framing| framing.max_packet)
     }
 }
 
-async fn open_side(side: &mut Side, deadlines: &Deadlines, policy: Option<(PolicyOptions, &Reply)>) -> Result<OpenSide> {
+async fn open_side(
+    side: &mut Side,
+    max_packet: usize,
+    deadlines: &Deadlines,
+    policy: Option<(PolicyOptions, &Reply)>,
+) -> Result<OpenSide> {
     let spec = side.endpoint.take().ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "opened twice"))?;
-    let options = OpenOptions { connect: deadlines.connect, accept: deadlines.accept };
-    let opened = spec
-        .open(&options)
-        .await
-        .map_err(|error| error.with_field(side.field).with_phase(Phase::Connect))?;
+    let options = OpenOptions { connect: deadlines.connect, accept: deadlines.accept, max_packet };
+    let opened =
+        spec.open(&options).await.map_err(|error| error.with_field(side.field).with_phase(Phase::Connect))?;
     let initial = std::mem::take(&mut side.initial_data);
     let Some(tls) = &side.tls else {
         return Ok(OpenSide { opened, info: None, initial });
@@ -170,9 +186,7 @@ async fn open_side(side: &mut Side, deadlines: &Deadlines, policy: Option<(Polic
         Opened::Port(_) => return Err(Error::config(side.field, "TLS runs over a stream, not over packets")),
     };
     let until = Instant::now() + deadlines.handshake;
-    let shake = TlsStream::handshake(stream, &tls.config, &tls.role, &initial);
-    let (mut stream, info) =
-        timeout_at(until, shake).await.unwrap_or_else(|_| Err(late("the peer did not finish the TLS handshake", deadlines.handshake)))?;
+    let (mut stream, info) = TlsStream::handshake(stream, &tls.config, &tls.role, &initial, until).await?;
     if let Some((policy, events)) = policy {
         let subject = Subject::Peer {
             certificates: info.peer_certificates.clone(),
@@ -181,7 +195,8 @@ async fn open_side(side: &mut Side, deadlines: &Deadlines, policy: Option<(Polic
         };
         let left = until.saturating_duration_since(Instant::now()).min(policy.deadline);
         if !events.mailbox.ask(events.key, subject, left).await {
-            stream.abort(ACCESS_DENIED).await;
+            stream.fatal_alert_and_close(ACCESS_DENIED);
+            let _ = timeout(LAST_WORDS, poll_fn(|cx| stream.poll_flush(cx))).await;
             return Err(Error::new(ErrorKind::PolicyDenied, "the peer policy did not allow this peer")
                 .with_alert(ACCESS_DENIED)
                 .with_phase(Phase::Handshake));
@@ -241,7 +256,8 @@ fn hello_for(sink: &PortAbilities, max_packet: usize) -> Hello {
 fn sink_port(sink: OpenSide, framing: &FramingOptions, sink_framing: Option<Framing>) -> Result<BoxPort> {
     match sink.opened {
         Opened::Port(port) => {
-            if port.abilities().kind == PacketKind::Ethernet && matches!(framing.framing, Framing::Ip { .. }) {
+            if port.abilities().kind == PacketKind::Ethernet && matches!(framing.framing, Framing::Ip { .. })
+            {
                 return Err(Error::config(
                     "framing",
                     "a TAP carries Ethernet frames, which have no length of their own: use \"u16\" or \"u32\"",
@@ -278,17 +294,15 @@ pub(super) async fn open_replacement(
     deadlines: Deadlines,
 ) -> Result<Sink> {
     let mut side = Side { endpoint: Some(spec), tls: None, initial_data: Vec::new(), field: "sink" };
-    let opened = open_side(&mut side, &deadlines, None).await?;
+    let max_packet = framing.as_ref().map_or(MAX_RECORD, |framing| framing.max_packet);
+    let opened = open_side(&mut side, max_packet, &deadlines, None).await?;
     match &framing {
         Some(framing) => Ok(Sink::Port(sink_port(opened, framing, sink_framing)?)),
         None => match opened.opened {
             Opened::Stream(stream) => Ok(Sink::Stream(stream)),
-            Opened::Port(_) => Err(Error::config("sink", "this bridge carries bytes: a packet endpoint needs a framing")),
+            Opened::Port(_) => {
+                Err(Error::config("sink", "this bridge carries bytes: a packet endpoint needs a framing"))
+            }
         },
     }
-}
-
-fn late(what: &str, deadline: Duration) -> Error {
-    Error::new(ErrorKind::HandshakeDeadline, format!("{what} within {:.1} s", deadline.as_secs_f64()))
-        .with_phase(Phase::Handshake)
 }

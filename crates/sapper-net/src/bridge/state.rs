@@ -46,7 +46,9 @@ impl BridgeState {
 pub struct BridgeStats {
     /// The transport: its packets where there is a framing, else its bytes.
     pub transport: Option<Arc<EndpointStats>>,
-    /// The stream below a framing: bytes, records, system calls.
+    /// TLS: its records.
+    pub tls: Option<Arc<EndpointStats>>,
+    /// The stream that everything runs over: bytes and system calls.
     pub carrier: Option<Arc<EndpointStats>>,
     /// The sink's endpoint.
     pub sink: Option<Arc<EndpointStats>>,
@@ -257,28 +259,19 @@ impl Shared {
     pub(super) fn snapshot(&self) -> StatsSnapshot {
         let inner = self.lock();
         let stats = &inner.stats;
-        let side = |packets: &Option<Arc<EndpointStats>>, bytes: &Option<Arc<EndpointStats>>, description: &str| {
-            let none = EndpointStats::default();
-            let (packets, bytes) = (packets.as_deref().unwrap_or(&none), bytes.as_deref().unwrap_or(&none));
-            SideSnapshot {
-                description: description.to_owned(),
-                bytes_received: bytes.bytes_received.get(),
-                bytes_sent: bytes.bytes_sent.get(),
-                packets_received: packets.packets_received.get(),
-                packets_sent: packets.packets_sent.get(),
-                records_received: bytes.records_received.get(),
-                records_sent: bytes.records_sent.get(),
-                receive_calls: bytes.receive_calls.get(),
-                send_calls: bytes.send_calls.get(),
-            }
+        let transport = SideStats {
+            description: &inner.descriptions.0,
+            packets: stats.transport.as_deref(),
+            records: stats.tls.as_deref(),
+            bytes: stats.carrier.as_deref().or(stats.transport.as_deref()),
         };
-        let carrier = if stats.carrier.is_some() { &stats.carrier } else { &stats.transport };
+        let sink = stats.sink.as_deref();
+        let sink =
+            SideStats { description: &inner.descriptions.1, packets: sink, records: sink, bytes: sink };
         let mut encapsulate = stats.encapsulate.snapshot();
         let mut decapsulate = stats.decapsulate.snapshot();
         // A drop belongs to the direction whose destination refused the packet.
-        for (flow, destination) in
-            [(&mut encapsulate, &stats.transport), (&mut decapsulate, &stats.sink)]
-        {
+        for (flow, destination) in [(&mut encapsulate, &stats.transport), (&mut decapsulate, &stats.sink)] {
             let Some(destination) = destination else { continue };
             for (reason, n) in destination.drops.iter().filter(|(_, n)| *n > 0) {
                 match flow.drops.iter_mut().find(|(word, _)| *word == reason.as_str()) {
@@ -291,13 +284,40 @@ impl Shared {
             running: inner.started_at.map_or(Duration::ZERO, |since| since.elapsed()),
             encapsulate,
             decapsulate,
-            transport: side(&stats.transport, carrier, &inner.descriptions.0),
-            sink: side(&stats.sink, &stats.sink, &inner.descriptions.1),
+            transport: transport.snapshot(),
+            sink: sink.snapshot(),
             facts: stats.facts.clone(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Which layer of an endpoint counts what.
+struct SideStats<'a> {
+    description: &'a str,
+    packets: Option<&'a EndpointStats>,
+    records: Option<&'a EndpointStats>,
+    bytes: Option<&'a EndpointStats>,
+}
+
+impl SideStats<'_> {
+    fn snapshot(&self) -> SideSnapshot {
+        let none = EndpointStats::default();
+        let [packets, records, bytes] =
+            [self.packets, self.records, self.bytes].map(|layer| layer.unwrap_or(&none));
+        SideSnapshot {
+            description: self.description.to_owned(),
+            bytes_received: bytes.bytes_received.get(),
+            bytes_sent: bytes.bytes_sent.get(),
+            packets_received: packets.packets_received.get(),
+            packets_sent: packets.packets_sent.get(),
+            records_received: records.records_received.get(),
+            records_sent: records.records_sent.get(),
+            receive_calls: bytes.receive_calls.get(),
+            send_calls: bytes.send_calls.get(),
+        }
     }
 }

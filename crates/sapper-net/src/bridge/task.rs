@@ -15,20 +15,26 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
-use super::state::{BridgeState, Shared, StopRequest};
+use super::state::{BridgeState, BridgeStats, Shared, StopRequest};
 use super::{BridgeDirection, CdTunnelRole, Handshakes};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::tap::{Tap, TapOptions};
-use crate::pump::{Ends, FlowOptions, Pump, PumpMode, Sink};
+use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode, Sink};
+use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
-use crate::tls::stream::{StreamDirection, TlsStream};
+use crate::tls::stream::{TlsDirection, TlsStream};
 
 /// A connection that was silent this long gives its buffers back.
 const IDLE_SWEEP: Duration = Duration::from_millis(100);
 
 /// Runs a bridge to its end and tells everybody.
-pub(super) async fn run(prepared: Prepared, shared: Arc<Shared>, inbox: mpsc::Receiver<Command>, events: Reply) {
+pub(super) async fn run(
+    prepared: Prepared,
+    shared: Arc<Shared>,
+    inbox: mpsc::Receiver<Command>,
+    events: Reply,
+) {
     let mut task = Task {
         prepared,
         shared,
@@ -247,9 +253,9 @@ impl Task {
         let mut transport = ends.transport;
         if let Some(tls) = tls_of(&mut transport) {
             tls.set_direction(match direction {
-                BridgeDirection::Duplex => StreamDirection::Duplex,
-                BridgeDirection::EncryptOnly => StreamDirection::EncryptOnly,
-                BridgeDirection::DecryptOnly => StreamDirection::DecryptOnly,
+                BridgeDirection::Duplex => TlsDirection::Duplex,
+                BridgeDirection::EncryptOnly => TlsDirection::EncryptOnly,
+                BridgeDirection::DecryptOnly => TlsDirection::DecryptOnly,
             });
         }
         let work = Box::pin(async {
@@ -309,7 +315,7 @@ impl Task {
         if let Ends::Streams(network, _) = pump.ends()
             && let Some(tls) = network.tls_mut()
         {
-            self.unused = tls.unused_data();
+            self.unused = tls.unused_data().to_vec();
         }
         if !matches!(outcome, Ok(())) {
             // What can be said without waiting is said: close_notify, or the alert of an error.
@@ -325,7 +331,12 @@ impl Task {
         outcome
     }
 
-    fn poll_pump(&mut self, cx: &mut Context<'_>, pump: &mut Pump, running: &mut Running) -> Poll<Result<(), End>> {
+    fn poll_pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        pump: &mut Pump,
+        running: &mut Running,
+    ) -> Poll<Result<(), End>> {
         while let Poll::Ready(command) = self.inbox.poll_recv(cx) {
             match command {
                 Some(command) => self.command_while_running(command, pump, running),
@@ -398,9 +409,7 @@ impl Task {
 
     fn note_open(&self, ends: &OpenEnds) {
         self.shared.update_stats(|stats, descriptions| {
-            for (side, prefix) in
-                [(Some(&ends.transport), "transport"), (ends.sink.as_ref(), "sink")]
-            {
+            for (side, prefix) in [(Some(&ends.transport), "transport"), (ends.sink.as_ref(), "sink")] {
                 let Some(OpenSide { info: Some(info), .. }) = side else { continue };
                 stats.facts.extend(tls_facts(prefix, info));
             }
@@ -411,25 +420,30 @@ impl Task {
 
     fn note_ends(&self, ends: &mut Ends) {
         self.shared.update_stats(|stats, descriptions| {
-            let (network, sink, offloads) = match ends {
+            let offloads = match ends {
                 Ends::Streams(network, sink) => {
                     descriptions.1 = sink.describe();
-                    (network.stats(), sink.stats(), Vec::new())
+                    note_layers(stats, network.as_mut());
+                    stats.transport = Some(Arc::clone(network.stats()));
+                    stats.sink = Some(Arc::clone(sink.stats()));
+                    Vec::new()
                 }
                 Ends::Ports(network, sink) => {
                     descriptions.1 = sink.describe();
-                    stats.carrier = network.stream_mut().map(|stream| Arc::clone(stream.stats()));
-                    (network.stats(), sink.stats(), sink.offloads())
+                    if let Some(stream) = network.stream_mut() {
+                        note_layers(stats, stream);
+                    }
+                    stats.transport = Some(Arc::clone(network.stats()));
+                    stats.sink = Some(Arc::clone(sink.stats()));
+                    sink.offloads()
                 }
             };
-            stats.transport = Some(Arc::clone(network));
-            stats.sink = Some(Arc::clone(sink));
             let offloads = offloads.into_iter().map(|(name, state)| (format!("offload.{name}"), state));
             stats.facts.extend(offloads);
         });
     }
 
-    fn flow_stats(&self) -> (Arc<crate::pump::FlowStats>, Arc<crate::pump::FlowStats>) {
+    fn flow_stats(&self) -> (Arc<FlowStats>, Arc<FlowStats>) {
         let mut both = None;
         self.shared.update_stats(|stats, _| {
             both = Some((Arc::clone(&stats.encapsulate), Arc::clone(&stats.decapsulate)));
@@ -496,9 +510,8 @@ impl Running {
         if !request.drain {
             return true;
         }
-        let (clock, at) = self
-            .draining
-            .get_or_insert_with(|| (Box::pin(sleep_until(request.at.into())), request.at));
+        let (clock, at) =
+            self.draining.get_or_insert_with(|| (Box::pin(sleep_until(request.at.into())), request.at));
         if *at != request.at {
             *at = request.at;
             clock.as_mut().reset(request.at.into());
@@ -543,12 +556,25 @@ impl Running {
             let end = self.last_activity + idle;
             if now >= end {
                 let text = format!("nothing moved for {:.1} s", idle.as_secs_f64());
-                return Poll::Ready(Err(Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer)));
+                return Poll::Ready(Err(
+                    Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer)
+                ));
             }
             // Looks in between: activity is noted by a flag, not by its time.
             self.clock.as_mut().reset(end.min(now + idle / 4 + IDLE_SWEEP));
         }
         Poll::Pending
+    }
+}
+
+/// TLS counts records; what is below it counts bytes and system calls.
+fn note_layers(stats: &mut BridgeStats, stream: &mut dyn Stream) {
+    match stream.tls_mut() {
+        Some(tls) => {
+            stats.tls = Some(Arc::clone(tls.stats()));
+            stats.carrier = Some(Arc::clone(tls.carrier_stats()));
+        }
+        None => stats.carrier = Some(Arc::clone(stream.stats())),
     }
 }
 
@@ -576,7 +602,10 @@ fn open_tap(pump: &mut Pump, mut options: TapOptions) -> Result<Tap> {
     match pump.ends() {
         Ends::Ports(_, sink) => options.kind = sink.abilities().kind,
         Ends::Streams(..) => {
-            return Err(Error::config("tap", "a tap writes packets: this bridge has no framing and carries bytes"));
+            return Err(Error::config(
+                "tap",
+                "a tap writes packets: this bridge has no framing and carries bytes",
+            ));
         }
     }
     Tap::open(&options)
@@ -620,7 +649,10 @@ fn stopped() -> Error {
     Error::new(ErrorKind::Closed, "the bridge was stopped")
 }
 fn not_closed() -> Error {
-    Error::new(ErrorKind::ApiMisuse, "unused data is known when the bridge is closed: await wait_closed() first")
+    Error::new(
+        ErrorKind::ApiMisuse,
+        "unused data is known when the bridge is closed: await wait_closed() first",
+    )
 }
 fn handshake_first() -> Error {
     Error::new(ErrorKind::NotStarted, "there is no TLS session yet: await handshake() first")
@@ -628,4 +660,3 @@ fn handshake_first() -> Error {
 fn no_tls() -> Error {
     Error::new(ErrorKind::ApiMisuse, "this bridge's transport has no TLS")
 }
-

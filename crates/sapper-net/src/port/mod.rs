@@ -7,8 +7,9 @@ pub mod conformance;
 pub mod datagram;
 pub mod framed;
 pub mod memory;
-pub mod tap;
+pub mod spec;
 mod sys;
+pub mod tap;
 #[cfg(test)]
 mod testing;
 

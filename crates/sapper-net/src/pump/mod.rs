@@ -18,8 +18,8 @@ use stream::StreamFlow;
 
 use crate::bridge::FlowSnapshot;
 use crate::error::{Direction, Error, ErrorKind, Result};
-use crate::port::tap::Tap;
 use crate::port::BoxPort;
+use crate::port::tap::Tap;
 use crate::stats::{Counter, Drops, LatencyHistogram};
 use crate::stream::BoxStream;
 
@@ -268,9 +268,10 @@ impl Pump {
                 Ok(())
             }
             Flows::Streams { .. } if tap.is_none() => Ok(()),
-            Flows::Streams { .. } => {
-                Err(Error::config("tap", "a tap writes packets: this bridge has no framing and carries bytes"))
-            }
+            Flows::Streams { .. } => Err(Error::config(
+                "tap",
+                "a tap writes packets: this bridge has no framing and carries bytes",
+            )),
         }
     }
 

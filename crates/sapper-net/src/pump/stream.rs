@@ -108,7 +108,12 @@ impl StreamFlow {
     }
 
     /// Writes what waits; `false` when the destination takes no more now.
-    fn write(&mut self, cx: &mut Context<'_>, destination: &mut dyn Stream, active: &mut bool) -> Result<bool> {
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut dyn Stream,
+        active: &mut bool,
+    ) -> Result<bool> {
         while !self.waiting.is_empty() {
             let slices = [IoSlice::new(self.waiting.data())];
             match destination.poll_write(cx, &slices).map_err(|e| e.with_phase(Phase::Transfer))? {

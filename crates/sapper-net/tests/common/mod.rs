@@ -17,7 +17,7 @@ use sapper_net::error::{Error, Result};
 use sapper_net::mailbox::{Body, Mailbox};
 use sapper_net::tls::Role;
 use sapper_net::tls::config::TlsConfig;
-use sapper_net::tls::dev_cert::DevCertificates;
+use sapper_net::tls::dev_cert::dev_certificates;
 use sapper_net::tls::options::{Credentials, PskIdentity, Roots, Secret, TlsOptions};
 use sapper_proto::cdtunnel;
 use sapper_proto::framing::Framing;
@@ -43,24 +43,24 @@ pub fn psk() -> Configs {
         },
         ..TlsOptions::default()
     };
-    let config = Arc::new(TlsConfig::new(options).unwrap());
+    let config = Arc::new(TlsConfig::new(&options).unwrap());
     Configs { client: Arc::clone(&config), server: config, name: None }
 }
 
 pub fn certificates() -> Configs {
-    let dev = DevCertificates::new(&["localhost"]).unwrap();
+    let dev = dev_certificates(&["localhost"], Duration::from_secs(3600)).unwrap();
     let server = TlsOptions {
         credentials: Credentials::Certificate {
-            chain: dev.server.chain_pem.clone().into_bytes(),
-            key: Secret::new(dev.server.key_pem.as_bytes()),
+            chain: dev.server.chain.clone().into_bytes(),
+            key: dev.server.key.clone(),
             password: None,
         },
         ..TlsOptions::default()
     };
-    let client = TlsOptions { roots: Roots::Own(dev.ca_pem.clone().into_bytes()), ..TlsOptions::default() };
+    let client = TlsOptions { roots: Roots::Own(dev.authority.clone().into_bytes()), ..TlsOptions::default() };
     Configs {
-        client: Arc::new(TlsConfig::new(client).unwrap()),
-        server: Arc::new(TlsConfig::new(server).unwrap()),
+        client: Arc::new(TlsConfig::new(&client).unwrap()),
+        server: Arc::new(TlsConfig::new(&server).unwrap()),
         name: Some("localhost".into()),
     }
 }
@@ -312,7 +312,11 @@ pub struct Leaks {
 impl Leaks {
     pub fn now() -> Self {
         let count = |path| std::fs::read_dir(path).unwrap().count();
-        Self { fds: count("/proc/self/fd"), threads: count("/proc/self/task"), tasks: sapper_net::runtime::live_tasks() }
+        Self {
+            fds: count("/proc/self/fd"),
+            threads: count("/proc/self/task"),
+            tasks: sapper_net::runtime::live_tasks(),
+        }
     }
 
     /// Waits a moment: a task's last drop comes after its last message.
