@@ -67,7 +67,7 @@ pub enum Subject {
         /// Its chain in DER, its own certificate first.
         certificates: Vec<Vec<u8>>,
         /// Its pre-shared key identity.
-        psk_identity: Option<Vec<u8>>,
+        psk_identity: Option<String>,
         /// Where it connects from, where that is known.
         address: Option<String>,
     },

@@ -135,7 +135,7 @@ fn stop_takes_effect_while_the_sink_is_full() {
     let mut silence = 0;
     while silence < 50 {
         match a.write(&block) {
-            Ok(_) => silence = 0,
+            Ok(n) => silence = usize::from(n == 0),
             Err(_) => {
                 silence += 1;
                 std::thread::sleep(Duration::from_millis(2));

@@ -1,13 +1,11 @@
 //! Opens the two ends of a bridge: connect, TLS, the policy's answer, framing.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sapper_proto::framing::Framing;
 use sapper_proto::framing::superframe::Hello;
 use sapper_proto::packet::Offloads;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::control::Reply;
 use super::{BridgeDirection, BridgeOptions, Deadlines, FramingOptions, PolicyOptions, SideTls};
@@ -23,9 +21,6 @@ use crate::tls::{HandshakeInfo, MAX_RECORD};
 
 /// Alert of a peer that was verified and is not wanted (RFC 8446, section 6.2).
 const ACCESS_DENIED: u8 = 49;
-
-/// How long the alert of a refusal may take to leave.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The largest packet of a superframe: what an IPv4 or IPv6 length can say.
 const LARGEST_SUPERFRAME: usize = 65_535;
@@ -186,7 +181,12 @@ async fn open_side(
         Opened::Port(_) => return Err(Error::config(side.field, "TLS runs over a stream, not over packets")),
     };
     let until = Instant::now() + deadlines.handshake;
-    let (mut stream, info) = TlsStream::handshake(stream, &tls.config, &tls.role, &initial, until).await?;
+    let shake = TlsStream::handshake(stream, &tls.config, &tls.role, &initial);
+    let (mut stream, info) = timeout_at(until, shake).await.unwrap_or_else(|_| {
+        let text =
+            format!("the TLS handshake was not done within {:.1} s", deadlines.handshake.as_secs_f64());
+        Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
+    })?;
     if let Some((policy, events)) = policy {
         let subject = Subject::Peer {
             certificates: info.peer_certificates.clone(),
@@ -195,14 +195,13 @@ async fn open_side(
         };
         let left = until.saturating_duration_since(Instant::now()).min(policy.deadline);
         if !events.mailbox.ask(events.key, subject, left).await {
-            stream.fatal_alert_and_close(ACCESS_DENIED);
-            let _ = timeout(LAST_WORDS, poll_fn(|cx| stream.poll_flush(cx))).await;
+            stream.abort(ACCESS_DENIED).await;
             return Err(Error::new(ErrorKind::PolicyDenied, "the peer policy did not allow this peer")
                 .with_alert(ACCESS_DENIED)
                 .with_phase(Phase::Handshake));
         }
     }
-    Ok(OpenSide { opened: Opened::Stream(Box::new(stream)), info: Some(info), initial: Vec::new() })
+    Ok(OpenSide { opened: Opened::Stream(Box::new(stream)), info: Some(Arc::new(info)), initial: Vec::new() })
 }
 
 /// Framing over both ends: the ends of a pump, and what each flow begins with.

@@ -23,7 +23,7 @@ use crate::port::tap::{Tap, TapOptions};
 use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode, Sink};
 use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
-use crate::tls::stream::{TlsDirection, TlsStream};
+use crate::tls::stream::{StreamDirection, TlsStream};
 
 /// A connection that was silent this long gives its buffers back.
 const IDLE_SWEEP: Duration = Duration::from_millis(100);
@@ -253,9 +253,9 @@ impl Task {
         let mut transport = ends.transport;
         if let Some(tls) = tls_of(&mut transport) {
             tls.set_direction(match direction {
-                BridgeDirection::Duplex => TlsDirection::Duplex,
-                BridgeDirection::EncryptOnly => TlsDirection::EncryptOnly,
-                BridgeDirection::DecryptOnly => TlsDirection::DecryptOnly,
+                BridgeDirection::Duplex => StreamDirection::Duplex,
+                BridgeDirection::EncryptOnly => StreamDirection::EncryptOnly,
+                BridgeDirection::DecryptOnly => StreamDirection::DecryptOnly,
             });
         }
         let work = Box::pin(async {
@@ -315,7 +315,7 @@ impl Task {
         if let Ends::Streams(network, _) = pump.ends()
             && let Some(tls) = network.tls_mut()
         {
-            self.unused = tls.unused_data().to_vec();
+            self.unused = tls.unused_data();
         }
         if !matches!(outcome, Ok(())) {
             // What can be said without waiting is said: close_notify, or the alert of an error.
@@ -572,7 +572,7 @@ fn note_layers(stats: &mut BridgeStats, stream: &mut dyn Stream) {
     match stream.tls_mut() {
         Some(tls) => {
             stats.tls = Some(Arc::clone(tls.stats()));
-            stats.carrier = Some(Arc::clone(tls.carrier_stats()));
+            stats.carrier = Some(Arc::clone(tls.carrier().stats()));
         }
         None => stats.carrier = Some(Arc::clone(stream.stats())),
     }

@@ -1,6 +1,6 @@
 //! Two bridges face to face, and what a test asks of them.
 
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 use std::cell::{OnceCell, RefCell};
 use std::os::fd::OwnedFd;
@@ -57,7 +57,8 @@ pub fn certificates() -> Configs {
         },
         ..TlsOptions::default()
     };
-    let client = TlsOptions { roots: Roots::Own(dev.authority.clone().into_bytes()), ..TlsOptions::default() };
+    let client =
+        TlsOptions { roots: Roots::Own(dev.authority.clone().into_bytes()), ..TlsOptions::default() };
     Configs {
         client: Arc::new(TlsConfig::new(&client).unwrap()),
         server: Arc::new(TlsConfig::new(&server).unwrap()),
