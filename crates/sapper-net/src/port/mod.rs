@@ -12,6 +12,7 @@ mod sys;
 pub mod tap;
 #[cfg(test)]
 mod testing;
+pub mod tun;
 
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;

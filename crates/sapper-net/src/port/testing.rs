@@ -1,13 +1,16 @@
-//! Streams in memory for the tests of framed ports: small reads, small writes, records.
+//! What the tests of several ports share: streams in memory, a small pump, network namespaces.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
+use super::adapt::Adapter;
+use super::{PacketBatch, PacketPort, take_batch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::stats::EndpointStats;
+use crate::stats::{Drops, EndpointStats};
 use crate::stream::{RecordMarks, Stream};
 
 /// How a pair behaves.
@@ -195,5 +198,101 @@ impl Drop for MemoryStream {
             pipe.ended = true;
             pipe.wake();
         }
+    }
+}
+
+/// Joins two ports for as long as it is polled: what the pump does, without its counters.
+pub(super) struct Join<A, B> {
+    pub(super) a: A,
+    pub(super) b: B,
+    there: Half,
+    back: Half,
+}
+
+#[derive(Default)]
+struct Half {
+    received: Option<PacketBatch>,
+    adapted: Option<PacketBatch>,
+    adapter: Adapter,
+    drops: Drops,
+}
+
+impl<A: PacketPort, B: PacketPort> Join<A, B> {
+    pub(super) fn new(a: A, b: B) -> Self {
+        Self { a, b, there: Half::default(), back: Half::default() }
+    }
+
+    /// Moves packets both ways until a port ends or fails.
+    pub(super) async fn run(&mut self) -> Result<()> {
+        poll_fn(|cx| {
+            let there = self.there.poll(cx, &mut self.a, &mut self.b);
+            let back = self.back.poll(cx, &mut self.b, &mut self.a);
+            if there.is_ready() { there } else { back }
+        })
+        .await
+    }
+}
+
+impl Half {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut dyn PacketPort,
+        to: &mut dyn PacketPort,
+    ) -> Poll<Result<()>> {
+        let received = self.received.get_or_insert_with(take_batch);
+        let adapted = self.adapted.get_or_insert_with(take_batch);
+        loop {
+            while !received.is_empty() || !adapted.is_empty() {
+                if adapted.is_empty() {
+                    self.adapter.adapt(received, adapted, &to.abilities(), &self.drops);
+                }
+                ready!(to.poll_send(cx, adapted))?;
+            }
+            ready!(to.poll_flush(cx))?;
+            if !ready!(from.poll_receive(cx, received))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// Runs a test on a thread whose network namespace is its own; it may make more of them. Says why
+/// where that cannot be.
+#[allow(clippy::print_stderr, reason = "a test that is skipped says why")]
+pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let name = std::thread::current().name().unwrap_or("test").to_owned();
+    let done = std::thread::spawn(move || {
+        let reason = if !std::path::Path::new("/dev/net/tun").exists() {
+            "there is no /dev/net/tun".to_owned()
+        } else if let Err(error) = new_namespace() {
+            format!("no network namespace can be made: {error}")
+        } else if let Err(error) = ip("link show lo") {
+            error
+        } else {
+            return test();
+        };
+        eprintln!("{name}: skipped: {reason}");
+    });
+    if let Err(panic) = done.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Moves this thread into a network namespace of its own, with `lo` up.
+pub(super) fn new_namespace() -> Result<(), String> {
+    // SAFETY: it touches no memory; only this thread changes its namespace.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
+        return Err(std::io::Error::last_os_error().to_string());
+    }
+    ip("link set lo up")
+}
+
+/// Runs `ip` in this thread's namespace.
+pub(super) fn ip(arguments: &str) -> Result<(), String> {
+    match std::process::Command::new("ip").args(arguments.split(' ')).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("ip {arguments}: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(error) => Err(format!("ip cannot be run: {error}")),
     }
 }

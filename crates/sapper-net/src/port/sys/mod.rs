@@ -1,8 +1,10 @@
 //! System calls of the packet ports that tokio and socket2 have no wrapper for.
 //!
-//! [`messages`] compiles everywhere (one call a packet where the system has no `recvmmsg`).
+//! [`messages`] compiles everywhere (one call a packet where the system has no `recvmmsg`), [`tun`] too
+//! (Linux is the one that has offloads).
 
 pub(super) mod messages;
+pub(super) mod tun;
 
 use std::os::fd::OwnedFd;
 
