@@ -40,6 +40,22 @@ const TLS12_RECORDS: u64 = 1 << 48;
 /// Records under one AES-GCM key before TLS 1.3 changes it: RFC 8446, section 5.5 sets 2^24.5.
 const REKEY_GCM: u64 = 1 << 23;
 
+#[cfg(not(test))]
+fn rekey_gcm() -> u64 {
+    REKEY_GCM
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tests do not seal eight million records to see one key update.
+    pub(crate) static REKEY_EVERY: std::cell::Cell<u64> = const { std::cell::Cell::new(REKEY_GCM) };
+}
+
+#[cfg(test)]
+fn rekey_gcm() -> u64 {
+    REKEY_EVERY.get()
+}
+
 /// The algorithms that the record layer speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aead {
@@ -105,7 +121,7 @@ impl DirectionKeys {
             (TlsVersion::V1_2, _) => Form::Tls12Gcm,
         };
         let rekey_at = match (form, aead) {
-            (Form::Tls13, Aead::Aes128Gcm | Aead::Aes256Gcm) => REKEY_GCM,
+            (Form::Tls13, Aead::Aes128Gcm | Aead::Aes256Gcm) => rekey_gcm(),
             (Form::Tls13, Aead::ChaCha20Poly1305) => TLS12_RECORDS,
             _ => u64::MAX,
         };

@@ -1,5 +1,6 @@
 //! Engines and streams against each other and against the libraries themselves, in memory.
 
+mod foreign;
 mod handshakes;
 mod pipe;
 mod streams;
