@@ -25,8 +25,8 @@ const KEY_UPDATE: u8 = 24;
 /// Records without application data in a row (empty ones, tickets, key updates, warnings): more is
 /// a peer that keeps us busy for nothing.
 const MAX_FRUITLESS: u8 = 32;
-/// Largest message after the handshake: a ticket with its largest possible content.
-const MAX_MESSAGE: usize = 4 + 4 + 4 + 1 + 255 + 2 + 65_535 + 2 + 65_535;
+/// Largest message after the handshake: a ticket of 65,535 bytes, and what is around it.
+const MAX_MESSAGE: usize = 65_535 + 1024;
 /// Tickets that are kept; a client needs one at a time.
 const MAX_TICKETS: u8 = 4;
 

@@ -4,6 +4,7 @@ mod foreign;
 mod handshakes;
 mod pipe;
 mod streams;
+mod traffic;
 
 use std::time::Duration;
 
