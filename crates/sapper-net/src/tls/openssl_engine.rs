@@ -34,8 +34,6 @@ const NAME: &str = "openssl";
 mod reason {
     pub(super) const BINDER_DOES_NOT_VERIFY: i32 = 253;
     pub(super) const CERTIFICATE_VERIFY_FAILED: i32 = 134;
-    pub(super) const DECRYPTION_FAILED_OR_BAD_RECORD_MAC: i32 = 281;
-    pub(super) const DIGEST_CHECK_FAILED: i32 = 149;
     pub(super) const PEER_DID_NOT_RETURN_A_CERTIFICATE: i32 = 199;
     pub(super) const PSK_IDENTITY_NOT_FOUND: i32 = 223;
     pub(super) const UNSAFE_LEGACY_RENEGOTIATION_DISABLED: i32 = 338;
@@ -513,11 +511,11 @@ impl Library {
                 ErrorKind::UnknownPeer,
                 "the client's pre-shared key has an identity that is not known here".to_owned(),
             ),
-            reason::BINDER_DOES_NOT_VERIFY
-            | reason::DIGEST_CHECK_FAILED
-            | reason::DECRYPTION_FAILED_OR_BAD_RECORD_MAC
-                if in_psk_handshake =>
-            {
+            reason::BINDER_DOES_NOT_VERIFY if in_psk_handshake => {
+                (ErrorKind::CredentialsRejected, "the peer's pre-shared key is another one".to_owned())
+            }
+            // The first record under keys that came from the pre-shared one.
+            _ if in_psk_handshake && matches!(sent, Some(alert::BAD_RECORD_MAC | alert::DECRYPT_ERROR)) => {
                 (ErrorKind::CredentialsRejected, "the peer's pre-shared key is another one".to_owned())
             }
             reason::PEER_DID_NOT_RETURN_A_CERTIFICATE | reason::CERTIFICATE_VERIFY_FAILED => {

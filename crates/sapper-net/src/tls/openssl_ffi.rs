@@ -270,8 +270,8 @@ unsafe fn der_of(certificate: *mut ffi::X509) -> Result<Vec<u8>, Rejection> {
 /// OpenSSL chooses the alert by this code.
 fn verify_code(reason: CertificateReason) -> c_int {
     match reason {
-        CertificateReason::Expired => ffi::X509_V_ERR_CERT_HAS_EXPIRED,
-        CertificateReason::NotYetValid => ffi::X509_V_ERR_CERT_NOT_YET_VALID,
+        // The alert certificate_expired stands for both.
+        CertificateReason::Expired | CertificateReason::NotYetValid => ffi::X509_V_ERR_CERT_HAS_EXPIRED,
         CertificateReason::WrongName => ffi::X509_V_ERR_HOSTNAME_MISMATCH,
         CertificateReason::UnknownIssuer | CertificateReason::SelfSigned => {
             ffi::X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY

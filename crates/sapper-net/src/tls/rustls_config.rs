@@ -139,8 +139,12 @@ struct Resolver(Arc<CertifiedKey>);
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        on_stage(|scene| scene.server_name = hello.server_name().map(str::to_owned));
-        Some(Arc::clone(&self.0))
+        let fits = self.0.key.choose_scheme(hello.signature_schemes()).is_some();
+        on_stage(|scene| {
+            scene.server_name = hello.server_name().map(str::to_owned);
+            scene.no_common_signature = !fits;
+        });
+        fits.then(|| Arc::clone(&self.0))
     }
 }
 

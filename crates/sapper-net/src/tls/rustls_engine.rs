@@ -201,7 +201,7 @@ impl Handshake {
                 Err(error) => {
                     let before = outgoing.len();
                     self.flush_alert(incoming, outgoing);
-                    return Err(self.error(&error, &outgoing.data()[before..]));
+                    return Err(self.error(&error, before, outgoing));
                 }
             }
         }
@@ -225,21 +225,35 @@ impl Handshake {
         }
     }
 
-    fn error(&mut self, error: &rustls::Error, alert_bytes: &[u8]) -> Error {
-        let rejection = self.scene.as_mut().and_then(|scene| scene.rejection.take());
+    /// Our error, with the alert that was sent: `outgoing` has it from `before` on.
+    fn error(&mut self, error: &rustls::Error, before: usize, outgoing: &mut Buffer) -> Error {
         let common: &CommonState = match &self.connection {
             Connection::Client(connection) => connection,
             Connection::Server(connection) => connection,
         };
         let tls13 = common.protocol_version() == Some(ProtocolVersion::TLSv1_3);
-        let error = match rejection {
+        let scene = self.scene.get_or_insert_default();
+        let explained = match scene.rejection.take() {
             Some(rejection) => rejection.into_error(),
+            None if scene.no_common_signature => Error::new(
+                ErrorKind::IncompatiblePeer,
+                "nothing in common with the peer: it accepts no signature of our certificate's kind",
+            )
+            .with_alert(alert::HANDSHAKE_FAILURE),
             None => explain(error, tls13),
         };
-        match alert_bytes {
+        if explained.alert_received() {
+            return explained;
+        }
+        match (&outgoing.data()[before..], explained.alert()) {
             // Sent in clear, so there is no doubt which it was.
-            [ALERT, 3, _, 0, 2, _, description] => error.with_alert(*description),
-            _ => error,
+            (&[ALERT, 3, _, 0, 2, _, description], _) => explained.with_alert(description),
+            // rustls says nothing about some broken messages; before keys exist we can.
+            (&[], Some(description)) if self.hello.random().is_none() => {
+                outgoing.extend(&[ALERT, 3, 3, 0, 2, 2, description]);
+                explained
+            }
+            _ => explained,
         }
     }
 

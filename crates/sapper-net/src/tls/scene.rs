@@ -32,6 +32,8 @@ pub(crate) struct Scene {
     pub(crate) psk_identity: Option<Vec<u8>>,
     /// A client named an identity that we do not have.
     pub(crate) unknown_identity: bool,
+    /// A client accepts no signature of our certificate's kind.
+    pub(crate) no_common_signature: bool,
     /// Fatal alerts that went out and came in (OpenSSL says so; rustls in its errors).
     pub(crate) alert_sent: Option<u8>,
     pub(crate) alert_received: Option<u8>,

@@ -1,10 +1,13 @@
 //! Engines and streams against each other and against the libraries themselves, in memory.
 
+mod configuration;
 mod foreign;
 mod handshakes;
 mod pipe;
+mod psk;
 mod streams;
 mod traffic;
+mod verification;
 
 use std::time::Duration;
 
