@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::{self, FdKind, SocketType};
 use crate::port::spec::{PortSpec, open_port};
+use crate::port::tun::TunOptions;
 use crate::port::{BoxPort, PacketKind};
 use crate::stream::BoxStream;
 use crate::stream::address::{Address, UnixAddress};
@@ -115,6 +116,7 @@ impl EndpointSpec {
             {
                 Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip }))
             }
+            FdKind::Tun(_) => Ok(Self::Port(PortSpec::TunFd { fd, options: TunOptions::default() })),
             _ => Ok(Self::Fd(FdSpec::new(fd, field, SocketOptions::default())?)),
         }
     }

@@ -48,8 +48,9 @@ pub enum TunHeader {
 pub struct TunOptions {
     /// Ethernet frames (TAP) instead of IP packets (TUN). An adopted descriptor says itself what it is.
     pub ethernet: bool,
-    /// What lies in front of each packet. Named for an adopted descriptor, because packet information
-    /// cannot be read back; `None` stands for nothing there. One that is opened by name gets what fits.
+    /// What lies in front of each packet. Of an adopted descriptor `None` stands for what it says
+    /// itself, which is a virtio-net header or nothing: packet information cannot be read back, so it
+    /// has to be named. An interface that is opened by name gets what fits `offload`.
     pub header: Option<TunHeader>,
     /// Take and give super-packets where the system can.
     pub offload: bool,

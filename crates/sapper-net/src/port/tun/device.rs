@@ -113,7 +113,6 @@ impl Device {
     }
 
     pub(super) fn adopt(fd: OwnedFd, options: &TunOptions) -> Result<Self> {
-        let header = options.header.unwrap_or(TunHeader::None);
         if !options.addresses.is_empty() || options.mtu.is_some() {
             let field = if options.mtu.is_some() { "mtu" } else { "addresses" };
             return Err(Error::config(
@@ -123,6 +122,10 @@ impl Device {
         }
         let attributes = sys::tun::attributes(fd.as_fd());
         let has_header = attributes.as_ref().map(|attributes| attributes.vnet_header > 0);
+        let header = options.header.unwrap_or(match has_header {
+            Some(true) => TunHeader::VirtioNet,
+            _ => TunHeader::None,
+        });
         match (header, has_header) {
             _ if cfg!(target_os = "linux") && attributes.is_none() => {
                 return Err(Error::new(ErrorKind::Device, "this descriptor is no TUN or TAP"));

@@ -544,6 +544,15 @@ fn adopted_descriptors_are_asked_what_they_are() {
             assert!(error.message().contains("24 bytes"), "{error}");
             let error = adopt(&large, TunHeader::None).err().unwrap();
             assert_eq!(error.field(), Some("tun_header"));
+
+            let able = open_raw("able0", libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR, 0);
+            let unnamed = TunOptions { header: None, ..options(true) };
+            let port = TunPort::adopt(able.try_clone().unwrap(), &unnamed).unwrap();
+            assert!(port.device.header == TunHeader::VirtioNet && port.abilities().tso4);
+            let mut configured = unnamed;
+            configured.mtu = Some(1400);
+            let error = TunPort::adopt(able, &configured).err().unwrap();
+            assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("mtu")));
         });
     });
 }
