@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::time::Duration;
 
 use common::*;
@@ -26,5 +27,7 @@ fn round_trip() {
     far.cleartext().read_exact(&mut [0]).unwrap();
     near.bridge().stop(Duration::from_secs(1));
     near.wait_closed();
+    // The near end is gone, but its half-close leaves the far end's own direction open.
+    far.cleartext().shutdown(Shutdown::Write).unwrap();
     far.wait_closed();
 }

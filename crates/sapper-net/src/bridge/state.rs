@@ -190,6 +190,10 @@ impl Shared {
         Ok(())
     }
 
+    pub(super) fn start_called(&self) -> bool {
+        self.lock().start_called
+    }
+
     pub(super) fn request_stop(&self, drain: Duration) {
         let at = Instant::now() + drain;
         {

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::control::{Command, Event, Reply, Value};
@@ -27,6 +28,9 @@ use crate::tls::stream::{StreamDirection, TlsStream};
 
 /// A connection that was silent this long gives its buffers back.
 const IDLE_SWEEP: Duration = Duration::from_millis(100);
+
+/// A drain has heard of all that waits when nothing came for this long.
+const SETTLE: Duration = Duration::from_millis(2);
 
 /// Runs a bridge to its end and tells everybody.
 pub(super) async fn run(
@@ -117,7 +121,7 @@ impl Task {
             let ends = prepared.open(&events).await;
             (prepared, ends)
         });
-        let (prepared, ends) = self.during(opening, None).await?;
+        let (prepared, ends) = self.during(opening, false).await?;
         self.prepared = prepared;
         match ends {
             Ok(ends) => {
@@ -153,7 +157,12 @@ impl Task {
             let shared = Arc::clone(&self.shared);
             let command = tokio::select! {
                 biased;
-                _ = shared.stopped() => {
+                request = shared.stopped() => {
+                    if request.drain && shared.start_called() {
+                        // The start is on its way: what waits is delivered first.
+                        self.start = true;
+                        continue;
+                    }
                     say_goodbye(&mut ends.transport.opened).await;
                     return Err(End::Stopped);
                 }
@@ -170,7 +179,7 @@ impl Task {
     async fn cdtunnel(&mut self, side: &mut OpenSide, role: CdTunnelRole, reply: Reply) -> Result<(), End> {
         let deadline = self.prepared.deadlines.handshake;
         let hello = Box::pin(timeout(deadline, super::hello::cdtunnel(side, role)));
-        let outcome = self.during(hello, None).await;
+        let outcome = self.during(hello, false).await;
         match outcome {
             Ok(Ok(Ok(parameters))) => reply.send(Ok(Value::CdTunnel(Box::new(parameters)))),
             Ok(Ok(Err(error))) => {
@@ -221,18 +230,24 @@ impl Task {
         }
     }
 
-    /// Waits for `work` while commands and a stop are heard.
+    /// Waits for `work` while commands and a stop are heard. Work that leads to payload is given the
+    /// time of a drain.
     async fn during<F: Future + Unpin>(
         &mut self,
         mut work: F,
-        mut transport: Option<&mut OpenSide>,
+        leads_to_payload: bool,
     ) -> Result<F::Output, End> {
         let shared = Arc::clone(&self.shared);
-        let mut stop = pin!(shared.stopped());
+        let mut stop = pin!(async {
+            let request = shared.stopped().await;
+            if request.drain && leads_to_payload {
+                sleep_until(request.at.into()).await;
+            }
+        });
         loop {
             tokio::select! {
                 biased;
-                _ = &mut stop => {
+                () = &mut stop => {
                     for reply in self.handshake_replies.drain(..) {
                         reply.send(Err(stopped()));
                     }
@@ -240,7 +255,7 @@ impl Task {
                 }
                 output = &mut work => return Ok(output),
                 command = self.inbox.recv() => {
-                    self.command_before_start(command.ok_or(End::Stopped)?, transport.as_deref_mut());
+                    self.command_before_start(command.ok_or(End::Stopped)?, None);
                 }
             }
         }
@@ -276,7 +291,7 @@ impl Task {
             .await;
             (prepared, joined)
         });
-        let (prepared, joined) = self.during(work, None).await?;
+        let (prepared, joined) = self.during(work, true).await?;
         self.prepared = prepared;
         let (mut ends, to_network, to_sink) = joined?;
         self.note_ends(&mut ends);
@@ -311,7 +326,8 @@ impl Task {
     /// Running and draining.
     async fn pump(&mut self, mut pump: Pump) -> Result<(), End> {
         let mut running = Running::new(self.prepared.deadlines.idle);
-        let outcome = poll_fn(|cx| self.poll_pump(cx, &mut pump, &mut running)).await;
+        // A pump takes turns by itself; a budget that runs out would look like a silent endpoint.
+        let outcome = unconstrained(poll_fn(|cx| self.poll_pump(cx, &mut pump, &mut running))).await;
         if let Ends::Streams(network, _) = pump.ends()
             && let Some(tls) = network.tls_mut()
         {
@@ -346,13 +362,11 @@ impl Task {
         let mode = match self.shared.stop_request() {
             None => PumpMode::Run,
             Some(request) => {
-                if running.drain_is_over(cx, request) {
+                let Some(mode) = running.poll_drain(cx, request, pump) else {
                     return Poll::Ready(Err(End::Stopped));
-                }
-                if running.draining.is_some() {
-                    self.shared.set_state(BridgeState::Draining);
-                }
-                PumpMode::Drain
+                };
+                self.shared.set_state(BridgeState::Draining);
+                mode
             }
         };
         running.poll_swap(cx, pump);
@@ -487,8 +501,15 @@ struct Running {
     released: bool,
     last_activity: Instant,
     idle: Option<Duration>,
-    draining: Option<(Pin<Box<Sleep>>, std::time::Instant)>,
+    drain: Option<Drain>,
     swap: Option<(Opening, Reply)>,
+}
+
+/// An orderly stop under way.
+struct Drain {
+    deadline: Pin<Box<Sleep>>,
+    /// Runs until nothing came for [`SETTLE`]; `None` from then on.
+    settling: Option<Pin<Box<Sleep>>>,
 }
 
 impl Running {
@@ -500,23 +521,46 @@ impl Running {
             released: false,
             last_activity: now,
             idle,
-            draining: None,
+            drain: None,
             swap: None,
         }
     }
 
-    /// Whether a stop's time is over: at once where nothing is drained.
-    fn drain_is_over(&mut self, cx: &mut Context<'_>, request: StopRequest) -> bool {
+    /// How a requested stop is carried out; `None` when its time is over, which is at once where
+    /// nothing is drained.
+    fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: StopRequest,
+        pump: &mut Pump,
+    ) -> Option<PumpMode> {
         if !request.drain {
-            return true;
+            return None;
         }
-        let (clock, at) =
-            self.draining.get_or_insert_with(|| (Box::pin(sleep_until(request.at.into())), request.at));
-        if *at != request.at {
-            *at = request.at;
-            clock.as_mut().reset(request.at.into());
+        let drain = self.drain.get_or_insert_with(|| {
+            pump.take_activity();
+            Drain {
+                deadline: Box::pin(sleep_until(request.at.into())),
+                settling: Some(Box::pin(sleep_until(Instant::now() + SETTLE))),
+            }
+        });
+        if drain.deadline.deadline() != request.at.into() {
+            drain.deadline.as_mut().reset(request.at.into());
         }
-        clock.as_mut().poll(cx).is_ready()
+        if drain.deadline.as_mut().poll(cx).is_ready() {
+            return None;
+        }
+        while let Some(clock) = &mut drain.settling {
+            if clock.as_mut().poll(cx).is_pending() {
+                return Some(PumpMode::Settle);
+            }
+            if pump.take_activity() {
+                clock.as_mut().reset(Instant::now() + SETTLE);
+            } else {
+                drain.settling = None;
+            }
+        }
+        Some(PumpMode::Drain)
     }
 
     fn poll_swap(&mut self, cx: &mut Context<'_>, pump: &mut Pump) {

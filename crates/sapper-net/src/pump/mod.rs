@@ -101,7 +101,10 @@ pub enum Ends {
 pub enum PumpMode {
     /// As long as there is something to move.
     Run,
-    /// What waits now is delivered, then both directions end.
+    /// As [`Run`](Self::Run), without regard to pauses: an event loop tells a moment later what waits
+    /// in the system, so a drain settles before it ends.
+    Settle,
+    /// A direction whose source has nothing now ends when all of it is delivered.
     Drain,
 }
 
@@ -118,6 +121,12 @@ pub struct Pump {
 enum Flows {
     Streams { encapsulate: StreamFlow, decapsulate: StreamFlow },
     Ports { encapsulate: PacketFlow, decapsulate: PacketFlow },
+}
+
+/// Whether an error means only that a peer, which had ended its own direction, is gone before it heard
+/// the end of ours: nothing is lost then.
+fn says_goodbye_to_nobody(peer_ended: bool, error: &Error) -> bool {
+    peer_ended && error.kind() == ErrorKind::ConnectionLost
 }
 
 /// What both kinds of flow tell their pump.
@@ -173,18 +182,20 @@ impl Pump {
         let (out, back) = match (&mut self.ends, &mut self.flows) {
             (Ends::Streams(network, sink), Flows::Streams { encapsulate, decapsulate }) => {
                 let (network, sink) = (network.as_mut(), sink.as_mut());
+                let peer_ended = decapsulate.source_ended();
                 (
-                    encapsulate.poll(cx, sink, network, mode, &mut self.active),
-                    decapsulate.poll(cx, network, sink, mode, &mut self.active),
+                    encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active),
+                    decapsulate.poll(cx, network, sink, mode, false, &mut self.active),
                 )
             }
             (Ends::Ports(network, sink), Flows::Ports { encapsulate, decapsulate }) => {
                 let (network, sink) = (network.as_mut(), sink.as_mut());
-                let out = encapsulate.poll(cx, sink, network, mode, &mut self.active);
-                let back = decapsulate.poll(cx, network, sink, mode, &mut self.active);
+                let peer_ended = decapsulate.source_ended();
+                let out = encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active);
+                let back = decapsulate.poll(cx, network, sink, mode, false, &mut self.active);
                 // A packet port cannot be half-closed in a way that its peer could use: when one
                 // direction ends, what waits in the other is delivered and the pump ends.
-                if mode == PumpMode::Run && (encapsulate.ended() || decapsulate.ended()) {
+                if mode != PumpMode::Drain && (encapsulate.ended() || decapsulate.ended()) {
                     return self.poll(cx, PumpMode::Drain);
                 }
                 (out, back)

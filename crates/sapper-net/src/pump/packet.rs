@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS};
+use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS, says_goodbye_to_nobody};
 use crate::error::{Direction, Phase, Result};
 use crate::port::adapt::Adapter;
 use crate::port::tap::Tap;
@@ -57,6 +57,7 @@ impl PacketFlow {
         source: &mut dyn PacketPort,
         destination: &mut dyn PacketPort,
         mode: PumpMode,
+        peer_ended: bool,
         active: &mut bool,
     ) -> Result<FlowState> {
         if self.phase == FlowPhase::Ended {
@@ -69,16 +70,23 @@ impl PacketFlow {
                 }
                 continue;
             }
-            let flushed = destination.poll_flush(cx).map_err(|e| e.with_phase(Phase::Transfer))?.is_ready();
-            if self.phase == FlowPhase::SourceEnded {
-                if self.forward_eof
-                    && destination.poll_send_eof(cx).map_err(|e| e.with_phase(Phase::Close))?.is_pending()
-                {
-                    return Ok(FlowState::Open);
+            let flushed = match destination.poll_flush(cx) {
+                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, &error) => {
+                    return Ok(self.end());
                 }
-                self.phase = FlowPhase::Ended;
-                self.release();
-                return Ok(FlowState::Ended);
+                flushed => flushed.map_err(|e| e.with_phase(Phase::Transfer))?.is_ready(),
+            };
+            if self.phase == FlowPhase::SourceEnded {
+                if self.forward_eof {
+                    match destination.poll_send_eof(cx) {
+                        Poll::Pending => return Ok(FlowState::Open),
+                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, &error) => {
+                            return Err(error.with_phase(Phase::Close));
+                        }
+                        Poll::Ready(_) => {}
+                    }
+                }
+                return Ok(self.end());
             }
             if !self.enabled {
                 return Ok(if flushed { FlowState::Ended } else { FlowState::Open });
@@ -92,7 +100,7 @@ impl PacketFlow {
                 Poll::Ready(false) => self.phase = FlowPhase::SourceEnded,
                 Poll::Pending => {
                     self.release();
-                    if mode == PumpMode::Run {
+                    if mode != PumpMode::Drain {
                         return Ok(FlowState::Open);
                     }
                     // What waited was received: a drain receives no further.
@@ -174,6 +182,17 @@ impl PacketFlow {
 
     pub(super) fn ended(&self) -> bool {
         self.phase == FlowPhase::Ended
+    }
+
+    fn end(&mut self) -> FlowState {
+        self.phase = FlowPhase::Ended;
+        self.release();
+        FlowState::Ended
+    }
+
+    /// Whether the source has ended; what it sent may still be on its way.
+    pub(super) fn source_ended(&self) -> bool {
+        self.phase != FlowPhase::Receiving
     }
 
     pub(super) fn set_paused(&mut self, paused: bool) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS};
+use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS, says_goodbye_to_nobody};
 use crate::buffer::Buffer;
 use crate::error::{Phase, Result};
 use crate::stream::{RecordMarks, Stream};
@@ -59,6 +59,7 @@ impl StreamFlow {
         source: &mut dyn Stream,
         destination: &mut dyn Stream,
         mode: PumpMode,
+        peer_ended: bool,
         active: &mut bool,
     ) -> Result<FlowState> {
         if self.phase == FlowPhase::Ended {
@@ -72,16 +73,23 @@ impl StreamFlow {
                 continue;
             }
             // Sealed records and answers to the peer may wait below even when no payload does.
-            let flushed = destination.poll_flush(cx).map_err(|e| e.with_phase(Phase::Transfer))?.is_ready();
-            if self.phase == FlowPhase::SourceEnded {
-                if self.forward_eof
-                    && destination.poll_send_eof(cx).map_err(|e| e.with_phase(Phase::Close))?.is_pending()
-                {
-                    return Ok(FlowState::Open);
+            let flushed = match destination.poll_flush(cx) {
+                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, &error) => {
+                    return Ok(self.end());
                 }
-                self.phase = FlowPhase::Ended;
-                self.waiting.release();
-                return Ok(FlowState::Ended);
+                flushed => flushed.map_err(|e| e.with_phase(Phase::Transfer))?.is_ready(),
+            };
+            if self.phase == FlowPhase::SourceEnded {
+                if self.forward_eof {
+                    match destination.poll_send_eof(cx) {
+                        Poll::Pending => return Ok(FlowState::Open),
+                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, &error) => {
+                            return Err(error.with_phase(Phase::Close));
+                        }
+                        Poll::Ready(_) => {}
+                    }
+                }
+                return Ok(self.end());
             }
             if !self.enabled {
                 return Ok(if flushed { FlowState::Ended } else { FlowState::Open });
@@ -95,7 +103,7 @@ impl StreamFlow {
                 Poll::Ready(_) => *active = true,
                 Poll::Pending => {
                     self.waiting.release();
-                    if mode == PumpMode::Run {
+                    if mode != PumpMode::Drain {
                         return Ok(FlowState::Open);
                     }
                     // What waited was read: a drain reads no further.
@@ -148,6 +156,17 @@ impl StreamFlow {
             self.received_at = Some(Instant::now());
         }
         Ok(read)
+    }
+
+    fn end(&mut self) -> FlowState {
+        self.phase = FlowPhase::Ended;
+        self.waiting.release();
+        FlowState::Ended
+    }
+
+    /// Whether the source has ended; what it sent may still be on its way.
+    pub(super) fn source_ended(&self) -> bool {
+        self.phase != FlowPhase::Reading
     }
 
     pub(super) fn set_paused(&mut self, paused: bool) {
