@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::{self, FdKind, SocketType};
 use crate::port::spec::{PortSpec, open_port};
-use crate::port::tun::TunOptions;
+use crate::port::tun::{TunHeader, TunOptions};
 use crate::port::{BoxPort, PacketKind};
 use crate::stream::BoxStream;
 use crate::stream::address::{Address, UnixAddress};
@@ -109,14 +109,37 @@ impl FdSpec {
 impl EndpointSpec {
     /// Of a descriptor that is ours, a stream's or a packet port's; `field` is the option to blame.
     pub fn from_fd(fd: OwnedFd, field: &'static str) -> Result<Self> {
+        Self::from_fd_with_header(fd, field, None)
+    }
+
+    /// The same, with the name of what lies in front of each packet of a TUN or TAP descriptor. `None`
+    /// is what the descriptor says itself; another kind of descriptor has no header.
+    pub fn from_fd_with_header(fd: OwnedFd, field: &'static str, header: Option<TunHeader>) -> Result<Self> {
         let kind = fd::classify(fd.as_fd(), field)?;
+        if header.is_some() && !matches!(kind, FdKind::Tun(_)) {
+            let message = format!("only a TUN or TAP descriptor has a header, and {field} is a {kind}");
+            return Err(Error::config("header", message));
+        }
         match kind {
-            FdKind::Socket(socket)
-                if matches!(socket.socket_type, SocketType::Datagram | SocketType::SeqPacket) =>
-            {
-                Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip }))
+            FdKind::Tun(_) => Ok(Self::Port(PortSpec::TunFd {
+                fd,
+                options: TunOptions { header, ..TunOptions::default() },
+            })),
+            FdKind::Socket(socket) => {
+                match socket.socket_type {
+                    SocketType::Datagram | SocketType::SeqPacket if socket.listening => Err(Error::config(
+                        field,
+                        format!("a {socket} is no endpoint: accept its connection first"),
+                    )
+                    .with_reason("listening")),
+                    SocketType::Datagram | SocketType::SeqPacket => {
+                        Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip }))
+                    }
+                    SocketType::Stream => Ok(Self::Fd(FdSpec::new(fd, field, SocketOptions::default())?)),
+                    SocketType::Other(_) => Err(Error::config(field, format!("a {socket} is no endpoint"))
+                        .with_reason("not_an_endpoint")),
+                }
             }
-            FdKind::Tun(_) => Ok(Self::Port(PortSpec::TunFd { fd, options: TunOptions::default() })),
             _ => Ok(Self::Fd(FdSpec::new(fd, field, SocketOptions::default())?)),
         }
     }
@@ -277,6 +300,27 @@ mod tests {
             (error.kind(), error.field(), error.reason()),
             (ErrorKind::Config, Some("sink"), Some("packets"))
         );
+
+        for kind in [socket2::Type::SEQPACKET, socket2::Type::RAW] {
+            let (domain, protocol) = match kind {
+                socket2::Type::RAW => (socket2::Domain::IPV4, Some(socket2::Protocol::ICMPV4)),
+                _ => (socket2::Domain::UNIX, None),
+            };
+            // A raw socket takes a right that the tests may not have.
+            let Ok(socket) = socket2::Socket::new(domain, kind, protocol) else { continue };
+            if kind == socket2::Type::SEQPACKET {
+                let name = format!("sapper seqpacket {}", std::process::id()).into_bytes();
+                socket.bind(&UnixAddress::Abstract(name).to_system().unwrap()).unwrap();
+                socket.listen(1).unwrap();
+            }
+            let error = EndpointSpec::from_fd(socket.into(), "sink").err().expect("no endpoint");
+            assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("sink")), "{error}");
+        }
+
+        let (read, _write) = std::io::pipe().unwrap();
+        let headed = EndpointSpec::from_fd_with_header(read.into(), "sink", Some(TunHeader::None));
+        let error = headed.err().expect("a pipe has no header");
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("header")), "{error}");
 
         let unconnected = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let error = EndpointSpec::Fd(spec(unconnected)).open(&SOON).await.err().expect("not connected");
