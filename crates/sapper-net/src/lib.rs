@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod endpoint;
 pub mod error;
 pub mod fd;
+pub mod load;
 pub mod mailbox;
 pub mod port;
 pub mod pump;

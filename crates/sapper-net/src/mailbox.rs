@@ -132,12 +132,16 @@ impl<V, E> Mailbox<V, E> {
         self.signal.wait(timeout)
     }
 
-    /// Takes no more messages; those that wait are dropped, and questions among them mean no.
+    /// Takes no more messages, and ends every wait; those that wait are dropped, and questions among
+    /// them mean no.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         state.messages.clear();
         state.lost.clear();
+        if !std::mem::replace(&mut state.signalled, true) {
+            self.signal.set();
+        }
     }
 
     /// Posts the end of an operation.

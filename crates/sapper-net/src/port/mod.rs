@@ -4,6 +4,7 @@
 
 pub mod adapt;
 pub mod conformance;
+pub mod counter;
 pub mod datagram;
 pub mod framed;
 pub mod memory;

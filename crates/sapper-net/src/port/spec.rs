@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::counter::CounterPort;
 use super::datagram::{DatagramOptions, DatagramPort};
 use super::tun::{TunOptions, TunPort};
 use super::{BoxPort, PacketKind};
@@ -14,6 +15,8 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 /// A packet port, not open yet.
 #[derive(Debug)]
 pub enum PortSpec {
+    /// Takes and counts every packet.
+    Counter,
     /// A TUN or TAP interface by name, created where it does not exist. The network namespace is that
     /// of the I/O threads: for another one, open the interface there and hand the descriptor over.
     Tun {
@@ -62,6 +65,7 @@ pub async fn open_port(spec: PortSpec, max_packet: usize) -> Result<BoxPort> {
         Ok(Box::new(DatagramPort::new(fd, DatagramOptions { max_packet, kind })?))
     };
     match spec {
+        PortSpec::Counter => Ok(Box::new(CounterPort::new(max_packet))),
         PortSpec::Tun { name, options } => Ok(Box::new(TunPort::open(&name, &options)?)),
         PortSpec::TunFd { fd, options } => Ok(Box::new(TunPort::adopt(fd, &options)?)),
         PortSpec::Datagram { fd, kind } => datagram(fd, kind),
