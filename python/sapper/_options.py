@@ -1,0 +1,105 @@
+"""The base of every options model: frozen, typed, readable from TOML, mistakes told as ConfigError.
+
+Not here: any option. A model says what its fields mean; this says how a wrong one is reported.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sapper.errors import ConfigError, ErrorContext
+
+__all__ = ["Options", "config_error"]
+
+
+def config_error(field: str | None, message: str, reason: str | None = None) -> ConfigError:
+    """A ConfigError that names its field."""
+    return ConfigError(message, ErrorContext(field=field, reason=reason))
+
+
+class Options(BaseModel):
+    """A frozen set of options. Unknown names and wrong values raise ConfigError with ``.field`` set.
+
+    The value itself is not repeated in the message: it may be a secret.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+    )
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _first_mistake(error) from None
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the options from a mapping with the same names.
+
+        Raises:
+            ConfigError: A name is unknown or a value wrong; ``field`` is its dotted path.
+        """
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, source: str | PathLike[str], *, table: str | None = None) -> Self:
+        """Reads the options from a TOML file.
+
+        Args:
+            source: The file's path. Paths inside the file are relative to it.
+            table: Dotted name of the table to read; ``None`` is the whole file.
+
+        Raises:
+            ConfigError: The file cannot be read, is no TOML, lacks the table, or a value is wrong;
+                ``field`` is the dotted path of the mistake.
+        """
+        path = Path(source)
+        try:
+            document = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read {path}: {error.strerror}", ErrorContext(field=table, errno=error.errno)
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise config_error(table, f"{path} is not TOML: {error}") from error
+        values: Any = document
+        for name in table.split(".") if table else ():
+            values = values.get(name) if isinstance(values, dict) else None
+            if values is None:
+                raise config_error(table, f"{path} has no table [{table}]")
+        if not isinstance(values, dict):
+            raise config_error(table, f"{path}: {table} is not a table")
+        return cls.from_mapping(cls._relative_to(path.parent, values))
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        """Makes the paths among ``values`` relative to the file's folder; models with paths override it."""
+        del folder
+        return values
+
+
+def _first_mistake(error: ValidationError) -> ConfigError:
+    first = error.errors(include_url=False, include_input=False, include_context=True)[0]
+    inner = first.get("ctx", {}).get("error")
+    where = [str(part) for part in first["loc"]]
+    if isinstance(inner, ConfigError):
+        if inner.field:
+            where.append(inner.field)
+        message, reason = inner.message, inner.reason
+    else:
+        message, reason = first["msg"].removeprefix("Value error, "), None
+        message = {"extra_forbidden": "there is no such option", "missing": "is required"}.get(
+            first["type"], message[:1].lower() + message[1:]
+        )
+    return ConfigError(message, ErrorContext(field=".".join(where) or None, reason=reason))

@@ -1,0 +1,144 @@
+"""Endpoints by name: what is written is read again, and what is wrong says what was expected."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapper import endpoint
+from sapper.endpoint import Endpoint, parse
+from sapper.errors import ConfigError
+
+GOOD = {
+    "tcp://device.test:443": endpoint.Tcp("device.test", 443),
+    "tcp://[::1]:443": endpoint.Tcp("::1", 443),
+    "tcp-listen://[::]:0": endpoint.TcpListen("::", 0),
+    "tls://h:2?alpn=h2,http/1.1&server_name=other": endpoint.Tls("h", 2, ("h2", "http/1.1"), "other"),
+    "tls-listen://0.0.0.0:443?alpn=h2": endpoint.TlsListen("0.0.0.0", 443, ("h2",)),
+    "udp://192.0.2.1:5?bind=[::]:0": endpoint.Udp("192.0.2.1", 5, ("::", 0)),
+    "unix:/run/a b": endpoint.Unix("/run/a b"),
+    "unix-listen:@abstract": endpoint.UnixListen("@abstract"),
+    "dgram:/x?bind=/y": endpoint.UnixDatagram("/x", "/y"),
+    "seqpacket:/x": endpoint.Seqpacket("/x"),
+    "tun:t0?mtu=1280&address=fd00::1/64&address=10.0.0.1/8": endpoint.Tun(
+        "t0", 1280, ("fd00::1/64", "10.0.0.1/8")
+    ),
+    "tap:x?offload=off": endpoint.Tap("x", None, (), offload=False),
+    "tun:": endpoint.Tun(),
+    "fd:3": endpoint.Fd(3),
+    "fd:3,4": endpoint.Fd(3, 4),
+    "fd:5?header=vnet": endpoint.Fd(5, header="vnet"),
+    "stdio:": endpoint.Stdio(),
+    "file:/x?mode=w": endpoint.File("/x", "w"),
+    "null:": endpoint.Null(),
+    "counter:": endpoint.Counter(),
+}
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_what_is_written_is_read(text: str) -> None:
+    assert parse(text) == GOOD[text]
+    assert str(GOOD[text]) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("unix:///run/x", "unix:/run/x"),
+        ("tcp-listen://:80", "tcp-listen://[::]:80"),
+        ("tcp://h:1/", "tcp://h:1"),
+        ("tun7", "tun:tun7"),
+        ("utun3", "tun:utun3"),
+        ("tap0", "tap:tap0"),
+    ],
+)
+def test_other_ways_to_write_the_same(text: str, same: str) -> None:
+    assert str(parse(text)) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "begins with one of"),
+        ("eth0", "begins with one of"),
+        ("http://x:1", "begins with one of"),
+        ("tcp:h:1", "tcp://host:port"),
+        ("tcp://h", "not host:port"),
+        ("tcp://h:65536", "0 to 65535"),
+        ("tcp://h:-1", "not host:port"),
+        ("tcp://::1:5", "brackets"),
+        ("tcp://[zz]:4", "no IPv6 address"),
+        ("tcp://:4", "names no host"),
+        ("tcp://h:1?x=1", "no options"),
+        ("tls://h:1?alpn=", "1 to 255"),
+        ("tun:a-name-that-is-too-long", "15 characters"),
+        ("tun:a/b", "15 characters"),
+        ("tun:a?mtu=3", "68 to 65535"),
+        ("tun:a?mtu=9&mtu=9", "68 to 65535"),
+        ("tun:a?mtu=1280&mtu=1280", "given twice"),
+        ("tun:a?address=1.2.3", "prefix length"),
+        ("tun:a?nonsense=1", "its options are mtu, address, offload"),
+        ("tun:a?mtu", "bad query field"),
+        ("fd:x", "whole number"),
+        ("fd:-1", "whole number"),
+        ("fd:1,2,3", "fd:3,4"),
+        ("fd:1?header=raw", "none of none, pi, utun, vnet"),
+        ("unix:", "unix:/path"),
+        ("file:/x?mode=rw", "none of r, w, a, r+"),
+        ("null:x", "nothing may follow"),
+        ("stdio:1", "nothing may follow"),
+    ],
+)
+def test_what_is_wrong_names_the_field_and_says_what_was_expected(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="(?s)" + says.replace("+", r"\+")) as caught:
+        parse(text, field="sink")
+    assert caught.value.field == "sink"
+
+
+def test_a_wrong_value_in_a_constructor_names_its_field() -> None:
+    for make, field in [
+        (lambda: endpoint.Tcp("", 1), "host"),
+        (lambda: endpoint.Tcp("h", 70_000), "port"),
+        (lambda: endpoint.Unix("a\0b"), "path"),
+        (lambda: endpoint.Fd(-1), "fd"),
+        (lambda: endpoint.Tun("x" * 16), "name"),
+        (lambda: endpoint.Tun("x", addresses=("nonsense",)), "address"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert caught.value.field == field
+
+
+hosts = st.one_of(
+    st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True),
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+)
+ports = st.integers(0, 65535)
+paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: not text.startswith("//")
+)
+protocols = st.lists(st.from_regex(r"[a-z0-9/.]{1,8}", fullmatch=True), max_size=3).map(tuple)
+described = st.one_of(
+    st.builds(endpoint.Tcp, hosts, ports),
+    st.builds(endpoint.Tls, hosts, ports, protocols, st.none() | hosts),
+    st.builds(endpoint.Udp, hosts, ports, st.none() | st.tuples(hosts, ports)),
+    st.builds(endpoint.Unix, paths),
+    st.builds(endpoint.UnixDatagram, paths, st.none() | paths),
+    st.builds(endpoint.File, paths, st.sampled_from(["r", "w", "a", "r+"])),
+    st.builds(endpoint.Fd, st.integers(0, 2**31 - 1), st.none() | st.integers(0, 2**31 - 1)),
+)
+
+
+@given(described)
+def test_any_endpoint_survives_being_written_and_read(one: Endpoint) -> None:
+    assert parse(str(one)) == one
+
+
+@given(st.text())
+def test_any_text_is_an_endpoint_or_a_config_error(text: str) -> None:
+    try:
+        assert isinstance(parse(text), Endpoint)
+    except ConfigError:
+        pass
