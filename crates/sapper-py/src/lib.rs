@@ -1,1 +1,39 @@
-//! The binding: it converts.
+//! The binding, module `sapper._native`: it converts, and does nothing else.
+//!
+//! The map of the module is [`_native`]; its types are declared in `python/sapper/_native.pyi`. Only
+//! this crate knows Python. No I/O thread takes the interpreter's lock: what they have to say goes
+//! through a [`mailbox`], and payload through [`payload`] alone.
+
+mod bridge;
+mod endpoint;
+mod errors;
+mod mailbox;
+mod payload;
+mod process;
+mod testing;
+mod tls;
+mod values;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _native {
+    #[pymodule_export]
+    use super::bridge::Bridge;
+    #[pymodule_export]
+    use super::endpoint::Endpoint;
+    #[pymodule_export]
+    use super::errors::error_kinds;
+    #[pymodule_export]
+    use super::mailbox::{Mailbox, Question};
+    #[pymodule_export]
+    use super::payload::ForeignTransport;
+    #[pymodule_export]
+    use super::testing::{Load, dev_certificates, handshake_pair_seconds, live_tasks};
+    #[pymodule_export]
+    use super::tls::TlsConfig;
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)] // the name that Python gives it
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,264 @@
+//! The bridge's handle. Every method returns at once; what takes time answers into a mailbox.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyDict;
+use sapper_net::bridge::{
+    self, BridgeDirection, BridgeOptions, CdTunnelRole, Deadlines, FramingOptions, PolicyOptions,
+    SideOptions, SideTls,
+};
+use sapper_net::error::Direction;
+use sapper_net::port::PacketKind;
+use sapper_net::port::tap::TapOptions;
+use sapper_net::{Error, Result};
+use sapper_proto::framing::Framing;
+
+use crate::endpoint::Endpoint;
+use crate::errors::OrRaise;
+use crate::mailbox::Mailbox;
+use crate::process::Local;
+use crate::tls::{self, TlsSide, word};
+use crate::values::{self, CdTunnelValues, seconds};
+
+/// One pump between two endpoints.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct Bridge {
+    inner: Local<bridge::Bridge>,
+}
+
+/// Options as `sapper.pump` gives them.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct OptionValues {
+    direction: String,
+    framing: String,
+    sink_framing: Option<String>,
+    max_packet: usize,
+    records_per_write: usize,
+    resync: bool,
+    connect_timeout: f64,
+    accept_timeout: Option<f64>,
+    handshake_timeout: f64,
+    idle_timeout: Option<f64>,
+    close_timeout: f64,
+    policy_timeout: f64,
+    tap: Option<TapValues>,
+}
+
+/// A tap as `sapper.pump` gives it.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct TapValues {
+    path: PathBuf,
+    filter: Option<String>,
+    max_bytes: Option<u64>,
+    snap_len: u32,
+}
+
+#[pymethods]
+impl Bridge {
+    #[new]
+    #[pyo3(signature = (transport, transport_tls, transport_data, sink, sink_tls, sink_data, options, asks, mailbox, key))]
+    #[allow(clippy::too_many_arguments)] // one call, from one place
+    fn new(
+        py: Python<'_>,
+        transport: &Endpoint,
+        transport_tls: Option<TlsSide>,
+        transport_data: PyBackedBytes,
+        sink: &Endpoint,
+        sink_tls: Option<TlsSide>,
+        sink_data: PyBackedBytes,
+        options: OptionValues,
+        asks: bool,
+        mailbox: &Mailbox,
+        key: u64,
+    ) -> PyResult<Self> {
+        let options = options.read(
+            side(py, transport, transport_tls, &transport_data)?,
+            side(py, sink, sink_tls, &sink_data)?,
+            asks,
+        );
+        let options = options.or_raise(py)?;
+        let inner = bridge::Bridge::new(options, mailbox.reply(py, key)?).or_raise(py)?;
+        Ok(Self { inner: Local::new(inner) })
+    }
+
+    fn handshake(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.handshake(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn cdtunnel_handshake(&self, py: Python<'_>, mtu: u16, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        let role = CdTunnelRole::Client { mtu };
+        self.inner.get(py)?.cdtunnel_handshake(role, mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn cdtunnel_accept(
+        &self,
+        py: Python<'_>,
+        granted: CdTunnelValues,
+        mailbox: &Mailbox,
+        key: u64,
+    ) -> PyResult<()> {
+        let role = CdTunnelRole::Server(granted.response().or_raise(py)?);
+        self.inner.get(py)?.cdtunnel_handshake(role, mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.get(py)?.start().or_raise(py)
+    }
+
+    fn pause(&self, py: Python<'_>, direction: &str) -> PyResult<()> {
+        self.inner.get(py)?.pause(read_direction(direction).or_raise(py)?).or_raise(py)
+    }
+
+    fn resume(&self, py: Python<'_>, direction: &str) -> PyResult<()> {
+        self.inner.get(py)?.resume(read_direction(direction).or_raise(py)?).or_raise(py)
+    }
+
+    fn swap_sink(&self, py: Python<'_>, sink: &Endpoint, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        let sink = sink.take(py)?;
+        self.inner.get(py)?.swap_sink(sink, mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn set_tap(&self, py: Python<'_>, tap: Option<TapValues>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.set_tap(tap.map(TapValues::read), mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn update_keys(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.update_keys(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn export_keying_material(
+        &self,
+        py: Python<'_>,
+        label: String,
+        context: Option<PyBackedBytes>,
+        length: usize,
+        mailbox: &Mailbox,
+        key: u64,
+    ) -> PyResult<()> {
+        if !(1..=65_535).contains(&length) {
+            return Err(Error::config("length", format!("1 to 65535 bytes, not {length}"))).or_raise(py);
+        }
+        let context = context.map(|context| context.to_vec());
+        self.inner.get(py)?.export_keying_material(label, context, length, mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn unused_data(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.unused_data(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<()> {
+        self.inner.get(py)?.stop(seconds("drain")(drain).or_raise(py)?);
+        Ok(())
+    }
+
+    fn wait_closed(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.wait_closed(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn state(&self, py: Python<'_>) -> PyResult<&'static str> {
+        Ok(self.inner.get(py)?.state().as_str())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        values::stats(py, self.inner.get(py)?.stats())
+    }
+}
+
+fn side(
+    py: Python<'_>,
+    endpoint: &Endpoint,
+    tls: Option<TlsSide>,
+    initial_data: &[u8],
+) -> PyResult<SideOptions> {
+    Ok(SideOptions {
+        endpoint: endpoint.take(py)?,
+        tls: tls.map(|(config, server_side, server_name)| SideTls {
+            config: Arc::clone(&config.get().inner),
+            role: tls::role(server_side, server_name),
+        }),
+        initial_data: initial_data.to_vec(),
+    })
+}
+
+impl OptionValues {
+    fn read(self, transport: SideOptions, sink: SideOptions, asks: bool) -> Result<BridgeOptions> {
+        let framing = read_framing("framing", &self.framing)?;
+        let sink_framing = self.sink_framing.as_deref().map(|name| read_framing("sink_framing", name));
+        let optional = |field, time: Option<f64>| time.map(seconds(field)).transpose();
+        Ok(BridgeOptions {
+            transport,
+            sink,
+            direction: word(
+                "direction",
+                &self.direction,
+                &[
+                    ("duplex", BridgeDirection::Duplex),
+                    ("encrypt-only", BridgeDirection::EncryptOnly),
+                    ("decrypt-only", BridgeDirection::DecryptOnly),
+                ],
+            )?,
+            framing: framing.map(|framing| FramingOptions {
+                framing,
+                max_packet: self.max_packet,
+                records_per_write: self.records_per_write,
+                resync: self.resync,
+            }),
+            sink_framing: sink_framing.transpose()?.flatten(),
+            deadlines: Deadlines {
+                connect: seconds("connect_timeout")(self.connect_timeout)?,
+                accept: optional("accept_timeout", self.accept_timeout)?,
+                handshake: seconds("handshake_timeout")(self.handshake_timeout)?,
+                idle: optional("idle_timeout", self.idle_timeout)?,
+                close: seconds("close_timeout")(self.close_timeout)?,
+            },
+            peer_policy: if asks {
+                Some(PolicyOptions { deadline: seconds("policy_timeout")(self.policy_timeout)? })
+            } else {
+                None
+            },
+            tap: self.tap.map(TapValues::read),
+        })
+    }
+}
+
+impl TapValues {
+    fn read(self) -> TapOptions {
+        TapOptions {
+            path: self.path,
+            filter: self.filter,
+            max_bytes: self.max_bytes,
+            snap_len: self.snap_len,
+            kind: PacketKind::Ip,
+        }
+    }
+}
+
+/// `"raw"` is none.
+fn read_framing(field: &'static str, name: &str) -> Result<Option<Framing>> {
+    if name == "raw" {
+        return Ok(None);
+    }
+    Framing::from_name(name).map(Some).ok_or_else(|| Error::config(field, format!("{name:?} is no framing")))
+}
+
+fn read_direction(text: &str) -> Result<Direction> {
+    word(
+        "direction",
+        text,
+        &[("encapsulate", Direction::Encapsulate), ("decapsulate", Direction::Decapsulate)],
+    )
+}

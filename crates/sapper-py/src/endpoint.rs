@@ -1,0 +1,288 @@
+//! Endpoints: what `sapper.endpoint` and `sapper._takeover` say becomes an [`EndpointSpec`].
+//!
+//! A descriptor is duplicated here, and looked at, so that a wrong one is refused before anything
+//! else happens. Each endpoint is used once.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{self, UnixDatagram};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use sapper_net::endpoint::{EndpointSpec, FdSpec};
+use sapper_net::port::PacketKind;
+use sapper_net::port::spec::PortSpec;
+use sapper_net::port::tun::{TunHeader, TunOptions};
+use sapper_net::stream::address::UnixAddress;
+use sapper_net::stream::connect::ConnectOptions;
+use sapper_net::stream::fd::SocketOptions;
+use sapper_net::stream::listen::{ListenAddress, ListenOptions};
+use sapper_net::{Error, ErrorKind, Result, fd};
+
+use crate::errors::OrRaise;
+use crate::process::Local;
+use crate::tls::word;
+
+/// One end of a bridge, described, for one use.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct Endpoint {
+    spec: Local<Mutex<Option<EndpointSpec>>>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(spec: EndpointSpec) -> Self {
+        Self { spec: Local::new(Mutex::new(Some(spec))) }
+    }
+
+    /// The specification; once.
+    pub(crate) fn take(&self, py: Python<'_>) -> PyResult<EndpointSpec> {
+        let spec = self.spec.get(py)?.lock().unwrap_or_else(PoisonError::into_inner).take();
+        spec.ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "this endpoint was used already")).or_raise(py)
+    }
+}
+
+/// The name of the argument that an endpoint came in.
+fn field_name(field: &str) -> Result<&'static str> {
+    word(
+        "field",
+        field,
+        &[("socket", "socket"), ("sink", "sink"), ("network", "network"), ("A", "A"), ("B", "B")],
+    )
+}
+
+#[pymethods]
+impl Endpoint {
+    #[staticmethod]
+    fn tcp(py: Python<'_>, host: String, port: u16, field: &str) -> PyResult<Self> {
+        field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::Tcp { host, port, options: ConnectOptions::default() }))
+    }
+
+    #[staticmethod]
+    fn tcp_listen(py: Python<'_>, host: String, port: u16, field: &str) -> PyResult<Self> {
+        field_name(field).or_raise(py)?;
+        // "::" stands for every address, IPv4's too, as the listener without a host does.
+        let host = (host != "::").then_some(host);
+        let address = ListenAddress::Tcp { host, port };
+        Ok(Self::new(EndpointSpec::Listen { address, options: ListenOptions::default() }))
+    }
+
+    #[staticmethod]
+    fn unix(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
+        field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::Unix(unix_address(path))))
+    }
+
+    #[staticmethod]
+    fn unix_listen(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
+        field_name(field).or_raise(py)?;
+        let address = ListenAddress::Unix(unix_address(path));
+        Ok(Self::new(EndpointSpec::Listen { address, options: ListenOptions::default() }))
+    }
+
+    /// A descriptor, or one to read and one to write; each is duplicated.
+    #[staticmethod]
+    fn fd(
+        py: Python<'_>,
+        read: i64,
+        write: Option<i64>,
+        header: Option<&str>,
+        field: &str,
+    ) -> PyResult<Self> {
+        let make = || -> Result<EndpointSpec> {
+            let field = field_name(field)?;
+            let header = header.map(tun_header).transpose()?;
+            let Some(write) = write else {
+                return EndpointSpec::from_fd_with_header(duplicate(read, field)?, field, header);
+            };
+            let half = |number| FdSpec::new(duplicate(number, field)?, field, SocketOptions::default());
+            Ok(EndpointSpec::FdPair { read: half(read)?, write: half(write)? })
+        };
+        Ok(Self::new(make().or_raise(py)?))
+    }
+
+    #[staticmethod]
+    fn stdio(py: Python<'_>, field: &str) -> PyResult<Self> {
+        Ok(Self::new(field_name(field).and_then(EndpointSpec::stdio).or_raise(py)?))
+    }
+
+    #[staticmethod]
+    fn file(py: Python<'_>, path: PathBuf, mode: &str, field: &str) -> PyResult<Self> {
+        let make = || -> Result<EndpointSpec> {
+            let field = field_name(field)?;
+            let mut options = OpenOptions::new();
+            match mode {
+                "r" => options.read(true),
+                "w" => options.write(true).create(true).truncate(true),
+                "a" => options.append(true).create(true),
+                _ => options.read(true).write(true),
+            };
+            let file = options.open(&path).map_err(|source| {
+                Error::io(ErrorKind::Device, format_args!("open {}", path.display()), &source)
+                    .with_field(field)
+            })?;
+            EndpointSpec::from_fd(file.into(), field)
+        };
+        // A FIFO without a peer, or a slow disk: nobody else has to wait for it.
+        Ok(Self::new(py.detach(make).or_raise(py)?))
+    }
+
+    #[staticmethod]
+    fn null(py: Python<'_>, field: &str) -> PyResult<Self> {
+        Self::file(py, PathBuf::from("/dev/null"), "r+", field)
+    }
+
+    #[staticmethod]
+    fn counter(py: Python<'_>, field: &str) -> PyResult<Self> {
+        field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::Port(PortSpec::Counter)))
+    }
+
+    #[staticmethod]
+    fn tun(
+        py: Python<'_>,
+        name: String,
+        mtu: Option<u16>,
+        addresses: Vec<String>,
+        offload: bool,
+        field: &str,
+    ) -> PyResult<Self> {
+        interface(name, mtu, &addresses, offload, false, field).or_raise(py)
+    }
+
+    #[staticmethod]
+    fn tap(
+        py: Python<'_>,
+        name: String,
+        mtu: Option<u16>,
+        addresses: Vec<String>,
+        offload: bool,
+        field: &str,
+    ) -> PyResult<Self> {
+        interface(name, mtu, &addresses, offload, true, field).or_raise(py)
+    }
+
+    #[staticmethod]
+    fn unix_datagram(py: Python<'_>, path: &str, bind: Option<&str>, field: &str) -> PyResult<Self> {
+        let make = || -> Result<PortSpec> {
+            let field = field_name(field)?;
+            let socket = match bind {
+                Some(own) => UnixDatagram::bind_addr(&socket_address(own, field)?),
+                None => UnixDatagram::unbound(),
+            };
+            let failed = |what: &str, source: &io::Error| {
+                Error::io(ErrorKind::Connect, format_args!("{what} {path}"), source).with_field(field)
+            };
+            let socket = socket.map_err(|source| failed("make a socket for", &source))?;
+            // Connecting a datagram socket waits for nobody.
+            socket
+                .connect_addr(&socket_address(path, field)?)
+                .map_err(|source| failed("connect to", &source))?;
+            Ok(PortSpec::Datagram { fd: socket.into(), kind: PacketKind::Ip })
+        };
+        Ok(Self::new(EndpointSpec::Port(make().or_raise(py)?)))
+    }
+
+    #[staticmethod]
+    fn seqpacket(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
+        field_name(field).or_raise(py)?;
+        let spec = PortSpec::Unix { path: PathBuf::from(path), sequenced: true, kind: PacketKind::Ip };
+        Ok(Self::new(EndpointSpec::Port(spec)))
+    }
+
+    #[staticmethod]
+    fn udp(
+        py: Python<'_>,
+        host: String,
+        port: u16,
+        bind: Option<(String, u16)>,
+        field: &str,
+    ) -> PyResult<Self> {
+        let make = || -> Result<PortSpec> {
+            let field = field_name(field)?;
+            let local = bind.map(|(host, port)| local_address(&host, port, field)).transpose()?;
+            let unknown = |source: &io::Error| {
+                Error::io(ErrorKind::Unreachable, format_args!("look up {host}"), source).with_field(field)
+            };
+            let found = (host.as_str(), port).to_socket_addrs().map_err(|source| unknown(&source))?;
+            let fits = |address: &SocketAddr| local.is_none_or(|own| own.is_ipv4() == address.is_ipv4());
+            let peer = found.into_iter().find(fits).ok_or_else(|| {
+                Error::new(ErrorKind::Unreachable, format!("{host} has no address that can be used"))
+                    .with_field(field)
+            })?;
+            Ok(PortSpec::Udp { local, peer, kind: PacketKind::Ip })
+        };
+        // A name is looked up: nobody else has to wait for that.
+        Ok(Self::new(EndpointSpec::Port(py.detach(make).or_raise(py)?)))
+    }
+}
+
+/// A path, or with `@` in front an abstract name.
+fn socket_address(path: &str, field: &'static str) -> Result<net::SocketAddr> {
+    let address = match path.strip_prefix('@') {
+        #[cfg(target_os = "linux")]
+        Some(name) => net::SocketAddr::from_abstract_name(name),
+        _ => net::SocketAddr::from_pathname(path),
+    };
+    address.map_err(|source| Error::config(field, format!("{path:?} cannot be a socket's name: {source}")))
+}
+
+fn duplicate(number: i64, field: &'static str) -> Result<OwnedFd> {
+    // A number beyond i32 is no descriptor; -1 says so in the words of the one that checks.
+    fd::duplicate(i32::try_from(number).unwrap_or(-1), field)
+}
+
+/// A path, or with `@` in front an abstract name.
+fn unix_address(path: &str) -> UnixAddress {
+    match path.strip_prefix('@') {
+        Some(name) => UnixAddress::Abstract(name.as_bytes().to_vec()),
+        None => UnixAddress::Path(PathBuf::from(path)),
+    }
+}
+
+fn local_address(host: &str, port: u16, field: &'static str) -> Result<SocketAddr> {
+    let address: IpAddr = host
+        .parse()
+        .map_err(|_| Error::config(field, format!("bind: {host:?} is no address of this machine")))?;
+    Ok(SocketAddr::new(address, port))
+}
+
+fn tun_header(text: &str) -> Result<TunHeader> {
+    word(
+        "header",
+        text,
+        &[
+            ("none", TunHeader::None),
+            ("pi", TunHeader::PacketInformation),
+            ("utun", TunHeader::Utun),
+            ("vnet", TunHeader::VirtioNet),
+        ],
+    )
+}
+
+fn interface(
+    name: String,
+    mtu: Option<u16>,
+    addresses: &[String],
+    offload: bool,
+    ethernet: bool,
+    field: &str,
+) -> Result<Endpoint> {
+    let field = field_name(field)?;
+    let read = |text: &String| -> Result<(IpAddr, u8)> {
+        let wrong = || Error::config(field, format!("address: {text:?} is no address with a prefix length"));
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        if prefix <= longest { Ok((address, prefix)) } else { Err(wrong()) }
+    };
+    let addresses = addresses.iter().map(read).collect::<Result<_>>()?;
+    let options = TunOptions { ethernet, offload, addresses, mtu, ..TunOptions::default() };
+    Ok(Endpoint::new(EndpointSpec::Port(PortSpec::Tun { name, options })))
+}

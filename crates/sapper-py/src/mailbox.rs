@@ -1,0 +1,147 @@
+//! The mailbox and what comes out of it: answers, events, policy questions.
+//!
+//! An event loop watches [`Mailbox::fileno`] and takes everything with [`Mailbox::drain`]; a thread
+//! without a loop blocks in [`Mailbox::wait`] with the interpreter's lock released.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use pyo3::IntoPyObjectExt;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use sapper_net::bridge::{ControlMailbox, Event, Reply, Value};
+use sapper_net::mailbox::{self, Body, Subject};
+
+use crate::errors::{self, OrRaise};
+use crate::payload;
+use crate::process::Local;
+use crate::values;
+
+/// One listener's queue of messages.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct Mailbox {
+    inner: Local<Arc<ControlMailbox>>,
+    closed: AtomicBool,
+}
+
+#[pymethods]
+impl Mailbox {
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let inner = ControlMailbox::new().or_raise(py)?;
+        Ok(Self { inner: Local::new(inner), closed: AtomicBool::new(false) })
+    }
+
+    /// The descriptor that is readable while messages wait.
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        Ok(self.inner.get(py)?.as_fd().as_raw_fd())
+    }
+
+    /// Takes all messages: key, tag and value of each.
+    fn drain(&self, py: Python<'_>) -> PyResult<Vec<(u64, &'static str, Py<PyAny>)>> {
+        let messages = self.inner.get(py)?.drain();
+        messages
+            .into_iter()
+            .map(|message| {
+                let (tag, value) = body_to_py(py, message.body)?;
+                Ok((message.key, tag, value))
+            })
+            .collect()
+    }
+
+    /// Blocks until a message waits, the mailbox is closed, the time is over or a signal came (whose
+    /// handler then runs here). Whether there is something to drain.
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let inner = self.inner.get(py)?;
+        let timeout = timeout.map(values::seconds("timeout")).transpose().or_raise(py)?;
+        let ready = py.detach(|| inner.wait(timeout));
+        py.check_signals()?;
+        Ok(ready)
+    }
+
+    /// Takes no more messages and ends every wait; questions that were not answered mean no.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.closed.store(true, Ordering::Release);
+        self.inner.get(py)?.close();
+        Ok(())
+    }
+
+    /// Whether it was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+impl Mailbox {
+    /// The mailbox itself, for what posts more than one message.
+    pub(crate) fn shared(&self, py: Python<'_>) -> PyResult<&Arc<ControlMailbox>> {
+        self.inner.get(py)
+    }
+
+    /// Where an operation's answer, or a subscription's messages, go.
+    pub(crate) fn reply(&self, py: Python<'_>, key: u64) -> PyResult<Reply> {
+        Ok(Reply::new(Arc::clone(self.inner.get(py)?), key))
+    }
+}
+
+fn body_to_py(py: Python<'_>, body: Body<Value, Event>) -> PyResult<(&'static str, Py<PyAny>)> {
+    Ok(match body {
+        Body::Done(Ok(value)) => ("done", value_to_py(py, value)?),
+        Body::Done(Err(error)) => ("error", errors::to_object(py, &error)?.unbind()),
+        Body::Event(Event::Started) => ("started", py.None()),
+        Body::Event(Event::Closed(None)) => ("closed", py.None()),
+        Body::Event(Event::Closed(Some(error))) => ("closed", errors::to_object(py, &error)?.unbind()),
+        Body::EventsLost(n) => ("lost", n.into_pyobject(py)?.into_any().unbind()),
+        Body::Question(question) => {
+            ("question", Question::new(question).into_pyobject(py)?.into_any().unbind())
+        }
+    })
+}
+
+fn value_to_py(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {
+    Ok(match value {
+        Value::Unit => py.None(),
+        Value::Handshakes(both) => values::handshakes(py, &both)?.into_py_any(py)?,
+        Value::CdTunnel(parameters) => values::cdtunnel(py, &parameters)?.into_any().unbind(),
+        Value::Bytes(bytes) => payload::to_python(py, &bytes).into_any().unbind(),
+    })
+}
+
+/// A policy question. Dropped without an answer it means no.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct Question {
+    subject: Subject,
+    inner: Mutex<Option<mailbox::Question>>,
+}
+
+impl Question {
+    fn new(question: mailbox::Question) -> Self {
+        Self { subject: question.subject.clone(), inner: Mutex::new(Some(question)) }
+    }
+}
+
+#[pymethods]
+impl Question {
+    /// What it is about, as plain values.
+    #[getter]
+    fn subject<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let subject = PyDict::new(py);
+        match &self.subject {
+            Subject::Peer { certificates, psk_identity, address } => {
+                let certificates: Vec<_> = certificates.iter().map(|der| PyBytes::new(py, der)).collect();
+                subject.set_item("certificates", certificates)?;
+                subject.set_item("psk_identity", psk_identity)?;
+                subject.set_item("address", address)?;
+            }
+        }
+        Ok(subject)
+    }
+
+    /// Answers once; `False` comes back where nobody waits any more.
+    fn answer(&self, yes: bool) -> bool {
+        let question = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        question.is_some_and(|question| question.answer(yes))
+    }
+}

@@ -1,0 +1,187 @@
+//! Plain values that cross the seam: durations, what a handshake agreed on, counters.
+//!
+//! Structures become dictionaries, of which `sapper` makes its frozen dataclasses; their keys are in
+//! `_native.pyi`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use sapper_net::bridge::{FlowSnapshot, Handshakes, SideSnapshot, StatsSnapshot};
+use sapper_net::tls::HandshakeInfo;
+use sapper_net::{Error, Result};
+use sapper_proto::cdtunnel;
+
+/// Longest time that an option may state: a century, which fits every clock.
+const LONGEST: f64 = 100.0 * 365.0 * 86_400.0;
+
+/// Reads seconds; an error names the field.
+pub(crate) fn seconds(field: &'static str) -> impl Fn(f64) -> Result<Duration> {
+    move |seconds| {
+        if seconds.is_nan() || seconds < 0.0 {
+            return Err(Error::config(field, format!("must be seconds from 0, not {seconds}")));
+        }
+        Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
+    }
+}
+
+#[derive(IntoPyObject)]
+struct HandshakeValues {
+    version: &'static str,
+    cipher_suite: String,
+    group: Option<String>,
+    alpn: Option<Vec<u8>>,
+    peer_certificates: Vec<Vec<u8>>,
+    psk_identity: Option<String>,
+    server_name: Option<String>,
+    resumed: bool,
+    engine: &'static str,
+}
+
+/// What each TLS end agreed on.
+pub(crate) fn handshakes<'py>(
+    py: Python<'py>,
+    both: &Handshakes,
+) -> PyResult<[Option<Bound<'py, PyDict>>; 2]> {
+    let one = |info: &Option<Arc<HandshakeInfo>>| info.as_ref().map(|info| handshake(py, info)).transpose();
+    Ok([one(&both.transport)?, one(&both.sink)?])
+}
+
+fn handshake<'py>(py: Python<'py>, info: &HandshakeInfo) -> PyResult<Bound<'py, PyDict>> {
+    HandshakeValues {
+        version: info.version,
+        cipher_suite: info.cipher_suite.clone(),
+        group: info.group.clone(),
+        alpn: info.alpn.clone(),
+        peer_certificates: info.peer_certificates.clone(),
+        psk_identity: info.psk_identity.clone(),
+        server_name: info.server_name.clone(),
+        resumed: info.resumed,
+        engine: info.engine,
+    }
+    .into_pyobject(py)
+}
+
+/// Parameters of a device tunnel, in both directions.
+#[derive(FromPyObject, IntoPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct CdTunnelValues {
+    client_address: String,
+    prefix_len: u8,
+    mtu: u16,
+    server_address: String,
+    rsd_port: u16,
+}
+
+/// What a device tunnel's hello granted.
+pub(crate) fn cdtunnel<'py>(py: Python<'py>, granted: &cdtunnel::Response) -> PyResult<Bound<'py, PyDict>> {
+    CdTunnelValues {
+        client_address: granted.client_address.to_string(),
+        prefix_len: granted.prefix_len,
+        mtu: granted.mtu,
+        server_address: granted.server_address.to_string(),
+        rsd_port: granted.rsd_port,
+    }
+    .into_pyobject(py)
+}
+
+impl CdTunnelValues {
+    /// What our side grants.
+    pub(crate) fn response(&self) -> Result<cdtunnel::Response> {
+        let address = |text: &str, field| {
+            text.parse::<IpAddr>().map_err(|_| Error::config(field, format!("{text:?} is no IP address")))
+        };
+        let client_address = address(&self.client_address, "client_address")?;
+        let server_address = address(&self.server_address, "server_address")?;
+        if client_address.is_ipv4() != server_address.is_ipv4() {
+            return Err(Error::config("server_address", "is of another IP version than client_address"));
+        }
+        let longest = if client_address.is_ipv4() { 32 } else { 128 };
+        if self.prefix_len > longest {
+            return Err(Error::config("prefix_len", format!("is above {longest}")));
+        }
+        Ok(cdtunnel::Response {
+            client_address,
+            prefix_len: self.prefix_len,
+            mtu: self.mtu,
+            server_address,
+            rsd_port: self.rsd_port,
+        })
+    }
+}
+
+#[derive(IntoPyObject)]
+struct FlowValues {
+    bytes: u64,
+    packets: u64,
+    backpressure: f64,
+    latency_p50: f64,
+    latency_p99: f64,
+    latency_max: f64,
+    drops: BTreeMap<&'static str, u64>,
+}
+
+#[derive(IntoPyObject)]
+struct EndpointValues {
+    description: String,
+    bytes_received: u64,
+    bytes_sent: u64,
+    packets_received: u64,
+    packets_sent: u64,
+    records_received: u64,
+    records_sent: u64,
+    receive_calls: u64,
+    send_calls: u64,
+}
+
+#[derive(IntoPyObject)]
+struct StatsValues {
+    running: f64,
+    encapsulate: FlowValues,
+    decapsulate: FlowValues,
+    transport: EndpointValues,
+    sink: EndpointValues,
+    facts: BTreeMap<String, String>,
+}
+
+/// Counters of one moment.
+pub(crate) fn stats(py: Python<'_>, snapshot: StatsSnapshot) -> PyResult<Bound<'_, PyDict>> {
+    StatsValues {
+        running: snapshot.running.as_secs_f64(),
+        encapsulate: flow(snapshot.encapsulate),
+        decapsulate: flow(snapshot.decapsulate),
+        transport: endpoint(snapshot.transport),
+        sink: endpoint(snapshot.sink),
+        facts: snapshot.facts.into_iter().collect(),
+    }
+    .into_pyobject(py)
+}
+
+fn flow(flow: FlowSnapshot) -> FlowValues {
+    FlowValues {
+        bytes: flow.bytes,
+        packets: flow.packets,
+        backpressure: flow.backpressure.as_secs_f64(),
+        latency_p50: flow.latency_p50.as_secs_f64(),
+        latency_p99: flow.latency_p99.as_secs_f64(),
+        latency_max: flow.latency_max.as_secs_f64(),
+        drops: flow.drops.into_iter().collect(),
+    }
+}
+
+fn endpoint(side: SideSnapshot) -> EndpointValues {
+    EndpointValues {
+        description: side.description,
+        bytes_received: side.bytes_received,
+        bytes_sent: side.bytes_sent,
+        packets_received: side.packets_received,
+        packets_sent: side.packets_sent,
+        records_received: side.records_received,
+        records_sent: side.records_sent,
+        receive_calls: side.receive_calls,
+        send_calls: side.send_calls,
+    }
+}

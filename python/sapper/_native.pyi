@@ -1,0 +1,241 @@
+# The seam, typed: module ``sapper._native``, compiled from ``crates/sapper-py``.
+#
+# It converts and does nothing else; the public API is in the Python modules beside it. Every operation
+# that takes time has the arguments ``mailbox`` and ``key`` and posts exactly one message there:
+# ``(key, "done", value)`` or ``(key, "error", exception)``. Subscriptions post ``"started"``,
+# ``"closed"`` (with ``None`` or the exception), ``"lost"`` (with a number), ``"question"``.
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Literal, TypeAlias, TypedDict, final
+
+__version__: str
+
+def error_kinds() -> list[tuple[str, bool]]: ...
+
+# -- mailbox.rs ------------------------------------------------------------------------------------
+
+@final
+class Mailbox:
+    def __new__(cls) -> Mailbox: ...
+    def fileno(self) -> int: ...
+    def drain(self) -> list[tuple[int, str, Any]]: ...
+    def wait(self, timeout: float | None) -> bool: ...
+    def close(self) -> None: ...
+    @property
+    def closed(self) -> bool: ...
+
+@final
+class Question:
+    @property
+    def subject(self) -> dict[str, Any]: ...
+    def answer(self, yes: bool) -> bool: ...
+
+# -- tls.rs ----------------------------------------------------------------------------------------
+
+class TlsDict(TypedDict):
+    chain: bytes | None
+    key: bytes | None
+    password: bytes | None
+    psks: Sequence[tuple[bytes, bytes]] | None
+    psk_hash: Literal["sha256", "sha384"]
+    roots: bytes | Literal["system", "none"] | None
+    pins: Sequence[bytes]
+    client_auth: Literal["off", "optional", "required"]
+    min_version: Literal["TLSv1.2", "TLSv1.3"]
+    max_version: Literal["TLSv1.2", "TLSv1.3"]
+    cipher_suites: Sequence[str]
+    groups: Sequence[str]
+    alpn: Sequence[bytes]
+    resumption: bool
+    key_log_file: str | PathLike[str] | None
+    danger_ignore_server_name: bool
+    danger_legacy_renegotiation: bool
+    danger_security_level_0: bool
+    danger_legacy_suites: bool
+    danger_short_psk: bool
+    danger_ignore_truncation: bool
+
+@final
+class TlsConfig:
+    def __new__(cls, options: TlsDict) -> TlsConfig: ...
+    @property
+    def engine(self) -> Literal["rustls", "openssl"]: ...
+
+# The configuration, whether we are the server, and the name to check (clients).
+TlsSide: TypeAlias = tuple[TlsConfig, bool, str | None]
+
+# -- endpoint.rs -----------------------------------------------------------------------------------
+
+@final
+class Endpoint:
+    @staticmethod
+    def tcp(host: str, port: int, field: str) -> Endpoint: ...
+    @staticmethod
+    def tcp_listen(host: str, port: int, field: str) -> Endpoint: ...
+    @staticmethod
+    def unix(path: str, field: str) -> Endpoint: ...
+    @staticmethod
+    def unix_listen(path: str, field: str) -> Endpoint: ...
+    @staticmethod
+    def unix_datagram(path: str, bind: str | None, field: str) -> Endpoint: ...
+    @staticmethod
+    def seqpacket(path: str, field: str) -> Endpoint: ...
+    @staticmethod
+    def udp(host: str, port: int, bind: tuple[str, int] | None, field: str) -> Endpoint: ...
+    @staticmethod
+    def fd(read: int, write: int | None, header: str | None, field: str) -> Endpoint: ...
+    @staticmethod
+    def stdio(field: str) -> Endpoint: ...
+    @staticmethod
+    def tun(name: str, mtu: int | None, addresses: Sequence[str], offload: bool, field: str) -> Endpoint: ...
+    @staticmethod
+    def tap(name: str, mtu: int | None, addresses: Sequence[str], offload: bool, field: str) -> Endpoint: ...
+    @staticmethod
+    def file(path: str, mode: str, field: str) -> Endpoint: ...
+    @staticmethod
+    def null(field: str) -> Endpoint: ...
+    @staticmethod
+    def counter(field: str) -> Endpoint: ...
+
+# -- bridge.rs -------------------------------------------------------------------------------------
+
+class HandshakeDict(TypedDict):
+    version: str
+    cipher_suite: str
+    group: str | None
+    alpn: bytes | None
+    peer_certificates: list[bytes]
+    psk_identity: str | None
+    server_name: str | None
+    resumed: bool
+    engine: str
+
+class CdTunnelDict(TypedDict):
+    client_address: str
+    prefix_len: int
+    mtu: int
+    server_address: str
+    rsd_port: int
+
+class FlowDict(TypedDict):
+    bytes: int
+    packets: int
+    backpressure: float
+    latency_p50: float
+    latency_p99: float
+    latency_max: float
+    drops: dict[str, int]
+
+class EndpointDict(TypedDict):
+    description: str
+    bytes_received: int
+    bytes_sent: int
+    packets_received: int
+    packets_sent: int
+    records_received: int
+    records_sent: int
+    receive_calls: int
+    send_calls: int
+
+class StatsDict(TypedDict):
+    running: float
+    encapsulate: FlowDict
+    decapsulate: FlowDict
+    transport: EndpointDict
+    sink: EndpointDict
+    facts: dict[str, str]
+
+class TapDict(TypedDict):
+    path: str | PathLike[str]
+    filter: str | None
+    max_bytes: int | None
+    snap_len: int
+
+class OptionsDict(TypedDict):
+    direction: str
+    framing: str
+    sink_framing: str | None
+    max_packet: int
+    records_per_write: int
+    resync: bool
+    connect_timeout: float
+    accept_timeout: float | None
+    handshake_timeout: float
+    idle_timeout: float | None
+    close_timeout: float
+    policy_timeout: float
+    tap: TapDict | None
+
+@final
+class Bridge:
+    def __new__(
+        cls,
+        transport: Endpoint,
+        transport_tls: TlsSide | None,
+        transport_data: bytes,
+        sink: Endpoint,
+        sink_tls: TlsSide | None,
+        sink_data: bytes,
+        options: OptionsDict,
+        asks: bool,
+        mailbox: Mailbox,
+        key: int,
+    ) -> Bridge: ...
+    def handshake(self, mailbox: Mailbox, key: int) -> None: ...
+    def cdtunnel_handshake(self, mtu: int, mailbox: Mailbox, key: int) -> None: ...
+    def cdtunnel_accept(self, granted: CdTunnelDict, mailbox: Mailbox, key: int) -> None: ...
+    def start(self) -> None: ...
+    def pause(self, direction: str) -> None: ...
+    def resume(self, direction: str) -> None: ...
+    def swap_sink(self, sink: Endpoint, mailbox: Mailbox, key: int) -> None: ...
+    def set_tap(self, tap: TapDict | None, mailbox: Mailbox, key: int) -> None: ...
+    def update_keys(self, mailbox: Mailbox, key: int) -> None: ...
+    def export_keying_material(
+        self, label: str, context: bytes | None, length: int, mailbox: Mailbox, key: int
+    ) -> None: ...
+    def unused_data(self, mailbox: Mailbox, key: int) -> None: ...
+    def stop(self, drain: float) -> None: ...
+    def wait_closed(self, mailbox: Mailbox, key: int) -> None: ...
+    def state(self) -> Literal["new", "handshaking", "ready", "running", "draining", "closed"]: ...
+    def stats(self) -> StatsDict: ...
+
+# -- payload.rs ------------------------------------------------------------------------------------
+
+@final
+class ForeignTransport:
+    def __new__(cls, mailbox: Mailbox, key: int, description: str) -> ForeignTransport: ...
+    def endpoint(self) -> Endpoint: ...
+    def push_received(self, data: bytes) -> int: ...
+    def push_eof(self) -> None: ...
+    def push_lost(self, message: str, errno: int | None) -> None: ...
+    def take_to_send(self, max_bytes: int) -> bytes | None: ...
+
+# -- testing.rs ------------------------------------------------------------------------------------
+
+class CertificatesDict(TypedDict):
+    authority: bytes
+    server: tuple[bytes, bytes]
+    client: tuple[bytes, bytes]
+
+class LoadDict(TypedDict):
+    units: int
+    bytes: int
+    lost: int
+    torn: int
+    latency_p50: float
+    latency_p99: float
+    latency_max: float
+
+@final
+class Load:
+    @staticmethod
+    def source(fd: int, unit: str, size: int, rate: int) -> Load: ...
+    @staticmethod
+    def meter(fd: int, unit: str, size: int) -> Load: ...
+    def snapshot(self) -> LoadDict: ...
+    def stop(self) -> None: ...
+
+def live_tasks() -> int: ...
+def dev_certificates(names: Sequence[str], valid: float) -> CertificatesDict: ...
+def handshake_pair_seconds(client: TlsConfig, server: TlsConfig, rounds: int) -> float: ...
