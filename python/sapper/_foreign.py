@@ -1,0 +1,127 @@
+"""A transport without a descriptor: its bytes pass Python, chunk by chunk, on the event loop.
+
+One of the few doors through which payload enters Python; the native side of it is ``payload.rs``.
+Both directions are bounded: a full native queue pauses the transport, a full transport leaves the
+bytes with the native side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sapper import _native
+from sapper._loop import LoopPost, running_post
+from sapper.errors import SapperError
+
+__all__ = ["ForeignDoor"]
+
+#: Bytes that are fetched for one write to the transport.
+CHUNK = 256 * 1024
+
+
+class ForeignDoor(asyncio.Protocol):
+    """Passes bytes between a transport and a native stream."""
+
+    def __init__(self, transport: asyncio.Transport, name: str) -> None:
+        self._transport = transport
+        self._original = transport.get_protocol()
+        self._post: LoopPost = running_post()
+        mailbox, self._key = self._post.subscribe(self._notified)
+        self._native = _native.ForeignTransport(mailbox, self._key, f"{name} {type(transport).__name__}")
+        self._rest = b""
+        self._eof_received = False
+        self._may_write = True
+        self._sent_eof = False
+        self._ending = False
+        self._over = False
+
+    @property
+    def native(self) -> _native.Endpoint:
+        """The native endpoint at the other side of the door."""
+        return self._native.endpoint()
+
+    def open(self) -> None:
+        """Begins to pass bytes."""
+        self._transport.set_protocol(self)
+        self._transport.resume_reading()
+        self._send()
+
+    def cancel(self) -> None:
+        """Nothing will pass after all."""
+        self._post.unsubscribe(self._key)
+
+    def end(self) -> None:
+        """The pump is over: what it still had to send goes out, then the transport is closed."""
+        self._ending = True
+        self._send()
+        if self._sent_eof and not self._over:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            taken = self._native.push_received(data)
+        except SapperError:  # the native side reads no more
+            self._transport.pause_reading()
+            return
+        if taken < len(data):
+            self._rest = bytes(memoryview(data)[taken:])
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._eof_received = True
+        if not self._rest:
+            self._native.push_eof()
+        return True  # our direction goes on
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self._native.push_lost(str(exc) or type(exc).__name__, getattr(exc, "errno", None))
+        elif not self._rest:
+            self._native.push_eof()
+        self._finish(exc)
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        self._send()
+
+    def _notified(self, _tag: str, _value: Any) -> None:
+        if self._over:
+            return
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self.data_received(rest)
+            if not self._rest:
+                if self._eof_received:
+                    self._native.push_eof()
+                elif not self._transport.is_closing():
+                    self._transport.resume_reading()
+        self._send()
+
+    def _send(self) -> None:
+        while self._may_write and not self._sent_eof and not self._over:
+            try:
+                data = self._native.take_to_send(CHUNK)
+            except SapperError:  # broken off
+                self._transport.abort()
+                return
+            if data is None:
+                return
+            if data:
+                self._transport.write(data)
+                continue
+            self._sent_eof = True
+            if self._transport.can_write_eof() and not self._eof_received and not self._ending:
+                self._transport.write_eof()
+            else:
+                self._transport.close()
+
+    def _finish(self, exc: Exception | None) -> None:
+        if not self._over:
+            self._over = True
+            self._post.unsubscribe(self._key)
+            self._transport.set_protocol(self._original)
+            self._original.connection_lost(exc)

@@ -1,0 +1,252 @@
+"""What Python hears of one pump's life: events, call-backs, policy questions, the error that ended it.
+
+A :class:`Life` hears the native messages of one pump on its post (event loop or call-backs' thread).
+It does not refer to the pump before the pump works, so that one which was never used is collected;
+from then on it keeps it alive until its end, so that a running pump needs no variable to live in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from sapper import _native
+from sapper._loop import LoopPost, Post, current_loop
+from sapper.errors import ApiMisuseError, ErrorContext, SapperError
+from sapper.events import Closed, Event, EventsLost, Started
+
+__all__ = ["Callback", "ErrorCallback", "EventStream", "Life", "PeerPolicy", "Policy"]
+
+logger = logging.getLogger("sapper")
+
+Callback = Callable[[], object]
+ErrorCallback = Callable[[SapperError], object]
+#: Turns a question's plain values into what the user's call-back takes, and asks it.
+Policy = Callable[[dict[str, Any]], bool | Awaitable[bool]]
+PeerPolicy = Policy
+
+#: Events that wait in one iterator at most: a listener that is further behind hears EventsLost.
+EVENTS = 256
+
+
+class EventStream(AsyncIterator[Event]):
+    """The events of one pump from the moment of asking, until it is closed."""
+
+    def __init__(self) -> None:
+        loop = current_loop()
+        if loop is None:
+            raise ApiMisuseError("events() needs a running event loop", ErrorContext(reason="no_loop"))
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._waiting: deque[Event] = deque()
+        self._lost = 0
+        self._over = False
+        self._wake: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event.
+
+        If cancelled, no event is lost.
+        """
+        while True:
+            if self._waiting:
+                event = self._waiting.popleft()
+                self._over = self._over or isinstance(event, Closed)
+                return event
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                return EventsLost(lost)
+            if self._over:
+                raise StopAsyncIteration
+            self._wake = self._loop.create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+
+    def put(self, event: Event) -> None:
+        """Adds an event, from any thread."""
+        if threading.get_ident() == self._thread:
+            self._put(event)
+        else:
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody listens
+                self._loop.call_soon_threadsafe(self._put, event)
+
+    def _put(self, event: Event) -> None:
+        if isinstance(event, EventsLost):
+            self._lost += event.count
+        elif len(self._waiting) >= EVENTS and not isinstance(event, Closed):
+            self._lost += 1
+        else:
+            self._waiting.append(event)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class Life:
+    """Hears the native messages of one pump and tells whoever wants to know."""
+
+    def __init__(
+        self,
+        post: Post,
+        *,
+        on_error: ErrorCallback | None,
+        on_close: Callback | None,
+        policy: Policy | None,
+        policy_deadline: float,
+    ) -> None:
+        self.post = post
+        self.error: SapperError | None = None
+        self.over = threading.Event()
+        self._on_error = on_error
+        self._on_close = on_close
+        self._policy = policy
+        self._policy_deadline = policy_deadline
+        self._unheard: SapperError | None = None
+        self._failure: SapperError | None = None
+        self._streams: list[EventStream] = []
+        self._keep: object = None
+        self._at_end: tuple[Callable[[], None], ...] = ()
+        self.mailbox, self.key = post.subscribe(self._hear)
+
+    def keep(self, pump: object) -> None:
+        """Keeps the pump alive until its end."""
+        if not self.over.is_set():
+            self._keep = pump
+
+    def at_end(self, *calls: Callable[[], None]) -> None:
+        """Has these called at the end, before anybody hears of it."""
+        self._at_end = calls
+
+    def cancel(self) -> None:
+        """The pump was not made after all."""
+        self.post.unsubscribe(self.key)
+
+    def told(self, error: SapperError) -> None:
+        """Somebody who waited hears this error: it is not told again."""
+        self.error = error
+        self._unheard = None
+
+    def raise_unheard(self) -> None:
+        """Raises the error that ended the pump, unless somebody heard it already."""
+        error, self._unheard = self._unheard, None
+        if error is not None:
+            raise error
+
+    def forget_unheard(self) -> None:
+        """Something worse is on its way to the caller: the error is not told."""
+        self._unheard = None
+
+    def fail(self, error: SapperError) -> None:
+        """The pump is being stopped because of this error, which the native side does not know."""
+        self._failure = error
+
+    def hear_now(self) -> None:
+        """Takes waiting messages at once, where this is the thread that hears them."""
+        if isinstance(self.post, LoopPost) and self.hears_here():
+            self.post.drain()
+
+    def events(self) -> EventStream:
+        """A new iterator."""
+        stream = EventStream()
+        if self.over.is_set():
+            stream.put(Closed(self.error))
+        else:
+            self._streams.append(stream)
+        return stream
+
+    def must_answer_here(self) -> bool:
+        """Whether a question would be answered by this very thread."""
+        if self._policy is None:
+            return False
+        return self.hears_here()
+
+    def hears_here(self) -> bool:
+        """Whether messages are taken by this very thread."""
+        ident = self.post.thread if isinstance(self.post, LoopPost) else getattr(self.post, "ident", None)
+        return ident == threading.get_ident()
+
+    def _hear(self, tag: str, value: Any) -> None:
+        if tag == "question":
+            self._ask(value)
+        elif tag == "started":
+            self._tell(Started())
+        elif tag == "lost":
+            self._tell(EventsLost(value))
+        elif tag == "closed":
+            self._end(value)
+
+    def _tell(self, event: Event) -> None:
+        for stream in self._streams:
+            stream.put(event)
+
+    def _end(self, error: SapperError | None) -> None:
+        self.post.unsubscribe(self.key)
+        error = error or self._failure
+        if error is not None:
+            self.error = error
+            if self._on_error is None:
+                self._unheard = error
+        self.over.set()
+        at_end, self._at_end = self._at_end, ()
+        for call in at_end:
+            call()
+        self._tell(Closed(self.error))
+        self._streams.clear()
+        on_error, on_close = self._on_error, self._on_close
+        self._on_error = self._on_close = self._policy = None
+        self._keep = None
+        if error is not None and on_error is not None:
+            self.post.run(on_error, error)
+        if on_close is not None:
+            self.post.run(on_close)
+
+    def _ask(self, question: _native.Question) -> None:
+        policy = self._policy
+        if policy is None:
+            question.answer(False)
+            return
+        try:
+            answer = policy(question.subject)
+        except Exception:
+            logger.exception("sapper: the policy failed, which means no")
+            question.answer(False)
+            return
+        if isinstance(answer, Awaitable):
+            self.post.run(self._answer_later, question, answer)
+        else:
+            question.answer(_is_yes(answer))
+
+    async def _answer_later(self, question: _native.Question, answer: Awaitable[bool]) -> None:
+        yes = False
+        try:
+            # The native side says no by itself at the deadline; this ends a call-back that goes on.
+            async with asyncio.timeout(self._policy_deadline):
+                yes = _is_yes(await answer)
+        except TimeoutError:
+            logger.warning(
+                "sapper: the policy gave no answer within %s s, which means no", self._policy_deadline
+            )
+        except Exception:
+            logger.exception("sapper: the policy failed, which means no")
+        finally:
+            question.answer(yes)
+
+    def __del__(self) -> None:
+        if getattr(self, "_unheard", None) is not None:
+            logger.error("sapper: an error that nobody heard ended a pump: %s", self._unheard)
+
+
+def _is_yes(answer: object) -> bool:
+    if isinstance(answer, bool):
+        return answer
+    logger.error("sapper: a policy answers True or False, not %s; this means no", type(answer).__name__)
+    return False

@@ -1,0 +1,354 @@
+"""Turns what a caller has (sockets, transports, descriptors, names) into native endpoints.
+
+Taking happens in two steps, so that nothing is taken when the rest of a call turns out wrong:
+:func:`take` duplicates descriptors and checks, :meth:`Taken.commit` is called when the native object
+exists, :meth:`Taken.undo` when it does not.
+
+Who closes what afterwards:
+
+- ``int``, a file object, ``Fd(…)``: duplicated. The caller keeps and closes its own.
+- ``socket.socket``: detached. It is ours from then on.
+- asyncio transport or ``(reader, writer)``: taken over with everything that was read and not yet
+  fetched; bytes that wait to be written go out first; the transport is aborted and its descriptor
+  lives on in us. A transport without a descriptor is used as it is, through the foreign door
+  (:mod:`sapper._foreign`): every byte then passes Python.
+- text, ``(host, port)``, :class:`sapper.endpoint.Endpoint`: opened by us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sapper import _native, endpoint
+from sapper._loop import current_loop
+from sapper._options import config_error
+from sapper.errors import ConnectionLost, SapperError
+
+__all__ = ["EndpointLike", "HasFileno", "Taken", "take"]
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor: a file, a pipe's end."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+#: What an endpoint argument takes.
+EndpointLike = (
+    str
+    | int
+    | endpoint.Endpoint
+    | socket.socket
+    | HasFileno
+    | asyncio.BaseTransport
+    | tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    | tuple[str, int]
+    | tuple[int | HasFileno, int | HasFileno]
+)
+
+#: Largest buffer that a StreamReader can have filled; it is taken whole.
+_EVERYTHING = 2**31 - 1
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass
+class Taken:
+    """An endpoint in our hands, not yet for good.
+
+    Attributes:
+        native: The native endpoint; used up by the native object.
+        host: Name to check in the peer's certificate, where the endpoint has one.
+        tls: The endpoint's own words about TLS (``tls://…``), where it has any.
+        initial_data: Bytes that had been read from it.
+        commit: Makes it ours.
+        undo: Gives everything back.
+        ready: Something to await before the first byte may move.
+        end: Called when the pump is over.
+        foreign: Whether every byte passes Python on the loop.
+    """
+
+    native: _native.Endpoint
+    host: str | None = None
+    tls: endpoint.Tls | endpoint.TlsListen | None = None
+    initial_data: bytes = b""
+    commit: Callable[[], None] = _nothing
+    undo: Callable[[], None] = _nothing
+    ready: Callable[[], Awaitable[None]] | None = None
+    end: Callable[[], None] = _nothing
+    foreign: bool = False
+
+
+def take(what: object, name: str) -> Taken:
+    """Prepares to take over ``what``, which was given for the argument ``name``.
+
+    Raises:
+        ConfigError: It is of a wrong type, a closed or an unusable descriptor, a transport under TLS
+            or on another loop, …; ``field`` is ``name``.
+    """
+    if isinstance(what, str):
+        return _described(endpoint.parse(what, field=name), name)
+    if isinstance(what, endpoint.Endpoint):
+        return _described(what, name)
+    if isinstance(what, bool):
+        raise _wrong_type(what, name)
+    if isinstance(what, int):
+        return Taken(_native.Endpoint.fd(what, None, None, name))
+    if isinstance(what, ssl.SSLSocket | ssl.SSLObject):
+        raise _under_tls(name)
+    if isinstance(what, socket.socket):
+        return _socket(what, name)
+    if _is_transport(what):
+        return _transport(what, None, name)
+    if isinstance(what, tuple) and len(what) == 2:
+        first, second = what
+        if isinstance(first, asyncio.StreamReader) and isinstance(second, asyncio.StreamWriter):
+            return _transport(second.transport, first, name)
+        if isinstance(first, str) and isinstance(second, int) and not isinstance(second, bool):
+            try:
+                return _described(endpoint.Tcp(first, second), name)
+            except SapperError as error:
+                raise config_error(name, str(error)) from None
+        return Taken(_native.Endpoint.fd(_descriptor(first, name), _descriptor(second, name), None, name))
+    return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
+
+
+def _described(what: endpoint.Endpoint, name: str) -> Taken:
+    native = _native.Endpoint
+    match what:
+        case endpoint.Tcp(host, port):
+            return Taken(native.tcp(host, port, name), host)
+        case endpoint.Tls(host, port):
+            return Taken(native.tcp(host, port, name), what.server_name or host, what)
+        case endpoint.TcpListen(host, port):
+            return Taken(native.tcp_listen(host, port, name))
+        case endpoint.TlsListen(host, port):
+            return Taken(native.tcp_listen(host, port, name), None, what)
+        case endpoint.Unix(path):
+            return Taken(native.unix(path, name))
+        case endpoint.UnixListen(path):
+            return Taken(native.unix_listen(path, name))
+        case endpoint.UnixDatagram(path, bind):
+            return Taken(native.unix_datagram(path, bind, name))
+        case endpoint.Seqpacket(path):
+            return Taken(native.seqpacket(path, name))
+        case endpoint.Udp(host, port, bind):
+            return Taken(native.udp(host, port, bind, name))
+        case endpoint.Fd(read, write, header):
+            return Taken(native.fd(read, write, header, name))
+        case endpoint.Stdio():
+            return Taken(native.stdio(name))
+        case endpoint.Tap(interface, mtu, addresses, offload):
+            return Taken(native.tap(interface, mtu, list(addresses), offload, name))
+        case endpoint.Tun(interface, mtu, addresses, offload):
+            return Taken(native.tun(interface, mtu, list(addresses), offload, name))
+        case endpoint.File(path, mode):
+            return Taken(native.file(path, mode, name))
+        case endpoint.Null():
+            return Taken(native.null(name))
+        case endpoint.Counter():
+            return Taken(native.counter(name))
+    raise _wrong_type(what, name)
+
+
+def _descriptor(what: object, name: str) -> int:
+    """The descriptor of an int or of an object that has one, with its own buffer written out."""
+    if isinstance(what, int) and not isinstance(what, bool):
+        return what
+    fileno = getattr(what, "fileno", None)
+    if fileno is None:
+        raise _wrong_type(what, name)
+    flush = getattr(what, "flush", None)
+    try:
+        if flush is not None:
+            flush()
+        number = fileno()
+    except (OSError, ValueError) as error:
+        raise config_error(name, f"{type(what).__name__} has no descriptor: {error}", "closed") from None
+    if not isinstance(number, int):
+        raise _wrong_type(what, name)
+    return number
+
+
+def _socket(sock: socket.socket, name: str) -> Taken:
+    number = sock.fileno()
+    if number < 0:
+        raise config_error(name, "the socket is closed", "closed")
+    return Taken(_native.Endpoint.fd(number, None, None, name), commit=lambda: os.close(sock.detach()))
+
+
+def _is_transport(what: object) -> bool:
+    """Uvloop's transports are no subclasses of asyncio's: their methods tell."""
+    return isinstance(what, asyncio.BaseTransport) or (
+        hasattr(what, "get_extra_info") and hasattr(what, "set_protocol") and hasattr(what, "is_closing")
+    )
+
+
+def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
+    if (
+        transport.get_extra_info("sslcontext") is not None
+        or transport.get_extra_info("ssl_object") is not None
+    ):
+        raise _under_tls(name)
+    loop = current_loop()
+    if loop is None:
+        raise config_error(
+            name, "an asyncio transport is taken over on its loop: call this in a coroutine", "no_loop"
+        )
+    if transport.is_closing():
+        raise config_error(name, "the transport is closed, or closing", "closed")
+    number = _transport_descriptor(transport)
+    if number is None:
+        return _foreign(transport, reader, name)
+    pausable = hasattr(transport, "pause_reading")
+    was_reading = pausable and transport.is_reading()
+    native = _native.Endpoint.fd(number, None, None, name)
+    initial = b""
+    if pausable:
+        transport.pause_reading()
+    if reader is not None:
+        try:
+            initial = _take_buffer(reader, name)
+        except SapperError:
+            if was_reading:
+                transport.resume_reading()
+            raise
+        # Taking the buffer may have resumed a transport that the reader itself had paused.
+        transport.pause_reading()
+
+    def undo() -> None:
+        if initial and reader is not None:
+            reader.feed_data(initial)
+        if was_reading and not transport.is_closing():
+            transport.resume_reading()
+
+    if not (hasattr(transport, "get_write_buffer_size") and transport.get_write_buffer_size()):
+        return Taken(native, initial_data=initial, commit=lambda: _abort(transport), undo=undo)
+    flushing = _Flushing(transport, loop)
+    return Taken(native, initial_data=initial, commit=flushing.begin, undo=undo, ready=flushing.wait)
+
+
+def _transport_descriptor(transport: Any) -> int | None:
+    for kind in ("socket", "pipe"):
+        holder = transport.get_extra_info(kind)
+        if holder is not None:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                number = holder.fileno()
+                if isinstance(number, int) and number >= 0:
+                    return number
+    return None
+
+
+def _take_buffer(reader: asyncio.StreamReader, name: str) -> bytes:
+    """What a StreamReader has received and nobody has fetched, without waiting for more.
+
+    One step of ``read()`` either ends with the bytes or begins to wait; the wait is then given up.
+    """
+    reading = reader.read(_EVERYTHING)
+    try:
+        reading.send(None)
+    except StopIteration as done:
+        data: bytes = done.value
+        return data
+    except RuntimeError as error:
+        raise config_error(name, f"the reader is in use: {error}", "busy") from None
+    except Exception as error:
+        raise config_error(name, f"the reader has failed: {error}", "closed") from error
+    reading.close()
+    return b""
+
+
+def _abort(transport: Any) -> None:
+    """Ends the transport; the connection lives on in our duplicate."""
+    if hasattr(transport, "abort"):
+        transport.abort()
+    else:
+        transport.close()
+
+
+class _Flushing(asyncio.Protocol):
+    """Stands in for a transport's protocol until everything that was written is on its way."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._original = transport.get_protocol()
+        self._done: asyncio.Future[None] = loop.create_future()
+
+    def begin(self) -> None:
+        self._transport.set_protocol(self)
+        # Asks for resume_writing() when the buffer is empty.
+        self._transport.set_write_buffer_limits(high=0)
+        if not self._transport.get_write_buffer_size():
+            self.resume_writing()
+
+    def resume_writing(self) -> None:
+        if not self._done.done():
+            self._finish()
+            _abort(self._transport)
+            self._done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._done.done():
+            self._finish()
+            self._original.connection_lost(exc)
+            self._done.set_exception(
+                ConnectionLost(f"the connection broke before what was written to it had been sent: {exc}")
+            )
+            self._done.exception()  # somebody may never ask
+
+    def _finish(self) -> None:
+        # Its protocol hears of the end, as it would have: whoever waits for wait_closed() goes on.
+        self._transport.set_protocol(self._original)
+
+    async def wait(self) -> None:
+        await asyncio.shield(self._done)
+
+
+def _foreign(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
+    from sapper._foreign import ForeignDoor
+
+    if not (hasattr(transport, "write") and hasattr(transport, "pause_reading")):
+        raise config_error(
+            name,
+            f"a {type(transport).__name__} has no descriptor and does not move bytes both ways",
+            "no_descriptor",
+        )
+    initial = _take_buffer(reader, name) if reader is not None else b""
+    transport.pause_reading()
+    door = ForeignDoor(transport, name)
+
+    def undo() -> None:
+        door.cancel()
+        if initial and reader is not None:
+            reader.feed_data(initial)
+        transport.resume_reading()
+
+    return Taken(door.native, initial_data=initial, commit=door.open, undo=undo, end=door.end, foreign=True)
+
+
+def _wrong_type(what: object, name: str) -> SapperError:
+    return config_error(
+        name,
+        "must be an asyncio transport or (reader, writer), a socket, a descriptor, a pair of descriptors, "
+        f"(host, port) or text like tcp://host:port, not {type(what).__name__}",
+        "wrong_type",
+    )
+
+
+def _under_tls(name: str) -> SapperError:
+    return config_error(
+        name,
+        "is under TLS of Python's ssl already, whose keys cannot be read: give the plain socket and let "
+        "credentials= do the handshake",
+        "ssl_transport",
+    )

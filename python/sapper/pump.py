@@ -1,0 +1,530 @@
+"""Connects two endpoints; native code moves the bytes.
+
+:class:`Pump` is what every bridge and tunnel is under the hood: it opens two endpoints, moves
+payload between them in native threads, and tells Python of its start, its end and its figures.
+:func:`connect` makes one between two endpoints without TLS; with TLS it is
+:func:`sapper.tls.create_bridge`.
+
+Not here: bytes. They do not pass Python (but for the doors that their docstrings name).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Generator
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field
+
+from sapper import _native
+from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
+from sapper._loop import Operation, call_sync, current_loop, post_of, running_post
+from sapper._options import Options, config_error
+from sapper._takeover import EndpointLike, Taken, take
+from sapper.errors import ApiMisuseError, ErrorContext, SapperError
+from sapper.stats import PumpStats
+
+__all__ = ["Direction", "Framing", "Pump", "PumpOptions", "TapOptions", "connect"]
+
+#: ``"encapsulate"``: towards the network (what TLS encrypts). ``"decapsulate"``: from it.
+Direction = Literal["encapsulate", "decapsulate"]
+#: How packets lie in a stream. ``"raw"``: there are none, only bytes.
+Framing = Literal["raw", "ip", "ipv4", "ipv6", "u16", "u32", "superframe"]
+State = Literal["new", "handshaking", "ready", "running", "draining", "closed"]
+
+_Seconds = float
+
+P = TypeVar("P", bound="Pump")
+
+
+class TapOptions(Options):
+    """Copies of the inner packets, written as pcapng by native code."""
+
+    path: Path
+    """The file; an existing one is replaced."""
+    filter: str | None = None
+    """Which packets (``"tcp and port 443"``; docs/bridge.md has the language); ``None`` is all."""
+    max_bytes: int | None = Field(default=None, gt=0)
+    """The file ends before it grows beyond this."""
+    snap_len: int = Field(default=65_535, ge=64, le=262_144)
+    """At most so many bytes of each packet."""
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "path": folder / values["path"]} if isinstance(values.get("path"), str) else values
+
+
+class PumpOptions(Options):
+    """How a pump moves payload, and how long it waits. All times are seconds.
+
+    Raises:
+        ConfigError: A value is wrong; ``field`` names it.
+    """
+
+    direction: Literal["duplex", "encrypt-only", "decrypt-only"] = "duplex"
+    """``"encrypt-only"`` moves payload from the sink to the network only, and data from the peer is an
+    error; ``"decrypt-only"`` is the mirror. TLS's own messages are handled either way."""
+    framing: Framing = "raw"
+    """How packets lie in the network's stream. Packet endpoints need one that is not ``"raw"``."""
+    sink_framing: Framing | None = None
+    """How packets lie in a sink that is a stream; ``None`` is as in ``framing``."""
+    max_packet: int = Field(default=65_535, ge=1, le=65_535)
+    """Largest packet in bytes, either way, apart from any MTU: some peers drop more than this."""
+    records_per_write: int = Field(default=64, ge=1, le=1024)
+    """How many packets, a record each under TLS, share one write. 1 is for peers that punish more."""
+    resync: bool = False
+    """After a bad packet header look for the next packet at a record boundary, rather than end."""
+    connect_timeout: _Seconds = Field(default=30.0, gt=0)
+    """Making a connection, all attempts together."""
+    accept_timeout: _Seconds | None = Field(default=None, gt=0)
+    """Waiting for the one connection of a listener; ``None`` waits for as long as the pump lives."""
+    handshake_timeout: _Seconds = Field(default=30.0, gt=0)
+    """TLS handshake, the policy's answer and the framing's hello together."""
+    idle_timeout: _Seconds | None = Field(default=None, gt=0)
+    """No byte in either direction for this long ends the pump; ``None`` is never."""
+    close_timeout: _Seconds = Field(default=2.0, ge=0)
+    """What ``aclose()`` gives to deliver what waits, and one direction after the other has failed."""
+    policy_timeout: _Seconds = Field(default=5.0, gt=0)
+    """No answer of a policy call-back within this means no."""
+    tap: TapOptions | None = None
+    """Where inner packets are copied to from the start."""
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        tap = values.get("tap")
+        return {**values, "tap": TapOptions._relative_to(folder, tap)} if isinstance(tap, dict) else values
+
+
+class _Closing(Awaitable[None]):
+    """What ``stop()`` gives back: the stop is under way, awaiting it waits for the end."""
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._pump.wait_closed().__await__()
+
+
+class Pump:
+    """Moves payload between two endpoints until one ends, an error comes, or somebody stops it.
+
+    Made by :func:`connect` (or, with TLS, by :func:`sapper.tls.create_bridge`). Methods may be called
+    from any thread. A pump that works needs no variable: it lives until its end. One that was never
+    used is freed like any object.
+
+    ``async with`` (or ``with``) ends it: orderly with :meth:`aclose`, at once after an exception.
+    """
+
+    def __init__(
+        self, native: _native.Bridge, life: Life, taken: tuple[Taken, ...], close_timeout: float
+    ) -> None:
+        self._native = native
+        self._life = life
+        self._ready = [one.ready for one in taken if one.ready is not None]
+        self._on_loop = any(one.foreign for one in taken)
+        self._close_timeout = close_timeout
+
+    # -- its life ------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Opens both endpoints. :meth:`start` does it by itself where nobody did.
+
+        If cancelled, the pump stops at once.
+
+        Raises:
+            ConnectError, Unreachable, ConnectDeadline: An endpoint cannot be reached.
+            ResourceError: An endpoint cannot be opened.
+            ClosedError: The pump was stopped.
+        """
+        await self._opened()
+
+    def start(self) -> None:
+        """Lets payload flow, after connecting and the handshake, which it does itself where nobody did.
+
+        Returns at once. A failure ends the pump and goes to ``on_error``.
+
+        Raises:
+            ApiMisuseError: It was started already.
+            ClosedError: It is closed.
+        """
+        self._life.keep(self)
+        if self._ready:
+            # Bytes that the caller wrote before come first; the native side waits for them.
+            ready, self._ready = self._ready, []
+            self._life.post.run(self._start_when, ready)
+        else:
+            self._native.start()
+
+    async def _start_when(self, ready: list[Any]) -> None:
+        try:
+            for one in ready:
+                await one()
+            self._native.start()
+        except SapperError as error:
+            self._native.stop(0.0)
+            self._life.fail(error)
+
+    def stop(self, drain: float = 0.0) -> Awaitable[None]:
+        """Ends the pump, in every state: at once, or after what waits was delivered.
+
+        Works whether or not the result is awaited; awaiting it waits for the end as
+        :meth:`wait_closed` does. A second call can only shorten the time.
+
+        Args:
+            drain: Seconds within which everything that was received is still delivered; at their end
+                the rest is lost.
+        """
+        self._native.stop(drain)
+        return _Closing(self)
+
+    async def aclose(self) -> None:
+        """Ends the pump orderly: ``stop`` with the default drain (``close_timeout``), then waits.
+
+        If cancelled, the pump is stopped at once.
+        """
+        try:
+            await self.stop(self._close_timeout)
+        except asyncio.CancelledError:
+            self._native.stop(0.0)
+            raise
+
+    async def wait_closed(self) -> None:
+        """Waits until everything is closed and every resource given back.
+
+        If cancelled, only the waiting ends.
+
+        Raises:
+            SapperError: What ended the pump, unless ``on_error`` or another waiter has heard it.
+        """
+        await running_post().call(self._native.wait_closed)
+        if not self._life.over.is_set():  # its messages arrive on another loop or thread
+            await asyncio.to_thread(self._life.over.wait, 1.0)
+        self._life.raise_unheard()
+
+    def wait_closed_sync(self, timeout: float | None = None) -> None:
+        """Waits for the end without an event loop; Ctrl-C ends the waiting.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Raises:
+            TimeoutError: ``timeout`` is over; the pump goes on.
+            SapperError: As :meth:`wait_closed`.
+        """
+        self._refuse_own_thread("wait_closed_sync()", needed=self._on_loop)
+        call_sync(self._native.wait_closed, timeout)
+        if not self._life.over.is_set() and not self._life.hears_here():
+            self._life.over.wait(1.0)
+        self._life.hear_now()
+        self._life.raise_unheard()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self.aclose()
+            return
+        # What is on its way already is the better story: the end of the pump adds nothing to it.
+        self._native.stop(0.0)
+        self._life.forget_unheard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._native.stop(self._close_timeout if kind is None else 0.0)
+        if kind is None:
+            self.wait_closed_sync()
+        else:
+            self._life.forget_unheard()
+
+    # -- while it runs ---------------------------------------------------------------------------
+
+    def pause(self, direction: Direction) -> None:
+        """Stops reading for one direction until :meth:`resume`; what was read is delivered.
+
+        Raises:
+            ConfigError: There is no such direction.
+            ClosedError: The pump is closed.
+        """
+        self._native.pause(direction)
+
+    def resume(self, direction: Direction) -> None:
+        """Ends a :meth:`pause`.
+
+        Raises:
+            ConfigError: There is no such direction.
+            ClosedError: The pump is closed.
+        """
+        self._native.resume(direction)
+
+    async def swap_sink(self, sink: EndpointLike) -> None:
+        """Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
+
+        If cancelled, the swap still takes place when the new sink opens.
+
+        Raises:
+            ConfigError: ``sink`` is no endpoint (nothing was taken).
+            NotStartedError: Payload does not flow yet.
+            ResourceError, TransportError: It cannot be opened; the old one stays in use.
+        """
+        taken = take(sink, "sink")
+        try:
+            if taken.initial_data:
+                raise ApiMisuseError(
+                    "a sink that holds bytes cannot be swapped in", ErrorContext(field="sink")
+                )
+            swap = self._native.swap_sink
+            operation: Operation = lambda mailbox, key: swap(taken.native, mailbox, key)  # noqa: E731
+        except BaseException:
+            taken.undo()
+            raise
+        waiting = running_post().call(operation)
+        taken.commit()
+        if taken.ready is not None:
+            await taken.ready()
+        await waiting
+
+    async def tap(
+        self,
+        path: str | PathLike[str],
+        *,
+        filter: str | None = None,
+        max_bytes: int | None = None,
+        snap_len: int = 65_535,
+    ) -> None:
+        """Starts (or replaces) the tap: native code copies the inner packets to a pcapng file.
+
+        The pump never waits for the disk: what does not fit the tap's queue is left out.
+
+        Args:
+            path: The file; an existing one is replaced.
+            filter: Which packets: ``"tcp and port 443"``; ``None`` is all.
+            max_bytes: The file ends before it grows beyond this.
+            snap_len: At most so many bytes of each packet.
+
+        Raises:
+            ConfigError: The filter is wrong, or nothing here is a packet.
+            ResourceError: The file cannot be made.
+        """
+        options = TapOptions(path=Path(path), filter=filter, max_bytes=max_bytes, snap_len=snap_len)
+        values = tap_values(options)
+        await running_post().call(lambda mailbox, key: self._native.set_tap(values, mailbox, key))
+
+    async def untap(self) -> None:
+        """Ends the tap; its file is complete then."""
+        await running_post().call(lambda mailbox, key: self._native.set_tap(None, mailbox, key))
+
+    # -- what it tells ---------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where its life is: new, handshaking, ready, running, draining, closed."""
+        return self._native.state()
+
+    @property
+    def error(self) -> SapperError | None:
+        """What ended it; ``None`` before the end and after an orderly one."""
+        return self._life.error
+
+    def stats(self) -> PumpStats:
+        """Counters now. Cheap; for an eye or a dashboard, not for each packet."""
+        return PumpStats.from_native(self._native.stats())
+
+    def events(self) -> EventStream:
+        """An iterator over its events from now on, :class:`~sapper.events.Closed` last.
+
+        Each call gives an iterator of its own with a bounded queue; one that is too slow gets
+        :class:`~sapper.events.EventsLost`.
+
+        Raises:
+            ApiMisuseError: There is no running event loop.
+        """
+        return self._life.events()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.state}>"
+
+    # -- for this package --------------------------------------------------------------------------
+
+    async def _opened(self) -> Any:
+        return await self._stop_if_cancelled(self._native.handshake)
+
+    def _opened_sync(self, name: str) -> Any:
+        self._refuse_own_thread(
+            name, needed=self._on_loop or self._life.must_answer_here() or bool(self._ready)
+        )
+        return self._told_sync(self._native.handshake)
+
+    async def _stop_if_cancelled(self, operation: Operation) -> Any:
+        """Runs one step of the handshake: whoever gives it up gives up the pump."""
+        self._life.keep(self)
+        try:
+            ready, self._ready = self._ready, []
+            for one in ready:
+                await one()
+            return await running_post().call(operation, self._life.told)
+        except BaseException:
+            self._native.stop(0.0)  # where the native side failed, it has ended already
+            raise
+
+    def _told_sync(self, operation: Operation) -> Any:
+        self._life.keep(self)
+        try:
+            return call_sync(operation)
+        except SapperError as error:
+            self._life.told(error)
+            raise
+        except BaseException:  # Ctrl-C: the same as a cancelled await
+            self._native.stop(0.0)
+            raise
+
+    def _refuse_own_thread(self, name: str, *, needed: bool) -> None:
+        """Refuses to block the thread that must act for the call to end."""
+        if needed and (self._life.hears_here() or current_loop() is not None):
+            raise ApiMisuseError(
+                f"{name} blocks the thread that has to answer meanwhile (a policy call-back, or a transport "
+                "of this event loop): await the method without _sync, or call it in another thread",
+                ErrorContext(reason="would_deadlock"),
+            )
+
+
+def tap_values(tap: TapOptions | None) -> _native.TapDict | None:
+    """A tap's options as the binding takes them."""
+    if tap is None:
+        return None
+    return {"path": tap.path, "filter": tap.filter, "max_bytes": tap.max_bytes, "snap_len": tap.snap_len}
+
+
+def native_options(options: PumpOptions) -> _native.OptionsDict:
+    """A pump's options as the binding takes them."""
+    return {
+        "direction": options.direction,
+        "framing": options.framing,
+        "sink_framing": options.sink_framing,
+        "max_packet": options.max_packet,
+        "records_per_write": options.records_per_write,
+        "resync": options.resync,
+        "connect_timeout": options.connect_timeout,
+        "accept_timeout": options.accept_timeout,
+        "handshake_timeout": options.handshake_timeout,
+        "idle_timeout": options.idle_timeout,
+        "close_timeout": options.close_timeout,
+        "policy_timeout": options.policy_timeout,
+        "tap": tap_values(options.tap),
+    }
+
+
+def build(
+    kind: type[P],
+    transport: tuple[Taken, _native.TlsSide | None, bytes],
+    sink: tuple[Taken, _native.TlsSide | None],
+    options: PumpOptions,
+    *,
+    on_error: ErrorCallback | None,
+    on_close: Callback | None,
+    policy: Policy | None = None,
+) -> P:
+    """Makes the native object and takes both endpoints for good, or gives both back."""
+    network, network_tls, initial_data = transport
+    inner, inner_tls = sink
+    life: Life | None = None
+    try:
+        life = Life(
+            post_of(current_loop()),
+            on_error=on_error,
+            on_close=on_close,
+            policy=policy,
+            policy_deadline=options.policy_timeout,
+        )
+        native = _native.Bridge(
+            network.native,
+            network_tls,
+            network.initial_data + initial_data,
+            inner.native,
+            inner_tls,
+            inner.initial_data,
+            native_options(options),
+            policy is not None,
+            life.mailbox,
+            life.key,
+        )
+    except BaseException:
+        if life is not None:
+            life.cancel()
+        inner.undo()
+        network.undo()
+        raise
+    network.commit()
+    inner.commit()
+    life.at_end(network.end, inner.end)
+    return kind(native, life, (network, inner), options.close_timeout)
+
+
+def take_both(first: object, first_name: str, second: object, second_name: str) -> tuple[Taken, Taken]:
+    """Takes two endpoints, or none."""
+    one = take(first, first_name)
+    try:
+        return one, take(second, second_name)
+    except BaseException:
+        one.undo()
+        raise
+
+
+def options_from(options: PumpOptions | None, changes: dict[str, Any]) -> PumpOptions:
+    """The options of a call: those given as an object, changed by those given by name."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    if options is None:
+        return PumpOptions(**given)
+    if not isinstance(options, PumpOptions):
+        raise config_error("options", f"must be PumpOptions, not {type(options).__name__}", "wrong_type")
+    kept = {name: getattr(options, name) for name in type(options).model_fields}
+    return PumpOptions(**{**kept, **given})
+
+
+def connect(
+    network: EndpointLike,
+    sink: EndpointLike,
+    *,
+    options: PumpOptions | None = None,
+    framing: Framing | None = None,
+    on_error: ErrorCallback | None = None,
+    on_close: Callback | None = None,
+) -> Pump:
+    """Joins two endpoints without TLS.
+
+    Args:
+        network: The end that statistics call the transport; anything that ``socket`` of
+            :func:`sapper.tls.create_bridge` takes.
+        sink: The other end; anything that its ``sink`` takes.
+        options: All options; ``None`` is the defaults.
+        framing: How packets lie in ``network``, in place of what ``options`` say.
+        on_error: Called once with the error that ended the pump.
+        on_close: Called once, last, when every resource is given back.
+
+    Raises:
+        ConfigError: An argument is wrong; nothing was taken. ``tls://`` endpoints belong to create_bridge.
+    """
+    one, two = take_both(network, "network", sink, "sink")
+    try:
+        chosen = options_from(options, {"framing": framing})
+        for taken, name in ((one, "network"), (two, "sink")):
+            if taken.tls is not None:
+                raise _belongs_to_tls(name)
+    except BaseException:
+        two.undo()
+        one.undo()
+        raise
+    return build(Pump, (one, None, b""), (two, None), chosen, on_error=on_error, on_close=on_close)
+
+
+def _belongs_to_tls(name: str) -> SapperError:
+    return config_error(name, "a tls: endpoint needs sapper.tls.create_bridge")

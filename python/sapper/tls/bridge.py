@@ -1,0 +1,407 @@
+"""The TLS bridge: a stream under TLS on one side, a native endpoint on the other, no byte in Python.
+
+::
+
+    bridge = create_bridge(socket=sock, sink=tun_fd, credentials=Credentials.psk("x", key), framing="ipv6")
+    info = await bridge.handshake()
+    bridge.start()
+    ...
+    await bridge.stop(drain=2.0)
+
+Not here: how bytes move (native), what a pump without TLS can do (:mod:`sapper.pump`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Literal, Self
+
+from sapper import _native, endpoint
+from sapper._life import Callback, ErrorCallback, Policy
+from sapper._loop import running_post
+from sapper._options import config_error
+from sapper._takeover import EndpointLike, Taken
+from sapper.pump import Framing, Pump, PumpOptions, TapOptions, build, options_from, take_both
+from sapper.tls.config import Credentials, TlsConfig
+
+__all__ = ["Bridge", "CdTunnelParameters", "HandshakeInfo", "Peer", "create_bridge"]
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeInfo:
+    """What a handshake agreed on.
+
+    Attributes:
+        version: ``"TLSv1.2"`` or ``"TLSv1.3"``.
+        cipher_suite: IANA name: ``"TLS_AES_256_GCM_SHA384"``.
+        group: Key exchange group (``"X25519MLKEM768"``), where there is one.
+        alpn: Application protocol, where one was agreed.
+        peer_certificates: The peer's chain in DER, its own certificate first.
+        psk_identity: Identity of the pre-shared key, where one was used (servers).
+        server_name: Name that the client asked for (servers).
+        resumed: Whether an earlier session was resumed.
+        engine: ``"rustls"`` or ``"openssl"``.
+    """
+
+    version: str
+    cipher_suite: str
+    group: str | None
+    alpn: bytes | None
+    peer_certificates: tuple[bytes, ...] = field(repr=False)
+    psk_identity: str | None
+    server_name: str | None
+    resumed: bool
+    engine: str
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The peer's own certificate in DER."""
+        return self.peer_certificates[0] if self.peer_certificates else None
+
+    @classmethod
+    def from_native(cls, values: _native.HandshakeDict) -> Self:
+        """From what the binding gives."""
+        return cls(
+            version=values["version"],
+            cipher_suite=values["cipher_suite"],
+            group=values["group"],
+            alpn=values["alpn"],
+            peer_certificates=tuple(values["peer_certificates"]),
+            psk_identity=values["psk_identity"],
+            server_name=values["server_name"],
+            resumed=values["resumed"],
+            engine=values["engine"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CdTunnelParameters:
+    """What a CDTunnel handshake granted. Both addresses are of one IP version.
+
+    Attributes:
+        client_address: The client's address inside the tunnel.
+        prefix_len: Length of the tunnel's network prefix.
+        mtu: The granted MTU in bytes; it counts, not the one asked for.
+        server_address: The server's address inside the tunnel.
+        rsd_port: Port of the server's service directory.
+    """
+
+    client_address: IPv4Address | IPv6Address
+    prefix_len: int
+    mtu: int
+    server_address: IPv4Address | IPv6Address
+    rsd_port: int
+
+    @classmethod
+    def from_native(cls, values: _native.CdTunnelDict) -> Self:
+        """From what the binding gives."""
+        return cls(
+            client_address=ip_address(values["client_address"]),
+            prefix_len=values["prefix_len"],
+            mtu=values["mtu"],
+            server_address=ip_address(values["server_address"]),
+            rsd_port=values["rsd_port"],
+        )
+
+    def to_native(self) -> _native.CdTunnelDict:
+        """As the binding takes it."""
+        return {
+            "client_address": str(self.client_address),
+            "prefix_len": self.prefix_len,
+            "mtu": self.mtu,
+            "server_address": str(self.server_address),
+            "rsd_port": self.rsd_port,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whom a policy call-back decides about, after native verification.
+
+    Attributes:
+        certificates: Its chain in DER, its own certificate first.
+        psk_identity: Identity of its pre-shared key, where one was used.
+        address: Where it connects from, where that is known.
+    """
+
+    certificates: tuple[bytes, ...] = field(repr=False)
+    psk_identity: str | None
+    address: str | None
+
+
+#: Decides whether a peer may go on: plain or async. Failure, lateness and anything but True mean no.
+PeerPolicy = Callable[[Peer], bool | Awaitable[bool]]
+
+
+class Bridge(Pump):
+    """A pump of which at least one end is under TLS. Made by :func:`create_bridge`."""
+
+    async def handshake(self) -> HandshakeInfo:
+        """Connects both ends and shakes hands. :meth:`start` does it by itself where nobody did.
+
+        Asked again, it gives the same. If cancelled, the bridge stops at once.
+
+        Returns:
+            What was agreed; of the ``socket`` side, where both ends are under TLS.
+
+        Raises:
+            TlsError, CertificateError, CredentialsRejected, IncompatiblePeer: It failed; not told again
+                by ``on_error``.
+            PolicyDenied: The policy said no.
+            ConnectError, Unreachable, ConnectDeadline, HandshakeDeadline, ConnectionLost: No way to the peer.
+            ResourceError: An endpoint cannot be opened.
+            ClosedError: The bridge was stopped.
+        """
+        return _agreed(await self._opened())
+
+    def handshake_sync(self) -> HandshakeInfo:
+        """:meth:`handshake` without an event loop. Ctrl-C stops the bridge.
+
+        Raises:
+            ApiMisuseError: This thread is the one that has to answer meanwhile.
+        """
+        return _agreed(self._opened_sync("handshake_sync()"))
+
+    async def cdtunnel_handshake(self, mtu: int = 1280) -> CdTunnelParameters:
+        """The hello of a CDTunnel (iOS CoreDevice) as client, after the handshake and before ``start``.
+
+        If cancelled, the bridge stops at once.
+
+        Args:
+            mtu: The MTU to ask for, in bytes.
+
+        Raises:
+            RemoteProtocolError, IncompatiblePeer: The answer is none.
+            HandshakeDeadline: There was none in time.
+            NotStartedError: The handshake is not done yet.
+        """
+        return CdTunnelParameters.from_native(await self._stop_if_cancelled(self._cdtunnel(mtu)))
+
+    def cdtunnel_handshake_sync(self, mtu: int = 1280) -> CdTunnelParameters:
+        """:meth:`cdtunnel_handshake` without an event loop."""
+        self._refuse_own_thread("cdtunnel_handshake_sync()", needed=self._on_loop)
+        return CdTunnelParameters.from_native(self._told_sync(self._cdtunnel(mtu)))
+
+    async def cdtunnel_accept(self, parameters: CdTunnelParameters) -> CdTunnelParameters:
+        """The server's half of :meth:`cdtunnel_handshake`: waits for a request and grants ``parameters``.
+
+        If cancelled, the bridge stops at once.
+
+        Returns:
+            What was granted: the MTU is the smaller one of theirs and ours.
+        """
+        granted, operation = parameters.to_native(), self._native.cdtunnel_accept
+        return CdTunnelParameters.from_native(
+            await self._stop_if_cancelled(lambda mailbox, key: operation(granted, mailbox, key))
+        )
+
+    def _cdtunnel(self, mtu: int) -> Callable[[_native.Mailbox, int], None]:
+        if not 0 < mtu <= 65_535:
+            raise config_error("mtu", "must be from 1 to 65535")
+        operation = self._native.cdtunnel_handshake
+        return lambda mailbox, key: operation(mtu, mailbox, key)
+
+    async def export_keying_material(self, label: str, length: int, context: bytes | None = None) -> bytes:
+        """Keying material of this connection for a purpose (RFC 5705; RFC 8446, section 7.5).
+
+        Args:
+            label: The purpose.
+            length: Bytes wanted, 1 to 65535.
+            context: Further input; ``None`` and ``b""`` differ in TLS 1.2.
+
+        Raises:
+            NotStartedError: The handshake is not done yet.
+        """
+        export = self._native.export_keying_material
+        material: bytes = await running_post().call(
+            lambda mailbox, key: export(label, context, length, mailbox, key)
+        )
+        return material
+
+    async def update_keys(self) -> None:
+        """New keys for our sending direction (TLS 1.3).
+
+        Long connections do this by themselves before a key's limit.
+
+        Raises:
+            ApiMisuseError: This is TLS 1.2.
+            NotStartedError: The handshake is not done yet.
+        """
+        await running_post().call(self._native.update_keys)
+
+    async def unused_data(self) -> bytes:
+        """What the peer sent after its close_notify, once the bridge is closed. Given once.
+
+        Raises:
+            BusyError: It is not closed yet.
+        """
+        data: bytes = await running_post().call(self._native.unused_data)
+        return data
+
+
+def create_bridge(
+    *,
+    socket: EndpointLike,
+    sink: EndpointLike,
+    credentials: Credentials | TlsConfig | None = None,
+    server_side: bool = False,
+    server_hostname: str | None = None,
+    direction: Literal["duplex", "encrypt-only", "decrypt-only"] | None = None,
+    framing: Framing | None = None,
+    sink_framing: Framing | None = None,
+    initial_data: bytes = b"",
+    max_packet: int | None = None,
+    records_per_write: int | None = None,
+    resync: bool | None = None,
+    connect_timeout: float | None = None,
+    accept_timeout: float | None = None,
+    handshake_timeout: float | None = None,
+    idle_timeout: float | None = None,
+    close_timeout: float | None = None,
+    tap: TapOptions | Mapping[str, Any] | None = None,
+    options: PumpOptions | None = None,
+    sink_credentials: Credentials | TlsConfig | None = None,
+    sink_hostname: str | None = None,
+    peer_policy: PeerPolicy | None = None,
+    policy_timeout: float | None = None,
+    on_error: ErrorCallback | None = None,
+    on_close: Callback | None = None,
+) -> Bridge:
+    """Makes a bridge: TLS over ``socket`` on one side, ``sink`` on the other, native code in between.
+
+    Nothing is sent before :meth:`Bridge.handshake` or :meth:`Bridge.start`. When this raises, nothing
+    was taken from the caller.
+
+    Args:
+        socket: Where ciphertext flows. An asyncio transport or ``(reader, writer)`` (taken over with what
+            it holds), a socket object (detached: ours from then on), a descriptor or an object that has
+            one (duplicated: the caller keeps and closes its own), a pair of them to read and to write,
+            ``(host, port)``, or text such as ``"tcp://host:port"`` (:mod:`sapper.endpoint`).
+        sink: Where cleartext comes out. The same, and also descriptors of TUN, TAP, terminals, files,
+            datagram and seqpacket sockets, listeners (one connection is accepted), ``"tun:name"``.
+        credentials: :class:`Credentials`, or a :class:`TlsConfig` with all options. ``None`` is a client
+            that checks its server against the system's roots.
+        server_side: We answer the TLS handshake rather than begin it.
+        server_hostname: Name to check in the server's certificate; ``None`` is the host of ``socket``.
+        direction: ``"duplex"``, ``"encrypt-only"`` (sink to network), ``"decrypt-only"``.
+        framing: How packets lie in the TLS stream: ``"raw"`` (default), ``"ip"``, ``"ipv4"``, ``"ipv6"``,
+            ``"u16"``, ``"u32"``, ``"superframe"``. Packet sinks need one that is not ``"raw"``.
+        sink_framing: How packets lie in a sink that is a stream; ``None`` is as in ``framing``.
+        initial_data: Ciphertext that the caller has already read from ``socket``.
+        max_packet: Largest packet in bytes.
+        records_per_write: How many records share one write.
+        resync: Go on at the next record boundary after a bad packet header.
+        connect_timeout: Seconds for making a connection.
+        accept_timeout: Seconds to wait for a listener's one connection.
+        handshake_timeout: Seconds for TLS, policy and hello together.
+        idle_timeout: Seconds without a byte after which the bridge ends.
+        close_timeout: Seconds that ``aclose()`` gives to deliver what waits.
+        tap: Where inner packets are copied to.
+        options: The options above in one object (:class:`sapper.pump.PumpOptions`, which also gives their
+            defaults and reads TOML); those given by name come first.
+        sink_credentials: For a sink that is a ``tls:`` endpoint.
+        sink_hostname: For a sink that is a ``tls:`` endpoint.
+        peer_policy: Asked about the peer after its verification and before any data: plain or async. Any
+            answer but True within ``policy_timeout``, and any failure, means no.
+        policy_timeout: Seconds.
+        on_error: Called once with the error that ended the bridge, unless ``handshake()`` raised it.
+        on_close: Called once, last, when every resource is given back.
+
+    Call-backs run on the event loop that is running now; without one, on a thread of their own named
+    ``sapper-callbacks``.
+
+    Raises:
+        ConfigError: An argument is wrong; ``field`` names it.
+        ApiMisuseError: This process is a fork of one that used Sapper.
+    """
+    if not isinstance(initial_data, bytes | bytearray | memoryview):
+        raise config_error("initial_data", f"must be bytes, not {type(initial_data).__name__}", "wrong_type")
+    chosen = options_from(
+        options,
+        {
+            "direction": direction,
+            "framing": framing,
+            "sink_framing": sink_framing,
+            "max_packet": max_packet,
+            "records_per_write": records_per_write,
+            "resync": resync,
+            "connect_timeout": connect_timeout,
+            "accept_timeout": accept_timeout,
+            "handshake_timeout": handshake_timeout,
+            "idle_timeout": idle_timeout,
+            "close_timeout": close_timeout,
+            "policy_timeout": policy_timeout,
+            "tap": tap,
+        },
+    )
+    config = TlsConfig.of(credentials)
+    network, inner = take_both(socket, "socket", sink, "sink")
+    try:
+        network_tls = _side(network, config, server_side, server_hostname, "server_hostname")
+        inner_tls = None
+        if inner.tls is not None:
+            inner_config = TlsConfig.of(sink_credentials, field="sink_credentials")
+            inner_tls = _side(inner, inner_config, False, sink_hostname, "sink_hostname")
+        elif sink_credentials is not None:
+            raise config_error("sink_credentials", "are for a sink that is a tls: or tls-listen: endpoint")
+    except BaseException:
+        inner.undo()
+        network.undo()
+        raise
+    return build(
+        Bridge,
+        (network, network_tls, bytes(initial_data)),
+        (inner, inner_tls),
+        chosen,
+        on_error=on_error,
+        on_close=on_close,
+        policy=_asked(peer_policy),
+    )
+
+
+def _side(
+    taken: Taken, config: TlsConfig, server_side: bool, hostname: str | None, name: str
+) -> _native.TlsSide:
+    """TLS on one end: the configuration, whether we are the server, the name to check."""
+    words = taken.tls
+    if words is not None and words.alpn:
+        if config.alpn:
+            raise config_error("alpn", "is given twice: in the endpoint and in the credentials")
+        config = TlsConfig(
+            **{one: getattr(config, one) for one in TlsConfig.model_fields} | {"alpn": words.alpn}
+        )
+    is_server = server_side or isinstance(words, endpoint.TlsListen)
+    if server_side and isinstance(words, endpoint.Tls):
+        raise config_error("server_side", "a tls:// endpoint is a client's; write tcp:// or tls-listen://")
+    if is_server:
+        if hostname is not None:
+            raise config_error(name, "is for clients: a server's clients say which name they want")
+        return (config.native, True, None)
+    return (config.native, False, hostname if hostname is not None else taken.host)
+
+
+def _asked(policy: PeerPolicy | None) -> Policy | None:
+    if policy is None:
+        return None
+    if not callable(policy):
+        raise config_error("peer_policy", "must be callable", "wrong_type")
+
+    def ask(subject: dict[str, Any]) -> bool | Awaitable[bool]:
+        return policy(
+            Peer(
+                certificates=tuple(subject["certificates"]),
+                psk_identity=subject["psk_identity"],
+                address=subject["address"],
+            )
+        )
+
+    return ask
+
+
+def _agreed(both: list[_native.HandshakeDict | None]) -> HandshakeInfo:
+    network, inner = both
+    values = network or inner
+    assert values is not None  # noqa: S101 - create_bridge puts TLS on one end at least
+    return HandshakeInfo.from_native(values)

@@ -1,0 +1,398 @@
+"""What both ends of TLS prove and believe: credentials and :class:`TlsConfig`.
+
+A :class:`TlsConfig` is parsed once by native code and shared by any number of connections. The
+credentials choose the engine: certificates run on rustls, pre-shared keys and the legacy switches
+on OpenSSL. A Python ``ssl.SSLContext`` cannot be used: its private keys cannot be read.
+
+Not here: who is client and who is server; that belongs to a connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ssl
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretBytes, model_validator
+
+from sapper import _native
+from sapper._options import Options, config_error
+
+__all__ = [
+    "CertificateCredentials",
+    "Credentials",
+    "Material",
+    "NoCredentials",
+    "PskCredentials",
+    "TlsConfig",
+]
+
+#: PEM or DER: the bytes themselves, PEM text, or the path of a file.
+Material = bytes | str | PathLike[str]
+
+Version = Literal["TLSv1.2", "TLSv1.3"]
+
+
+def _read_material(value: object) -> object:
+    """Bytes and PEM text as they are, a path by what the file holds."""
+    if isinstance(value, SecretBytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str) and "-----BEGIN" in value:
+        return value.encode()
+    if isinstance(value, str | PathLike):
+        try:
+            return Path(value).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read {Path(value)}: {error.strerror}") from None
+    return value
+
+
+def _read_psk(value: object) -> object:
+    """Bytes as they are, text as hexadecimal."""
+    if isinstance(value, str):
+        try:
+            return bytes.fromhex(value)
+        except ValueError:
+            raise ValueError("a key given as text must be hexadecimal") from None
+    return value
+
+
+def _read_pin(value: object) -> object:
+    """A SHA-256: 32 bytes, 64 hexadecimal digits, or base64."""
+    if isinstance(value, str):
+        text = value.removeprefix("sha256/").removeprefix("sha256:").replace(":", "")
+        try:
+            value = bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text, validate=True)
+        except (ValueError, binascii.Error):
+            raise ValueError("a pin is a SHA-256 as 64 hexadecimal digits or as base64") from None
+    if isinstance(value, bytes) and len(value) != 32:
+        raise ValueError("a pin is the SHA-256 of a public key: 32 bytes")
+    return value
+
+
+def _as_bytes(value: object) -> object:
+    return value.encode() if isinstance(value, str) else value
+
+
+_Public = Annotated[bytes, BeforeValidator(_read_material), Field(repr=False)]
+_Secret = Annotated[SecretBytes, BeforeValidator(_read_material)]
+_PskKey = Annotated[SecretBytes, BeforeValidator(_read_psk)]
+_Pin = Annotated[bytes, BeforeValidator(_read_pin)]
+_Word = Annotated[bytes, BeforeValidator(_as_bytes)]
+
+
+class Credentials(Options):
+    """What one end proves to the other. Made by :meth:`psk`, :meth:`psks`, :meth:`certificate`, :meth:`none`.
+
+    Keys never show in ``repr``, logs or errors.
+    """
+
+    @staticmethod
+    def psk(
+        identity: str | bytes,
+        key: bytes | str,
+        *,
+        hash: Literal["sha256", "sha384"] = "sha256",
+    ) -> PskCredentials:
+        """A pre-shared key.
+
+        Args:
+            identity: The key's name, sent in clear. TLS 1.2 allows an empty one, TLS 1.3 does not.
+            key: The key; text is read as hexadecimal.
+            hash: The hash the key belongs to in TLS 1.3 (``"sha384"`` for ``TLS_AES_256_GCM_SHA384``).
+
+        Raises:
+            ConfigError: The key is no hexadecimal text or empty.
+        """
+        return PskCredentials.from_mapping({"identities": {_bytes(identity): key}, "hash": hash})
+
+    @staticmethod
+    def psks(
+        identities: Mapping[str | bytes, bytes | str],
+        *,
+        hash: Literal["sha256", "sha384"] = "sha256",
+    ) -> PskCredentials:
+        """The pre-shared keys of all clients that a server knows, by identity. See :meth:`psk`."""
+        keys = {_bytes(name): key for name, key in identities.items()}
+        return PskCredentials.from_mapping({"identities": keys, "hash": hash})
+
+    @staticmethod
+    def certificate(
+        chain: Material,
+        key: Material,
+        *,
+        password: bytes | str | None = None,
+        roots: Material | Literal["system"] | None = None,
+        pins: tuple[bytes | str, ...] | list[bytes | str] = (),
+    ) -> CertificateCredentials:
+        """A certificate with its key.
+
+        Args:
+            chain: The chain, our own certificate first: PEM, or DER of one certificate.
+            key: Its key, PEM or DER: PKCS#8 (also encrypted), PKCS#1 or SEC1.
+            password: Opens an encrypted key.
+            roots: Whom to believe about the peer's certificate. On a server they also turn on
+                ``client_auth="required"`` unless a :class:`TlsConfig` says otherwise.
+            pins: SHA-256 of the public keys of which the peer's chain must have one.
+
+        Raises:
+            ConfigError: A file cannot be read or a value has the wrong type.
+        """
+        return CertificateCredentials.from_mapping(
+            {"chain": chain, "key": key, "password": _bytes(password), "roots": roots, "pins": tuple(pins)}
+        )
+
+    @staticmethod
+    def none(
+        *,
+        roots: Material | Literal["system"] | None = None,
+        pins: tuple[bytes | str, ...] | list[bytes | str] = (),
+    ) -> NoCredentials:
+        """Nothing: a client that only checks its server (against the system's roots by default)."""
+        return NoCredentials.from_mapping({"roots": roots, "pins": tuple(pins)})
+
+
+def _bytes(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _read_roots(value: object) -> object:
+    return value if value is None or value == "system" else _read_material(value)
+
+
+_Roots = Annotated[Literal["system"] | bytes | None, BeforeValidator(_read_roots), Field(repr=False)]
+
+
+class PskCredentials(Credentials):
+    """Pre-shared keys; see :meth:`Credentials.psk`."""
+
+    kind: Literal["psk"] = "psk"
+    identities: dict[_Word, _PskKey] = Field(min_length=1)
+    """Key by identity: one for a client, as many as there are peers for a server."""
+    hash: Literal["sha256", "sha384"] = "sha256"
+    """The hash the keys belong to in TLS 1.3."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_identity(cls, values: Any) -> Any:
+        """A TOML table may say ``identity`` and ``key`` (or ``key_file``) in place of ``identities``."""
+        if isinstance(values, dict) and "identity" in values:
+            values = dict(values)
+            identity = values.pop("identity")
+            key = values.pop("key", None)
+            if key is None and "key_file" in values:
+                key = _read_key_file(values.pop("key_file"))
+            if key is None:
+                raise ValueError("a pre-shared key needs key or key_file beside identity")
+            values["identities"] = {identity: key}
+        return values
+
+
+def _read_key_file(path: object) -> bytes:
+    content = _read_material(path)
+    if not isinstance(content, bytes):
+        raise ValueError("key_file is the path of a file")
+    try:
+        return bytes.fromhex(content.decode("ascii").strip())
+    except (UnicodeDecodeError, ValueError):
+        return content
+
+
+class CertificateCredentials(Credentials):
+    """A certificate with its key; see :meth:`Credentials.certificate`."""
+
+    kind: Literal["certificate"] = "certificate"
+    chain: _Public
+    """The chain, our own certificate first."""
+    key: _Secret
+    """The key."""
+    password: SecretBytes | None = None
+    """Opens an encrypted key."""
+    roots: _Roots = None
+    """Whom to believe about the peer's certificate."""
+    pins: tuple[_Pin, ...] = ()
+    """SHA-256 of the public keys of which the peer's chain must have one."""
+
+
+class NoCredentials(Credentials):
+    """Nothing to prove; see :meth:`Credentials.none`."""
+
+    kind: Literal["none"] = "none"
+    roots: _Roots = None
+    """Whom to believe about the peer's certificate."""
+    pins: tuple[_Pin, ...] = ()
+    """SHA-256 of the public keys of which the peer's chain must have one."""
+
+
+AnyCredentials = Annotated[
+    PskCredentials | CertificateCredentials | NoCredentials, Field(discriminator="kind")
+]
+
+
+class TlsConfig(Options):
+    """All options of TLS, for clients and servers alike; parsed once, shared by any number of connections.
+
+    Reads TOML with :meth:`from_toml`: the same names, ``[credentials]`` with ``kind = "psk"``,
+    ``"certificate"`` or ``"none"``; files by their paths relative to the TOML file.
+
+    Raises:
+        ConfigError: A value is wrong, a key does not match its certificate, a suite does not exist, …;
+            ``field`` names it.
+    """
+
+    credentials: AnyCredentials = NoCredentials()
+    """What we prove to the peer."""
+    roots: _Roots = None
+    """Whom to believe about the peer's certificate: ``"system"``, or PEM or DER of our own.
+    ``None`` is the credentials' roots, else the pins alone where there are pins, else the system's."""
+    pins: tuple[_Pin, ...] = ()
+    """SHA-256 of the public keys (SubjectPublicKeyInfo) of which the peer's chain must have one."""
+    client_auth: Literal["off", "optional", "required"] | None = None
+    """Whether a server asks for certificates. ``None``: required where roots or pins are given."""
+    min_version: Version = "TLSv1.2"
+    """Oldest version to speak."""
+    max_version: Version = "TLSv1.3"
+    """Newest version to speak."""
+    cipher_suites: tuple[str, ...] = ()
+    """Suites by IANA or OpenSSL names, best first; empty is the default."""
+    groups: tuple[str, ...] = ()
+    """Key exchange groups, best first; empty is the default (X25519MLKEM768 first)."""
+    alpn: tuple[_Word, ...] = ()
+    """Application protocols, best first."""
+    resumption: bool = True
+    """Whether sessions of certificates may be resumed."""
+    key_log_file: Path | None = None
+    """Session secrets are appended here for a packet analyser. Whoever reads it reads the traffic."""
+    danger_accept_any_certificate: bool = False
+    """Ask nobody about the peer's certificate (pins still count)."""
+    danger_ignore_server_name: bool = False
+    """A client does not compare its server's name with the certificate."""
+    danger_legacy_renegotiation: bool = False
+    """TLS 1.2 with a peer that knows only the insecure renegotiation."""
+    danger_security_level_0: bool = False
+    """OpenSSL's security level 0: small keys, SHA-1 signatures."""
+    danger_legacy_suites: bool = False
+    """Suites with CBC or without forward secrecy: added to the default, allowed in ``cipher_suites``."""
+    danger_short_psk: bool = False
+    """Pre-shared keys below 16 bytes."""
+    danger_ignore_truncation: bool = False
+    """An end without close_notify counts as an orderly one."""
+
+    _parsed: Any = PrivateAttr(default=None)
+
+    def __init__(self, /, **values: Any) -> None:
+        super().__init__(**values)
+        self._parsed = self._parse()
+
+    @property
+    def native(self) -> _native.TlsConfig:
+        """The parsed form, for the binding."""
+        if self._parsed is None:  # a copy made by pydantic
+            self._parsed = self._parse()
+        parsed: _native.TlsConfig = self._parsed
+        return parsed
+
+    @classmethod
+    def of(cls, value: object, *, field: str = "credentials") -> TlsConfig:
+        """A TlsConfig from what a ``credentials=`` argument takes.
+
+        Raises:
+            ConfigError: It is neither credentials nor a TlsConfig; ``field`` is the argument's name.
+        """
+        if isinstance(value, TlsConfig):
+            return value
+        if isinstance(value, Credentials):
+            return cls(credentials=value)
+        if value is None:
+            return cls()
+        if isinstance(value, ssl.SSLContext):
+            raise config_error(
+                field,
+                "an ssl.SSLContext cannot be used: its private keys cannot be read from it. "
+                "Give the same files to Credentials.certificate(chain, key, roots=…)",
+                "ssl_context",
+            )
+        raise config_error(
+            field, f"must be Credentials or a TlsConfig, not {type(value).__name__}", "wrong_type"
+        )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        for name in ("roots", "pins"):
+            if getattr(self, name) and getattr(self.credentials, name, None):
+                raise config_error(name, f"{name} are given twice: here and in credentials")
+        if self.danger_accept_any_certificate and self._believed_roots() is not None:
+            raise config_error("danger_accept_any_certificate", "says to ask nobody, but roots are given")
+        return self
+
+    def _believed_roots(self) -> bytes | Literal["system"] | None:
+        return self.roots if self.roots is not None else getattr(self.credentials, "roots", None)
+
+    def _parse(self) -> _native.TlsConfig:
+        roots = self._believed_roots()
+        pins = self.pins or getattr(self.credentials, "pins", ())
+        client_auth = self.client_auth or ("required" if pins or isinstance(roots, bytes) else "off")
+        credentials = self.credentials
+        return _native.TlsConfig(
+            {
+                "chain": credentials.chain if isinstance(credentials, CertificateCredentials) else None,
+                "key": credentials.key.get_secret_value()
+                if isinstance(credentials, CertificateCredentials)
+                else None,
+                "password": _password(credentials),
+                "psks": [(name, key.get_secret_value()) for name, key in credentials.identities.items()]
+                if isinstance(credentials, PskCredentials)
+                else None,
+                "psk_hash": credentials.hash if isinstance(credentials, PskCredentials) else "sha256",
+                "roots": "none" if self.danger_accept_any_certificate else roots,
+                "pins": list(pins),
+                "client_auth": client_auth,
+                "min_version": self.min_version,
+                "max_version": self.max_version,
+                "cipher_suites": list(self.cipher_suites),
+                "groups": list(self.groups),
+                "alpn": list(self.alpn),
+                "resumption": self.resumption,
+                "key_log_file": self.key_log_file,
+                "danger_ignore_server_name": self.danger_ignore_server_name,
+                "danger_legacy_renegotiation": self.danger_legacy_renegotiation,
+                "danger_security_level_0": self.danger_security_level_0,
+                "danger_legacy_suites": self.danger_legacy_suites,
+                "danger_short_psk": self.danger_short_psk,
+                "danger_ignore_truncation": self.danger_ignore_truncation,
+            }
+        )
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        def resolved(table: dict[str, Any], *names: str) -> dict[str, Any]:
+            table = dict(table)
+            for name in names:
+                text = table.get(name)
+                if isinstance(text, str) and text != "system" and "-----BEGIN" not in text:
+                    table[name] = folder / text
+            return table
+
+        values = resolved(values, "roots", "key_log_file")
+        credentials = values.get("credentials")
+        if isinstance(credentials, dict):
+            names = (
+                "chain",
+                "roots",
+                "key_file",
+                *(("key",) if credentials.get("kind") == "certificate" else ()),
+            )
+            values["credentials"] = resolved(credentials, *names)
+        return values
+
+
+def _password(credentials: Credentials) -> bytes | None:
+    if isinstance(credentials, CertificateCredentials) and credentials.password is not None:
+        return credentials.password.get_secret_value()
+    return None
