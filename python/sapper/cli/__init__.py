@@ -1,0 +1,41 @@
+"""The command line: one file per command; each parses, calls, renders, and holds no logic.
+
+typer, because a command is then a typed function like the rest of the package, with click's parsing
+and rich's tables underneath.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sapper.cli._output import EXIT_CODES, fail
+from sapper.cli.bridge import bridge
+from sapper.cli.version import version
+from sapper.errors import SapperError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="sapper",
+    help="Bridges and tunnels with a native data plane.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=EXIT_CODES)(bridge)
+app.command()(version)
+
+
+def main() -> None:
+    """Runs the command line; errors become a sentence on standard error and an exit code."""
+    try:
+        app(prog_name="sapper")
+    except SapperError as error:
+        sys.exit(fail(error, as_json="--json" in sys.argv))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,148 @@
+"""How commands speak: tables for people on standard error, JSON lines for programs on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sapper.errors import ErrorKind, SapperError
+from sapper.stats import FlowStats, PumpStats
+
+__all__ = [
+    "EXIT_CODES",
+    "amount",
+    "duration",
+    "error_values",
+    "fail",
+    "rate",
+    "stats_table",
+    "stats_values",
+    "write_json",
+]
+
+EXIT_CODES = (
+    "Exit codes: 0 an orderly end (Ctrl-C included), 1 a defect, 2 wrong options, 3 misuse, "
+    "4 a local resource, 5 no way to the peer, 6 a deadline, 7 a protocol error, 8 TLS or a certificate, "
+    "9 credentials refused, 10 denied by policy, 11 a remote call, 12 a registry, 13 a right is missing, "
+    "130 stopped by a second Ctrl-C."
+)
+
+#: What to do next, by kind; kinds whose message says it already are left out.
+_NEXT: dict[ErrorKind, str] = {
+    ErrorKind.PERMISSION_REQUIRED: "run it as root, or give the program the right that is missing",
+    ErrorKind.CONNECT: "check that the peer listens there: the address, the port, a firewall between",
+    ErrorKind.CONNECT_DEADLINE: "check the address, or wait longer with --connect-timeout",
+    ErrorKind.UNREACHABLE: "check the route and the address family",
+    ErrorKind.HANDSHAKE_DEADLINE: "check that the peer speaks TLS, or wait longer with --handshake-timeout",
+    ErrorKind.CERTIFICATE: "name the authority with --roots, the server with --server-name, or give a --pin",
+    ErrorKind.CREDENTIALS_REJECTED: "compare certificate or identity and key with what the peer expects",
+    ErrorKind.INCOMPATIBLE_PEER: "check that the peer speaks TLS on that port, and its versions and suites",
+    ErrorKind.BIND: "another program may listen there, or the address is not one of this machine",
+    ErrorKind.RESOURCE_LIMIT: "raise the limit (ulimit -n), or close something",
+    ErrorKind.LOCAL_PROTOCOL: "this is a defect of sapper: please report it",
+}
+
+
+def error_values(error: SapperError) -> dict[str, Any]:
+    """An error for programs."""
+    return {
+        "kind": error.kind.value,
+        "message": error.message,
+        "retryable": error.retryable,
+        **{name: value for name, value in asdict(error.context).items() if value not in (None, False)},
+    }
+
+
+def fail(error: SapperError, *, as_json: bool) -> int:
+    """Tells an error on standard error and gives the exit code."""
+    if as_json:
+        write_json({"event": "error", "error": error_values(error)}, sys.stderr)
+    else:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
+        if (hint := _NEXT.get(error.kind)) is not None:
+            console.print(f"[bold]try[/]: {escape(hint)}", soft_wrap=True)
+    return error.kind.exit_code
+
+
+def write_json(values: dict[str, Any], to: IO[str] | None = None) -> None:
+    """One line of JSON."""
+    out = to if to is not None else sys.stdout
+    out.write(json.dumps(values, separators=(",", ":")) + "\n")
+    out.flush()
+
+
+def amount(count: float, unit: str = "B") -> str:
+    """A number with a decimal prefix: ``1.25 MB``."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if not prefix else f"{count:.2f} {prefix}{unit}"
+        count /= 1000
+    return f"{count:.2f} T{unit}"
+
+
+def rate(count: float, seconds: float, unit: str = "B") -> str:
+    """An amount per second."""
+    return f"{amount(count / seconds if seconds > 0 else 0.0, unit)}/s"
+
+
+def duration(seconds: float) -> str:
+    """A short time for an eye: ``85 µs``."""
+    if seconds <= 0:
+        return "-"
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.2f} ms"
+    return f"{seconds:.2f} s"
+
+
+def stats_values(stats: PumpStats) -> dict[str, Any]:
+    """Counters for programs."""
+
+    def flow(one: FlowStats) -> dict[str, Any]:
+        names = ("bytes", "packets", "backpressure", "latency_p50", "latency_p99", "latency_max")
+        return {**{name: getattr(one, name) for name in names}, "drops": dict(one.drops)}
+
+    return {
+        "running": stats.running,
+        "encapsulate": flow(stats.encapsulate),
+        "decapsulate": flow(stats.decapsulate),
+        "transport": asdict(stats.transport),
+        "sink": asdict(stats.sink),
+        "facts": dict(stats.facts),
+    }
+
+
+def stats_table(stats: PumpStats, before: PumpStats | None = None) -> Table:
+    """Counters for people; rates since ``before``, or since the start."""
+    seconds = stats.running - (before.running if before else 0.0)
+    now = (stats.encapsulate, stats.decapsulate)
+    then = (before.encapsulate, before.decapsulate) if before else (None, None)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("to the network", justify="right")
+    table.add_column("from the network", justify="right")
+    moved = [one.bytes - (past.bytes if past else 0) for one, past in zip(now, then, strict=True)]
+    table.add_row("bytes", *(amount(one.bytes) for one in now))
+    table.add_row("bytes/s", *(rate(count, seconds) for count in moved))
+    if any(one.packets for one in now):
+        packets = [one.packets - (past.packets if past else 0) for one, past in zip(now, then, strict=True)]
+        table.add_row("packets", *(f"{one.packets:,}" for one in now))
+        table.add_row("packets/s", *(rate(count, seconds, "") for count in packets))
+    records = (stats.transport.records_sent, stats.transport.records_received)
+    if any(records):
+        table.add_row("records", *(f"{count:,}" for count in records))
+    table.add_row("latency p50", *(duration(one.latency_p50) for one in now))
+    table.add_row("latency p99", *(duration(one.latency_p99) for one in now))
+    table.add_row("back-pressure", *(duration(one.backpressure) for one in now))
+    if any(one.drops for one in now):
+        drops = (", ".join(f"{reason} {count:,}" for reason, count in one.drops.items()) for one in now)
+        table.add_row("drops", *(text or "-" for text in drops))
+    return table

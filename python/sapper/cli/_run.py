@@ -1,0 +1,191 @@
+"""Runs the bridge of ``sapper bridge`` and tells what happens, for people or for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import IO, Any
+
+from rich.console import Console
+from rich.live import Live
+
+from sapper._options import config_error
+from sapper.cli._output import error_values, fail, stats_table, stats_values, write_json
+from sapper.endpoint import Endpoint, Tls, TlsListen
+from sapper.errors import ClosedError, ConfigError, SapperError
+from sapper.pump import Pump, PumpOptions, connect
+from sapper.tls import Bridge, HandshakeInfo, TlsConfig, create_bridge
+
+__all__ = ["Report", "run"]
+
+
+class Report:
+    """Tells what happens, in the form that was asked for."""
+
+    def __init__(self, json_to: IO[str] | None, *, quiet: bool, interval: float | None) -> None:
+        self._json_to = json_to
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+        usual = 1.0 if self._console.is_terminal and json_to is None and not quiet else 0.0
+        self._interval = usual if interval is None else interval
+
+    @property
+    def as_json(self) -> bool:
+        """Whether a program reads along."""
+        return self._json_to is not None
+
+    def note(self, event: str, text: str, **values: Any) -> None:
+        """Something happened."""
+        if self._json_to is not None:
+            write_json({"event": event, **values}, self._json_to)
+        elif not self._quiet:
+            self._console.print(text, soft_wrap=True, markup=False)
+
+    def handshake(self, info: HandshakeInfo | None) -> None:
+        """Both ends are open."""
+        if info is None:
+            self.note("open", "open")
+            return
+        alpn = _text(info.alpn)
+        words = (info.version, info.cipher_suite, info.group, alpn and f"ALPN {alpn}")
+        self.note(
+            "handshake",
+            ", ".join(word for word in words if word),
+            version=info.version,
+            cipher_suite=info.cipher_suite,
+            group=info.group,
+            alpn=alpn,
+            engine=info.engine,
+            resumed=info.resumed,
+            psk_identity=info.psk_identity,
+            server_name=info.server_name,
+        )
+
+    async def figures(self, pump: Pump) -> None:
+        """Shows figures until cancelled."""
+        if not self._interval:
+            return
+        if self._json_to is not None:
+            while True:
+                await asyncio.sleep(self._interval)
+                write_json({"event": "stats", **stats_values(pump.stats())}, self._json_to)
+        before = pump.stats()
+        with Live(stats_table(before), console=self._console, auto_refresh=False, transient=True) as live:
+            while True:
+                await asyncio.sleep(self._interval)
+                now = pump.stats()
+                live.update(stats_table(now, before), refresh=True)
+                before = now
+
+    def closed(self, pump: Pump, error: SapperError | None) -> None:
+        """It is over."""
+        stats = pump.stats()
+        if self._json_to is not None:
+            said = error_values(error) if error is not None else None
+            write_json({"event": "closed", "error": said, "stats": stats_values(stats)}, self._json_to)
+        elif not self._quiet and stats.running > 0:
+            self._console.print(stats_table(stats))
+
+
+def _text(word: bytes | None) -> str | None:
+    return word.decode("utf-8", "backslashreplace") if word is not None else None
+
+
+class _Cut:
+    """What signals asked for."""
+
+    asked = False
+    twice = False
+
+
+async def run(
+    ends: tuple[Endpoint, Endpoint],
+    tls: TlsConfig | None,
+    server_name: str | None,
+    options: PumpOptions,
+    drain: float,
+    report: Report,
+) -> int:
+    """Runs a bridge to its end and gives the exit code."""
+    pump = _make(ends, tls, server_name, options)
+    cut = _stop_on_signals(pump, drain, report)
+    error: SapperError | None = None
+    report.note("opening", f"{ends[0]} <-> {ends[1]}", a=str(ends[0]), b=str(ends[1]))
+    try:
+        if isinstance(pump, Bridge):
+            report.handshake(await pump.handshake())
+        else:
+            await pump.open()
+            report.handshake(None)
+        pump.start()
+        showing = asyncio.create_task(report.figures(pump))
+        try:
+            await pump.wait_closed()
+        finally:
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
+    except ClosedError:
+        if not cut.asked:  # otherwise: stopped while it was opening
+            raise
+    except SapperError as failure:
+        error = failure
+    await pump.stop()
+    report.closed(pump, error)
+    if cut.twice:
+        return 130
+    if error is None:
+        return 0
+    # With --json the last line has told it.
+    return error.kind.exit_code if report.as_json else fail(error, as_json=False)
+
+
+def _stop_on_signals(pump: Pump, drain: float, report: Report) -> _Cut:
+    """The first Ctrl-C (or SIGTERM) drains, the second cuts."""
+    cut = _Cut()
+
+    def heard() -> None:
+        if cut.asked:
+            cut.twice = True
+            pump.stop()
+            return
+        cut.asked = True
+        text = f"stopping: {drain:g} s to deliver what waits (Ctrl-C again ends at once)"
+        report.note("stopping", text, drain=drain)
+        pump.stop(drain)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, heard)
+    return cut
+
+
+def _make(
+    ends: tuple[Endpoint, Endpoint], tls: TlsConfig | None, server_name: str | None, options: PumpOptions
+) -> Pump:
+    """The bridge, with the TLS end as its network side whichever was named first."""
+    a, b = ends
+    if not isinstance(a, Tls | TlsListen) and isinstance(b, Tls | TlsListen):
+        a, b = b, a
+    elif a.packets and not b.packets:
+        a, b = b, a  # what carries bytes is the network's end; packets come out at the other
+    try:
+        if not isinstance(a, Tls | TlsListen):
+            if tls is not None or server_name is not None:
+                raise config_error("A", "options of TLS need a tls: or tls-listen: endpoint")
+            return connect(a, b, options=options)
+        if isinstance(a, TlsListen) and (tls is None or tls.credentials.kind == "none"):
+            raise config_error("cert", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key")
+        return create_bridge(
+            socket=a,
+            sink=b,
+            credentials=tls,
+            server_hostname=server_name if isinstance(a, Tls) else None,
+            sink_credentials=tls if isinstance(b, Tls | TlsListen) else None,
+            sink_hostname=server_name if isinstance(b, Tls) else None,
+            options=options,
+        )
+    except ConfigError as error:
+        network, inner = ("A", "B") if a is ends[0] else ("B", "A")
+        names = {"socket": network, "network": network, "sink": inner}
+        names |= {"server_hostname": "server_name", "sink_hostname": "server_name"}
+        raise config_error(names.get(error.field or "", error.field), error.message, error.reason) from None

@@ -1,0 +1,217 @@
+"""``sapper bridge``: joins any two endpoints. Its work is done by :mod:`sapper.cli._run`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from sapper._options import config_error
+from sapper.cli._run import Report, run
+from sapper.endpoint import Stdio, parse
+from sapper.pump import Framing, PumpOptions, TapOptions
+from sapper.tls import Credentials, TlsConfig
+
+__all__ = ["PASSWORD_VARIABLE", "PSK_VARIABLE", "bridge"]
+
+T = TypeVar("T", PumpOptions, TlsConfig)
+
+_WITH_TLS = "TLS (for tls: and tls-listen: endpoints)"
+_PACKETS = "Packets"
+_WAITING = "Waiting"
+_OUTPUT = "Output"
+
+#: A pre-shared key in hexadecimal, where no file is given.
+PSK_VARIABLE = "SAPPER_PSK"
+#: Opens an encrypted private key.
+PASSWORD_VARIABLE = "SAPPER_KEY_PASSWORD"  # noqa: S105 - its name, not a password
+
+
+def _tls_option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=_WITH_TLS)
+
+
+def _packet_option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=_PACKETS)
+
+
+def _waiting_option(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=_WAITING, min=0)
+
+
+def bridge(
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="An endpoint: tls://host:443, tun:name, stdio:, …")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other endpoint.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with the tables \\[tls] and \\[bridge]; options given here come first."),
+    ] = None,
+    cert: Annotated[Path | None, _tls_option("Own certificate chain, PEM or DER.")] = None,
+    key: Annotated[Path | None, _tls_option(f"Its key. A password is read from {PASSWORD_VARIABLE}.")] = None,
+    roots: Annotated[str | None, _tls_option("Whom to believe: a file of certificates, or 'system'.")] = None,
+    pin: Annotated[
+        list[str] | None, _tls_option("SHA-256 of a public key that the peer must have; repeatable.")
+    ] = None,
+    psk_identity: Annotated[
+        str | None, _tls_option("Name of a pre-shared key; TLS 1.2 allows an empty one.")
+    ] = None,
+    psk_file: Annotated[
+        Path | None,
+        _tls_option(f"File with the key, hexadecimal or raw; without it {PSK_VARIABLE}, hexadecimal."),
+    ] = None,
+    server_name: Annotated[str | None, _tls_option("Name to check, where it is not the host.")] = None,
+    alpn: Annotated[str | None, _tls_option("Application protocols, comma-separated, best first.")] = None,
+    min_tls: Annotated[Literal["1.2", "1.3"] | None, _tls_option("Oldest version.")] = None,
+    max_tls: Annotated[Literal["1.2", "1.3"] | None, _tls_option("Newest version.")] = None,
+    cipher_suite: Annotated[list[str] | None, _tls_option("A suite; repeatable, best first.")] = None,
+    key_log: Annotated[
+        Path | None, _tls_option("Append session secrets here: whoever reads it reads the traffic.")
+    ] = None,
+    danger_accept_any_certificate: Annotated[
+        bool, _tls_option("Believe anybody.", "--danger-accept-any-certificate")
+    ] = False,
+    danger_legacy_suites: Annotated[
+        bool, _tls_option("Allow suites with CBC or without forward secrecy.", "--danger-legacy-suites")
+    ] = False,
+    framing: Annotated[Framing | None, _packet_option("How packets lie in the network end's stream.")] = None,
+    sink_framing: Annotated[Framing | None, _packet_option("The same for the other end.")] = None,
+    max_packet: Annotated[int | None, _packet_option("Largest packet in bytes.")] = None,
+    records_per_write: Annotated[int | None, _packet_option("Records that share one write.")] = None,
+    resync: Annotated[
+        bool, _packet_option("Go on at the next record after a bad packet header.", "--resync")
+    ] = False,
+    tap: Annotated[Path | None, _packet_option("Copy packets to this pcapng file.")] = None,
+    tap_filter: Annotated[str | None, _packet_option("Only these packets: 'tcp and port 443'.")] = None,
+    tap_max_bytes: Annotated[int | None, _packet_option("Largest size of that file.")] = None,
+    direction: Annotated[
+        Literal["duplex", "encrypt-only", "decrypt-only"] | None,
+        typer.Option(help="Which way payload may flow."),
+    ] = None,
+    connect_timeout: Annotated[float | None, _waiting_option("Seconds for making a connection.")] = None,
+    accept_timeout: Annotated[float | None, _waiting_option("Seconds to wait for a visitor.")] = None,
+    handshake_timeout: Annotated[float | None, _waiting_option("Seconds for the handshake.")] = None,
+    idle_timeout: Annotated[float | None, _waiting_option("Seconds without a byte, then it ends.")] = None,
+    drain: Annotated[float, _waiting_option("Seconds that Ctrl-C gives to deliver what waits.")] = 2.0,
+    stats: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds between figures; 0 is none. Default: 1 on a terminal.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="JSON lines on standard output (beside stdio: on standard error).",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_OUTPUT)
+    ] = False,
+) -> None:
+    """Join two endpoints until one ends; native code moves the bytes.
+
+    Endpoints: tls://host:port, tls-listen://[::]:port, tcp://host:port, tcp-listen://[::]:port, unix:/path,
+    unix-listen:/path, dgram:/path, seqpacket:/path, udp://host:port, tun:name?mtu=1280&address=fd00::1/64,
+    tap:name, fd:3, fd:3,4, stdio:, file:/path?mode=w, null:, counter:
+
+    Ctrl-C delivers what waits (--drain), then ends; a second one ends at once. Keys come from files or from
+    the environment and are never shown.
+    """
+    ends = parse(first, field="A"), parse(second, field="B")
+    tables = _tables(config)
+    if tap is None and (tap_filter is not None or tap_max_bytes is not None):
+        raise config_error("tap", "--tap-filter and --tap-max-bytes need --tap")
+    options = _merged(
+        PumpOptions,
+        config if "bridge" in tables else None,
+        "bridge",
+        framing=framing,
+        sink_framing=sink_framing,
+        direction=direction,
+        max_packet=max_packet,
+        records_per_write=records_per_write,
+        resync=resync or None,
+        connect_timeout=connect_timeout,
+        accept_timeout=accept_timeout,
+        handshake_timeout=handshake_timeout,
+        idle_timeout=idle_timeout,
+        tap=TapOptions(path=tap, filter=tap_filter, max_bytes=tap_max_bytes) if tap else None,
+    )
+    tls = {
+        "credentials": _credentials(cert, key, psk_identity, psk_file),
+        "roots": Path(roots) if roots not in (None, "system") else roots,
+        "pins": tuple(pin) if pin else None,
+        "alpn": tuple(alpn.split(",")) if alpn else None,
+        "min_version": min_tls and f"TLSv{min_tls}",
+        "max_version": max_tls and f"TLSv{max_tls}",
+        "cipher_suites": tuple(cipher_suite) if cipher_suite else None,
+        "key_log_file": key_log,
+        "danger_accept_any_certificate": danger_accept_any_certificate or None,
+        "danger_legacy_suites": danger_legacy_suites or None,
+    }
+    said = "tls" in tables or any(value is not None for value in tls.values())
+    tls_config = _merged(TlsConfig, config if "tls" in tables else None, "tls", **tls) if said else None
+    out = sys.stderr if any(isinstance(end, Stdio) for end in ends) else sys.stdout
+    report = Report(out if as_json else None, quiet=quiet, interval=stats)
+    code = asyncio.run(run(ends, tls_config, server_name, options, drain, report))
+    if code:
+        raise typer.Exit(code)
+
+
+def _tables(path: Path | None) -> dict[str, Any]:
+    """The tables of the file; only those two may be there."""
+    if path is None:
+        return {}
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise config_error("config", f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise config_error("config", f"{path} is not TOML: {error}") from None
+    if unknown := set(tables) - {"tls", "bridge"}:
+        raise config_error(
+            "config", f"{path}: there is no table [{min(unknown)}]; there are [tls] and [bridge]"
+        )
+    return tables
+
+
+def _merged(kind: type[T], path: Path | None, table: str, **given: Any) -> T:
+    base = kind.from_toml(path, table=table) if path is not None else None
+    kept = {name: getattr(base, name) for name in kind.model_fields} if base is not None else {}
+    return kind.from_mapping({**kept, **{name: value for name, value in given.items() if value is not None}})
+
+
+def _credentials(
+    cert: Path | None, key: Path | None, identity: str | None, psk_file: Path | None
+) -> Credentials | None:
+    if cert is not None or key is not None:
+        if cert is None or key is None:
+            raise config_error("key" if key is None else "cert", "--cert and --key belong together")
+        if identity is not None or psk_file is not None:
+            raise config_error("psk_identity", "a certificate and a pre-shared key exclude each other")
+        return Credentials.certificate(cert, key, password=os.environ.get(PASSWORD_VARIABLE))
+    if identity is None and psk_file is None:
+        return None
+    secret: bytes | str | None = os.environ.get(PSK_VARIABLE)
+    if psk_file is not None:
+        try:
+            secret = psk_file.read_bytes()
+        except OSError as error:
+            raise config_error("psk_file", f"cannot read {psk_file}: {error.strerror}") from None
+        with contextlib.suppress(UnicodeDecodeError, ValueError):  # otherwise it is the key itself
+            secret = bytes.fromhex(secret.decode("ascii").strip())
+    if not secret:
+        raise config_error("psk_file", f"a pre-shared key comes from --psk-file or from {PSK_VARIABLE}")
+    return Credentials.psk(identity or "", secret)
