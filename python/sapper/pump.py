@@ -71,9 +71,11 @@ class PumpOptions(Options):
     """How packets lie in the network's stream. Packet endpoints need one that is not ``"raw"``."""
     sink_framing: Framing | None = None
     """How packets lie in a sink that is a stream; ``None`` is as in ``framing``."""
-    max_packet: int = Field(default=65_535, ge=1, le=65_535)
-    """Largest packet in bytes, either way, apart from any MTU: some peers drop more than this."""
-    records_per_write: int = Field(default=64, ge=1, le=1024)
+    max_packet: int | None = Field(default=None, ge=1, le=65_535)
+    """Largest packet in bytes, either way, apart from any MTU: some peers drop more than this. ``None``
+    is what one TLS record holds, 16,384; with superframes 65,535. Large values cost speed: a datagram
+    socket gets this much room for each packet of a batch."""
+    records_per_write: int = Field(default=64, ge=1, le=256)
     """How many packets, a record each under TLS, share one write. 1 is for peers that punish more."""
     resync: bool = False
     """After a bad packet header look for the next packet at a record boundary, rather than end."""
@@ -96,6 +98,11 @@ class PumpOptions(Options):
     def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         tap = values.get("tap")
         return {**values, "tap": TapOptions._relative_to(folder, tap)} if isinstance(tap, dict) else values
+
+
+def _largest(framing: Framing) -> int:
+    """The largest packet where nobody says otherwise: one record's payload."""
+    return 65_535 if framing == "superframe" else 16_384
 
 
 class _Closing(Awaitable[None]):
@@ -410,7 +417,7 @@ def native_options(options: PumpOptions) -> _native.OptionsDict:
         "direction": options.direction,
         "framing": options.framing,
         "sink_framing": options.sink_framing,
-        "max_packet": options.max_packet,
+        "max_packet": options.max_packet or _largest(options.framing),
         "records_per_write": options.records_per_write,
         "resync": options.resync,
         "connect_timeout": options.connect_timeout,

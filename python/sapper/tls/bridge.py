@@ -290,7 +290,7 @@ def create_bridge(
             ``"u16"``, ``"u32"``, ``"superframe"``. Packet sinks need one that is not ``"raw"``.
         sink_framing: How packets lie in a sink that is a stream; ``None`` is as in ``framing``.
         initial_data: Ciphertext that the caller has already read from ``socket``.
-        max_packet: Largest packet in bytes.
+        max_packet: Largest packet in bytes; ``None`` is 16,384, with superframes 65,535.
         records_per_write: How many records share one write.
         resync: Go on at the next record boundary after a bad packet header.
         connect_timeout: Seconds for making a connection.
