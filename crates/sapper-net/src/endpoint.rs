@@ -124,6 +124,7 @@ impl EndpointSpec {
             FdKind::Tun(_) => Ok(Self::Port(PortSpec::TunFd {
                 fd,
                 options: TunOptions { header, ..TunOptions::default() },
+                field,
             })),
             FdKind::Socket(socket) => {
                 match socket.socket_type {
@@ -190,7 +191,9 @@ impl EndpointSpec {
                 open_pair(read.fd, write.fd, [read.field, write.field], &read.options)?
             }
             Self::Stream(stream) => stream,
-            Self::Port(spec) => return Ok(Opened::Port(open_port(spec, options.max_packet).await?)),
+            Self::Port(spec) => {
+                return Ok(Opened::Port(open_port(spec, options.max_packet, deadline).await?));
+            }
         };
         Ok(Opened::Stream(stream))
     }

@@ -4,18 +4,13 @@
 //! else happens. Each endpoint is used once.
 
 use std::fs::OpenOptions;
-use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-#[cfg(target_os = "linux")]
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{self, UnixDatagram};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use sapper_net::endpoint::{EndpointSpec, FdSpec};
-use sapper_net::port::PacketKind;
 use sapper_net::port::spec::PortSpec;
 use sapper_net::port::tun::{TunHeader, TunOptions};
 use sapper_net::stream::address::UnixAddress;
@@ -169,29 +164,15 @@ impl Endpoint {
 
     #[staticmethod]
     fn unix_datagram(py: Python<'_>, path: &str, bind: Option<&str>, field: &str) -> PyResult<Self> {
-        let make = || -> Result<PortSpec> {
-            let field = field_name(field)?;
-            let socket = match bind {
-                Some(own) => UnixDatagram::bind_addr(&socket_address(own, field)?),
-                None => UnixDatagram::unbound(),
-            };
-            let failed = |what: &str, source: &io::Error| {
-                Error::io(ErrorKind::Connect, format_args!("{what} {path}"), source).with_field(field)
-            };
-            let socket = socket.map_err(|source| failed("make a socket for", &source))?;
-            // Connecting a datagram socket waits for nobody.
-            socket
-                .connect_addr(&socket_address(path, field)?)
-                .map_err(|source| failed("connect to", &source))?;
-            Ok(PortSpec::Datagram { fd: socket.into(), kind: PacketKind::Ip })
-        };
-        Ok(Self::new(EndpointSpec::Port(make().or_raise(py)?)))
+        let field = field_name(field).or_raise(py)?;
+        let spec = PortSpec::UnixDatagram { path: unix_address(path), bind: bind.map(unix_address), field };
+        Ok(Self::new(EndpointSpec::Port(spec)))
     }
 
     #[staticmethod]
     fn seqpacket(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
-        field_name(field).or_raise(py)?;
-        let spec = PortSpec::Unix { path: PathBuf::from(path), sequenced: true, kind: PacketKind::Ip };
+        let field = field_name(field).or_raise(py)?;
+        let spec = PortSpec::Seqpacket { path: unix_address(path), field };
         Ok(Self::new(EndpointSpec::Port(spec)))
     }
 
@@ -205,31 +186,11 @@ impl Endpoint {
     ) -> PyResult<Self> {
         let make = || -> Result<PortSpec> {
             let field = field_name(field)?;
-            let local = bind.map(|(host, port)| local_address(&host, port, field)).transpose()?;
-            let unknown = |source: &io::Error| {
-                Error::io(ErrorKind::Unreachable, format_args!("look up {host}"), source).with_field(field)
-            };
-            let found = (host.as_str(), port).to_socket_addrs().map_err(|source| unknown(&source))?;
-            let fits = |address: &SocketAddr| local.is_none_or(|own| own.is_ipv4() == address.is_ipv4());
-            let peer = found.into_iter().find(fits).ok_or_else(|| {
-                Error::new(ErrorKind::Unreachable, format!("{host} has no address that can be used"))
-                    .with_field(field)
-            })?;
-            Ok(PortSpec::Udp { local, peer, kind: PacketKind::Ip })
+            let bind = bind.map(|(host, port)| local_address(&host, port, field)).transpose()?;
+            Ok(PortSpec::Udp { host, port, bind, field })
         };
-        // A name is looked up: nobody else has to wait for that.
-        Ok(Self::new(EndpointSpec::Port(py.detach(make).or_raise(py)?)))
+        Ok(Self::new(EndpointSpec::Port(make().or_raise(py)?)))
     }
-}
-
-/// A path, or with `@` in front an abstract name.
-fn socket_address(path: &str, field: &'static str) -> Result<net::SocketAddr> {
-    let address = match path.strip_prefix('@') {
-        #[cfg(target_os = "linux")]
-        Some(name) => net::SocketAddr::from_abstract_name(name),
-        _ => net::SocketAddr::from_pathname(path),
-    };
-    address.map_err(|source| Error::config(field, format!("{path:?} cannot be a socket's name: {source}")))
 }
 
 fn duplicate(number: i64, field: &'static str) -> Result<OwnedFd> {
@@ -284,5 +245,5 @@ fn interface(
     };
     let addresses = addresses.iter().map(read).collect::<Result<_>>()?;
     let options = TunOptions { ethernet, offload, addresses, mtu, ..TunOptions::default() };
-    Ok(Endpoint::new(EndpointSpec::Port(PortSpec::Tun { name, options })))
+    Ok(Endpoint::new(EndpointSpec::Port(PortSpec::Tun { name, options, field })))
 }

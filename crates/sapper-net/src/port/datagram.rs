@@ -15,6 +15,7 @@ use sapper_proto::packet::PacketBatch;
 use socket2::{SockRef, Type};
 use tokio::io::unix::AsyncFd;
 
+use super::spec::BoundPath;
 use super::sys::{messages, watch};
 use super::{PacketKind, PacketPort, PortAbilities};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -49,6 +50,8 @@ pub struct DatagramPort {
     options: DatagramOptions,
     /// The peer's end was seen (sequenced packets only).
     ended: bool,
+    /// Removed when the port goes.
+    _bound: Option<BoundPath>,
     stats: Arc<EndpointStats>,
 }
 
@@ -74,7 +77,13 @@ impl DatagramPort {
         }
         let flavour = Flavour::of(&fd)?;
         let io = watch(fd, "the datagram socket")?;
-        Ok(Self { io, flavour, options, ended: false, stats: Arc::default() })
+        Ok(Self { io, flavour, options, ended: false, _bound: None, stats: Arc::default() })
+    }
+
+    /// Owns the path that its socket was bound to.
+    pub(super) fn with_bound_path(mut self, path: Option<BoundPath>) -> Self {
+        self._bound = path;
+        self
     }
 
     /// Whether nothing more can come: the peer shut its direction down and nothing waits.

@@ -3,20 +3,22 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::time::Instant;
 
-use super::counter::CounterPort;
+use super::counter::{CounterPort, CounterReport, GeneratorOptions};
 use super::datagram::{DatagramOptions, DatagramPort};
 use super::tun::{TunOptions, TunPort};
 use super::{BoxPort, PacketKind};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::stream::address::UnixAddress;
+use crate::stream::resolve::resolve;
 
-/// A packet port, not open yet.
+/// A packet port, not open yet. `field` is the option to blame for what it names.
 #[derive(Debug)]
 pub enum PortSpec {
-    /// Takes and counts every packet.
-    Counter,
     /// A TUN or TAP interface by name, created where it does not exist. The network namespace is that
     /// of the I/O threads: for another one, open the interface there and hand the descriptor over.
     Tun {
@@ -24,6 +26,8 @@ pub enum PortSpec {
         name: String,
         /// What it is to be.
         options: TunOptions,
+        /// The option it came in.
+        field: &'static str,
     },
     /// A TUN or TAP descriptor that is ours.
     TunFd {
@@ -31,6 +35,8 @@ pub enum PortSpec {
         fd: OwnedFd,
         /// What lies in front of each packet, and whether to use offload.
         options: TunOptions,
+        /// The option it came in.
+        field: &'static str,
     },
     /// A connected datagram or sequenced-packet socket that is ours.
     Datagram {
@@ -39,89 +45,158 @@ pub enum PortSpec {
         /// What lies at a packet's first byte.
         kind: PacketKind,
     },
-    /// A Unix socket of packets to connect to.
-    Unix {
-        /// Its path.
-        path: PathBuf,
-        /// Sequenced packets instead of datagrams: only these have an end.
-        sequenced: bool,
-        /// What lies at a packet's first byte.
-        kind: PacketKind,
+    /// A Unix datagram socket to connect to.
+    UnixDatagram {
+        /// The other end's name.
+        path: UnixAddress,
+        /// Our own name, without which the other end cannot answer. A path goes with the port.
+        bind: Option<UnixAddress>,
+        /// The option it came in.
+        field: &'static str,
+    },
+    /// A Unix sequenced-packet socket to connect to: packets with an end.
+    Seqpacket {
+        /// Its name.
+        path: UnixAddress,
+        /// The option it came in.
+        field: &'static str,
     },
     /// A UDP socket with one peer.
     Udp {
+        /// The peer's name, or its address in text.
+        host: String,
+        /// The peer's port.
+        port: u16,
         /// Where it is bound; `None` lets the system choose.
-        local: Option<SocketAddr>,
-        /// The peer.
-        peer: SocketAddr,
-        /// What lies at a packet's first byte.
-        kind: PacketKind,
+        bind: Option<SocketAddr>,
+        /// The option it came in.
+        field: &'static str,
+    },
+    /// Counts what it is given, and gives nothing.
+    Counter,
+    /// Counts, and generates packets.
+    Generator {
+        /// What to generate.
+        options: GeneratorOptions,
+        /// Where it counts.
+        report: Arc<CounterReport>,
     },
 }
 
-/// Opens it. `max_packet` is the largest packet that the caller will move; an interface has its MTU.
-pub async fn open_port(spec: PortSpec, max_packet: usize) -> Result<BoxPort> {
-    let datagram = |fd: OwnedFd, kind| -> Result<BoxPort> {
-        Ok(Box::new(DatagramPort::new(fd, DatagramOptions { max_packet, kind })?))
-    };
-    match spec {
-        PortSpec::Counter => Ok(Box::new(CounterPort::new(max_packet))),
-        PortSpec::Tun { name, options } => Ok(Box::new(TunPort::open(&name, &options)?)),
-        PortSpec::TunFd { fd, options } => Ok(Box::new(TunPort::adopt(fd, &options)?)),
-        PortSpec::Datagram { fd, kind } => datagram(fd, kind),
-        PortSpec::Unix { path, sequenced, kind } => {
-            let socket_type = if sequenced { Type::SEQPACKET } else { Type::DGRAM };
-            let address = SockAddr::unix(&path)
-                .map_err(|_| Error::config("path", format!("{} is too long", path.display())))?;
-            let socket = connect(Domain::UNIX, socket_type, None, &address, &path.display())?;
-            datagram(socket.into(), kind)
+/// Opens it; looking a name up may take until the deadline, nothing else waits. `max_packet` is the
+/// largest packet that the caller will move; an interface has its MTU.
+pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> Result<BoxPort> {
+    let datagram = |fd: OwnedFd, kind| DatagramPort::new(fd, DatagramOptions { max_packet, kind });
+    Ok(match spec {
+        PortSpec::Tun { name, options, field } => {
+            Box::new(TunPort::open(&name, &options).map_err(|error| error.with_field(field))?)
         }
-        PortSpec::Udp { local, peer, kind } => {
-            if let Some(local) = local
-                && local.is_ipv4() != peer.is_ipv4()
-            {
-                return Err(Error::config("local", format!("{local} cannot reach {peer}: other IP version")));
-            }
-            let local = local.map(SockAddr::from);
-            let socket = connect(Domain::for_address(peer), Type::DGRAM, local, &peer.into(), &peer)?;
-            datagram(socket.into(), kind)
+        PortSpec::TunFd { fd, options, field } => {
+            Box::new(TunPort::adopt(fd, &options).map_err(|error| error.with_field(field))?)
         }
+        PortSpec::Datagram { fd, kind } => Box::new(datagram(fd, kind)?),
+        PortSpec::UnixDatagram { path, bind, field } => {
+            let (socket, bound) =
+                connect_unix(Type::DGRAM, &path, bind.as_ref()).map_err(|error| error.with_field(field))?;
+            Box::new(datagram(socket.into(), PacketKind::Ip)?.with_bound_path(bound))
+        }
+        PortSpec::Seqpacket { path, field } => {
+            let (socket, _) =
+                connect_unix(Type::SEQPACKET, &path, None).map_err(|error| error.with_field(field))?;
+            Box::new(datagram(socket.into(), PacketKind::Ip)?)
+        }
+        PortSpec::Udp { host, port, bind, field } => {
+            let socket = connect_udp(&host, port, bind, deadline).await;
+            let socket = socket.map_err(|error| error.with_field(field))?;
+            Box::new(datagram(socket.into(), PacketKind::Ip)?)
+        }
+        PortSpec::Counter => Box::new(CounterPort::new(max_packet, Arc::default())),
+        PortSpec::Generator { options, report } => {
+            Box::new(CounterPort::generator(options, max_packet, report)?)
+        }
+    })
+}
+
+/// A path that a socket was bound to; it goes with its owner.
+#[derive(Debug)]
+pub(super) struct BoundPath(PathBuf);
+
+impl Drop for BoundPath {
+    fn drop(&mut self) {
+        // Somebody may have removed it before us.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// Connects a socket whose connecting waits for nobody.
-fn connect(
-    domain: Domain,
+fn connect_unix(
     socket_type: Type,
-    local: Option<SockAddr>,
-    to: &SockAddr,
-    name: &dyn std::fmt::Display,
-) -> Result<Socket> {
-    let failed = |kind, what: &str, source: &std::io::Error| {
-        Error::io(kind, format_args!("{what} {name}"), source).with_phase(Phase::Connect)
-    };
-    let socket = Socket::new(domain, socket_type, None)
-        .map_err(|source| failed(ErrorKind::Connect, "make a socket for", &source))?;
-    // A listener with a full queue would make a blocking connect wait.
-    socket
-        .set_nonblocking(true)
-        .map_err(|source| failed(ErrorKind::Connect, "set up the socket for", &source))?;
-    if let Some(local) = local {
-        socket.bind(&local).map_err(|source| failed(ErrorKind::Bind, "bind the socket for", &source))?;
+    to: &UnixAddress,
+    bind: Option<&UnixAddress>,
+) -> Result<(Socket, Option<BoundPath>)> {
+    let address = to.to_system()?;
+    let socket = new_socket(Domain::UNIX, socket_type)?;
+    let mut bound = None;
+    if let Some(own) = bind {
+        socket.bind(&own.to_system()?).map_err(|source| failed(ErrorKind::Bind, "bind to", own, &source))?;
+        if let UnixAddress::Path(path) = own {
+            bound = Some(BoundPath(path.clone()));
+        }
     }
-    socket.connect(to).map_err(|source| failed(ErrorKind::Connect, "connect to", &source))?;
+    socket.connect(&address).map_err(|source| failed(ErrorKind::Connect, "connect to", to, &source))?;
+    Ok((socket, bound))
+}
+
+/// A UDP connection sends nothing, so the first address that the system has a way to is it.
+async fn connect_udp(host: &str, port: u16, bind: Option<SocketAddr>, deadline: Instant) -> Result<Socket> {
+    let peers = resolve(host, port, deadline).await?;
+    let mut last = None;
+    for peer in peers {
+        if bind.is_some_and(|own| own.is_ipv4() != peer.is_ipv4()) {
+            continue;
+        }
+        let socket = new_socket(Domain::for_address(peer), Type::DGRAM)?;
+        if let Some(own) = bind {
+            socket.bind(&own.into()).map_err(|source| failed(ErrorKind::Bind, "bind to", &own, &source))?;
+        }
+        match socket.connect(&SockAddr::from(peer)) {
+            Ok(()) => return Ok(socket),
+            Err(source) => last = Some(failed(ErrorKind::Connect, "connect to", &peer, &source)),
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        let own = bind.map(|own| own.to_string()).unwrap_or_default();
+        Error::new(ErrorKind::Config, format!("{host} has no address of the IP version of {own}"))
+    }))
+}
+
+fn new_socket(domain: Domain, socket_type: Type) -> Result<Socket> {
+    let failed = |source: std::io::Error| {
+        Error::io(ErrorKind::Connect, "make a socket", &source).with_phase(Phase::Connect)
+    };
+    let socket = Socket::new(domain, socket_type, None).map_err(failed)?;
+    // A listener whose queue is full would make a blocking connect wait.
+    socket.set_nonblocking(true).map_err(failed)?;
     Ok(socket)
+}
+
+fn failed(kind: ErrorKind, what: &str, name: &dyn std::fmt::Display, source: &std::io::Error) -> Error {
+    Error::io(kind, format_args!("{what} {name}"), source).with_phase(Phase::Connect)
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
     use std::os::unix::net::UnixDatagram;
+    use std::time::Duration;
 
     use sapper_proto::packet::PacketMeta;
 
     use super::super::{PacketPort, take_batch};
     use super::*;
+
+    async fn open(spec: PortSpec) -> Result<BoxPort> {
+        open_port(spec, 1500, Instant::now() + Duration::from_secs(20)).await
+    }
 
     async fn send(port: &mut dyn PacketPort, data: &[u8]) {
         let mut batch = take_batch();
@@ -130,40 +205,63 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sockets_are_connected_by_path_and_by_address() {
+    async fn unix_sockets_are_connected_and_their_own_path_goes_with_them() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let far = UnixDatagram::bind(&path).unwrap();
-        let kind = PacketKind::Ip;
-        let spec = PortSpec::Unix { path: path.clone(), sequenced: false, kind };
-        let mut port = open_port(spec, 1500).await.unwrap();
-        send(port.as_mut(), b"by path").await;
+        let (theirs, ours) = (directory.path().join("theirs"), directory.path().join("ours"));
+        let far = UnixDatagram::bind(&theirs).unwrap();
+        let spec = PortSpec::UnixDatagram {
+            path: UnixAddress::Path(theirs),
+            bind: Some(UnixAddress::Path(ours.clone())),
+            field: "sink",
+        };
+        let mut port = open(spec).await.unwrap();
+        send(port.as_mut(), b"to them").await;
         let mut buffer = [0; 20];
-        assert_eq!(far.recv(&mut buffer).unwrap(), 7);
+        let (n, from) = far.recv_from(&mut buffer).unwrap();
+        assert_eq!((n, from.as_pathname()), (7, Some(ours.as_path())));
+        far.send_to(b"to us", &ours).unwrap();
+        let mut batch = take_batch();
+        assert!(poll_fn(|cx| port.poll_receive(cx, &mut batch)).await.unwrap());
+        assert_eq!(batch.get(0).unwrap().data, b"to us");
+        drop(port);
+        assert!(!ours.exists());
+    }
 
-        for address in ["127.0.0.1:0", "[::1]:0"] {
+    #[tokio::test]
+    async fn udp_is_connected_by_name_and_by_address() {
+        for (host, address) in
+            [("127.0.0.1", "127.0.0.1:0"), ("::1", "[::1]:0"), ("localhost", "127.0.0.1:0")]
+        {
             let far = std::net::UdpSocket::bind(address).unwrap();
-            let peer = far.local_addr().unwrap();
-            let local = Some(address.parse().unwrap());
-            let mut port = open_port(PortSpec::Udp { local, peer, kind }, 1500).await.unwrap();
+            let port = far.local_addr().unwrap().port();
+            let bind = Some(address.parse().unwrap());
+            let spec = PortSpec::Udp { host: host.to_owned(), port, bind, field: "sink" };
+            let mut port = open(spec).await.unwrap();
             send(port.as_mut(), b"by address").await;
-            assert_eq!(far.recv(&mut buffer).unwrap(), 10);
+            assert_eq!(far.recv(&mut [0; 20]).unwrap(), 10);
         }
     }
 
     #[tokio::test]
     async fn what_cannot_be_opened_is_said_by_kind_and_field() {
-        let kind = PacketKind::Ip;
-        let path = PathBuf::from("/nowhere/at/all");
-        let error = open_port(PortSpec::Unix { path, sequenced: true, kind }, 1500).await.err().unwrap();
+        let seqpacket =
+            |path: &str| PortSpec::Seqpacket { path: UnixAddress::Path(path.into()), field: "sink" };
+        let error = open(seqpacket("/nowhere/at/all")).await.err().unwrap();
         assert_eq!((error.kind(), error.phase()), (ErrorKind::Connect, Some(Phase::Connect)));
         assert!(error.message().contains("/nowhere/at/all"));
-        let path = PathBuf::from("x".repeat(200));
-        let error = open_port(PortSpec::Unix { path, sequenced: true, kind }, 1500).await.err().unwrap();
-        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("path")));
-        let local = Some("127.0.0.1:0".parse().unwrap());
-        let peer = "[::1]:9".parse().unwrap();
-        let error = open_port(PortSpec::Udp { local, peer, kind }, 1500).await.err().unwrap();
-        assert_eq!(error.field(), Some("local"));
+        assert_eq!(error.field(), Some("sink"));
+        let error = open(seqpacket(&"x".repeat(200))).await.err().unwrap();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("sink")));
+        let bind = Some("127.0.0.1:0".parse().unwrap());
+        let spec = PortSpec::Udp { host: "::1".to_owned(), port: 9, bind, field: "sink" };
+        let error = open(spec).await.err().unwrap();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("sink")));
+    }
+
+    #[tokio::test]
+    async fn a_counter_needs_nothing() {
+        let mut port = open(PortSpec::Counter).await.unwrap();
+        send(port.as_mut(), b"counted").await;
+        assert_eq!(port.stats().packets_sent.get(), 1);
     }
 }
