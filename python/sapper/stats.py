@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class PumpStats:
             decapsulate=_flow(values["decapsulate"]),
             transport=EndpointStats(**values["transport"]),
             sink=EndpointStats(**values["sink"]),
-            facts=MappingProxyType(dict(values["facts"])),
+            facts=dict(values["facts"]),
         )
 
 
@@ -104,5 +103,5 @@ def _flow(values: _native.FlowDict) -> FlowStats:
         latency_p50=values["latency_p50"],
         latency_p99=values["latency_p99"],
         latency_max=values["latency_max"],
-        drops=MappingProxyType(dict(values["drops"])),
+        drops=dict(values["drops"]),
     )
