@@ -106,7 +106,8 @@ pub struct Opened {
 pub enum OpenState {
     /// `incoming` holds no further whole record.
     NeedMore,
-    /// The next record may not fit what is left of `plain`.
+    /// Another call does more: the next record may not fit what is left of `plain`, or it is an
+    /// error that waits behind the data.
     Full,
     /// The peer ended its direction (close_notify); what follows in `incoming` is not TLS.
     Closed,

@@ -51,7 +51,15 @@ pub(crate) fn context(settings: &Settings, is_client: bool) -> Result<SslContext
     set_suites(&mut builder, settings)?;
     set_alpn(&mut builder, settings, is_client)?;
     match &settings.credentials {
-        OurCredentials::Psk(_) => set_psk(&mut builder, is_client),
+        OurCredentials::Psk(_) => {
+            set_psk(&mut builder, is_client);
+            if is_client {
+                // In TLS 1.3 a server may leave the key aside and show a certificate instead. There is
+                // nobody who could vouch for it: the scene has no verifier, and it is refused.
+                builder.set_verify(SslVerifyMode::PEER);
+                openssl_ffi::set_verifier(&mut builder);
+            }
+        }
         OurCredentials::Certificate(own) => {
             builder.set_certificate(&own.chain[0]).map_err(failed("the certificate"))?;
             for above in &own.chain[1..] {

@@ -20,7 +20,7 @@ use super::key_schedule::{Exporter, Hash, key_block};
 use super::openssl_ffi::{self, Wire};
 use super::options::TlsVersion;
 use super::record::{Aead, DirectionKeys, HANDSHAKE, HEADER};
-use super::scene::{Scene, with_scene};
+use super::scene::{Scene, SessionSecrets, with_scene};
 use super::suites::{Group, Suite};
 use super::traffic::{Traffic, TrafficParts, TrafficSecrets, max_fragment};
 use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Opened, TlsEngine};
@@ -256,6 +256,11 @@ impl Library {
             "TLSv1.3" => TlsVersion::V1_3,
             _ => TlsVersion::V1_2,
         };
+        if self.psk && version == TlsVersion::V1_3 && !self.ssl.session_reused() {
+            // An external key counts as a session. Its refused certificate has ended the handshake
+            // before this; nothing else may ever get here.
+            return Err(Error::new(ErrorKind::CredentialsRejected, "the pre-shared key was not used"));
+        }
         let info = HandshakeInfo {
             version: version.as_str(),
             cipher_suite: Suite::by_id(suite)
@@ -284,6 +289,10 @@ impl Library {
             Some((aead, hash)) => Some(self.traffic(version, aead, hash)?),
             None => None,
         };
+        if let Some(scene) = &mut self.scene {
+            // OpenSSL has its own copy.
+            scene.secrets = SessionSecrets::default();
+        }
         Ok((info, traffic))
     }
 
@@ -436,6 +445,7 @@ impl Library {
                         return Err(error);
                     }
                     self.pending = Some(error);
+                    opened.state = OpenState::Full;
                     return Ok(opened);
                 }
             }

@@ -243,7 +243,10 @@ unsafe fn verify_scene(context: *mut ffi::X509_STORE_CTX) -> Result<(), Rejectio
     let Some((Some(verifier), name, peer_is_client)) =
         on_stage(|scene| (scene.verifier.clone(), scene.server_name.clone(), scene.peer_is_client))
     else {
-        return Err(Rejection::new(CertificateReason::Rejected, "nobody can verify the peer's certificate"));
+        return Err(Rejection::new(
+            CertificateReason::Rejected,
+            "the server shows a certificate and does not use the pre-shared key",
+        ));
     };
     verifier.verify(&PeerCertificates {
         chain: &refs,

@@ -19,8 +19,7 @@ use tokio::time::timeout;
 
 use super::config::TlsConfig;
 use super::failure::{alert, misuse};
-use super::traffic::has_whole_record;
-use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Role, greeting};
+use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Opened, Role, greeting};
 use crate::buffer::{BLOCK, Buffer};
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::stats::EndpointStats;
@@ -59,9 +58,13 @@ pub struct TlsStream {
     /// Plaintext that was opened for a reader whose buffer was too small for a record.
     plain: Buffer,
     plain_taken: usize,
-    plain_marks: RecordMarks,
+    plain_marks: Option<RecordMarks>,
+    /// Whether opening `incoming` may give something.
+    unopened: bool,
     /// Ciphertext that is still to be sent.
     outgoing: Buffer,
+    /// How much of it answers what the peer sent.
+    answers: usize,
     version: &'static str,
     /// The carrier's, with the records.
     stats: Arc<EndpointStats>,
@@ -93,8 +96,10 @@ impl TlsStream {
             incoming: Buffer::new(),
             plain: Buffer::new(),
             plain_taken: 0,
-            plain_marks: RecordMarks::ignored(),
+            plain_marks: None,
+            unopened: false,
             outgoing: Buffer::new(),
+            answers: 0,
             version: "TLS",
             direction: StreamDirection::Duplex,
             allow_truncation: config.allows_truncation(),
@@ -138,6 +143,7 @@ impl TlsStream {
                         drained => drained,
                     })
                     .await?;
+                    self.unopened = !self.incoming.is_empty();
                     self.incoming.release();
                     return Ok(*info);
                 }
@@ -247,6 +253,7 @@ impl TlsStream {
         match result {
             Poll::Ready(Ok(n)) => {
                 self.incoming.commit(n);
+                self.unopened |= n > 0;
                 Poll::Ready(Ok(n))
             }
             other => {
@@ -261,9 +268,7 @@ impl TlsStream {
         while !self.outgoing.is_empty() {
             let result = self.carrier.poll_write(cx, &[IoSlice::new(self.outgoing.data())]);
             match ready!(result) {
-                Ok(n) => {
-                    self.outgoing.consume(n);
-                }
+                Ok(n) => self.outgoing.consume(n),
                 Err(error) => {
                     self.outgoing.consume(self.outgoing.len());
                     self.outgoing.release();
@@ -272,6 +277,7 @@ impl TlsStream {
                 }
             }
         }
+        self.answers = 0;
         self.outgoing.release();
         Poll::Ready(Ok(()))
     }
@@ -283,16 +289,9 @@ impl TlsStream {
         buf: &mut [u8],
         marks: &mut RecordMarks,
     ) -> Result<Option<usize>> {
-        loop {
-            if self.incoming.is_empty() {
-                return Ok(None);
-            }
-            let result = self.engine.open(&mut self.incoming, buf, marks, &mut self.outgoing);
-            let opened = result.map_err(|error| self.fail(cx, error))?;
-            self.stats.records_received.add(opened.records as u64);
-            self.read_ended |= opened.state == OpenState::Closed;
+        while self.unopened {
+            let opened = self.open_into(cx, buf, marks)?;
             if opened.produced > 0 {
-                self.check_incoming_data(cx)?;
                 return Ok(Some(opened.produced));
             }
             match opened.state {
@@ -301,24 +300,46 @@ impl TlsStream {
                 OpenState::Full => {}
             }
             // The reader's buffer is smaller than the next record.
-            self.plain_marks = RecordMarks::wanted();
+            let mut plain = std::mem::take(&mut self.plain);
+            let mut plain_marks = self.plain_marks.take().unwrap_or_else(RecordMarks::wanted);
+            plain_marks.clear();
+            let space = &mut plain.reserve(ONE_RECORD)[..ONE_RECORD];
+            let result = self.open_into(cx, space, &mut plain_marks);
+            let produced = result.as_ref().map_or(0, |opened| opened.produced);
+            plain.commit(produced);
+            plain.release();
+            self.plain = plain;
+            self.plain_marks = Some(plain_marks);
             self.plain_taken = 0;
-            let space = &mut self.plain.reserve(ONE_RECORD)[..ONE_RECORD];
-            let result =
-                self.engine.open(&mut self.incoming, space, &mut self.plain_marks, &mut self.outgoing);
-            let opened = result.map_err(|error| self.fail(cx, error))?;
-            self.stats.records_received.add(opened.records as u64);
-            self.read_ended |= opened.state == OpenState::Closed;
-            if opened.produced > 0 {
-                self.plain.commit(opened.produced);
-                self.check_incoming_data(cx)?;
+            let opened = result?;
+            if produced > 0 {
                 return Ok(Some(self.take_plain(buf, marks)));
             }
-            self.plain.release();
-            if self.read_ended {
+            if opened.state == OpenState::Closed {
                 return Ok(Some(0));
             }
         }
+        Ok(None)
+    }
+
+    /// One call of the engine, with what follows from its result.
+    fn open_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        plain: &mut [u8],
+        marks: &mut RecordMarks,
+    ) -> Result<Opened> {
+        let before = self.outgoing.len();
+        let result = self.engine.open(&mut self.incoming, plain, marks, &mut self.outgoing);
+        self.answers += self.outgoing.len() - before;
+        let opened = result.map_err(|error| self.fail(cx, error))?;
+        self.unopened = opened.state == OpenState::Full;
+        self.read_ended |= opened.state == OpenState::Closed;
+        self.stats.records_received.add(opened.records as u64);
+        if opened.produced > 0 {
+            self.check_incoming_data(cx)?;
+        }
+        Ok(opened)
     }
 
     fn check_incoming_data(&mut self, cx: &mut Context<'_>) -> Result<()> {
@@ -340,7 +361,7 @@ impl TlsStream {
         buf[..n].copy_from_slice(&self.plain.data()[..n]);
         self.plain.consume(n);
         let (from, to) = (self.plain_taken, self.plain_taken + n);
-        for &end in self.plain_marks.ends() {
+        for &end in self.plain_marks.iter().flat_map(RecordMarks::ends) {
             let end = end as usize;
             if end > from && end <= to {
                 marks.push(end - from);
@@ -386,7 +407,7 @@ impl Stream for TlsStream {
             if self.read_ended {
                 return Poll::Ready(Ok(0));
             }
-            if self.outgoing.len() > MAX_ANSWERS {
+            if self.answers > MAX_ANSWERS {
                 // Its failure is the writers' business; reading goes on without answers.
                 let _ = ready!(self.poll_drain(cx));
             }
@@ -413,10 +434,7 @@ impl Stream for TlsStream {
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let ready = !self.plain.is_empty()
-            || self.read_ended
-            || self.failed.is_some()
-            || has_whole_record(self.incoming.data());
+        let ready = !self.plain.is_empty() || self.read_ended || self.failed.is_some() || self.unopened;
         if ready {
             return Poll::Ready(Ok(()));
         }
@@ -505,6 +523,9 @@ impl Stream for TlsStream {
     fn release_idle(&mut self) {
         self.incoming.release();
         self.plain.release();
+        if self.plain.is_empty() {
+            self.plain_marks = None;
+        }
         self.outgoing.release();
         self.engine.release_idle();
         self.carrier.release_idle();

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::failure::{self, alert, misuse, peer_misbehaved};
 use super::key_schedule::{Exporter, Hash, next_traffic_secret};
 use super::options::TlsVersion;
-use super::record::{ALERT, APPLICATION_DATA, Aead, DirectionKeys, HANDSHAKE, HEADER};
+use super::record::{ALERT, APPLICATION_DATA, Aead, DirectionKeys, HANDSHAKE};
 use super::{MAX_RECORD, OpenState, Opened};
 use crate::buffer::Buffer;
 use crate::error::{Error, Result};
@@ -116,6 +116,7 @@ impl Traffic {
                     return Err(error);
                 }
                 self.pending = Some(error);
+                opened.state = OpenState::Full;
                 Ok(opened)
             }
         }
@@ -377,10 +378,4 @@ pub(crate) fn max_fragment(code: u8) -> usize {
         1..=4 => 256 << code,
         _ => MAX_RECORD,
     }
-}
-
-/// Whether `data` begins with a whole record: enough to know that opening is worth a call.
-pub(crate) fn has_whole_record(data: &[u8]) -> bool {
-    data.first_chunk::<HEADER>()
-        .is_some_and(|h| data.len() >= HEADER + (usize::from(h[3]) << 8 | usize::from(h[4])))
 }

@@ -33,7 +33,8 @@ pub struct PeerCertificates<'a> {
     pub ocsp: &'a [u8],
 }
 
-/// Decides about a peer's certificate, within the handshake. It must not block.
+/// Decides about a peer's certificate, within the handshake. It must not block. A session that is
+/// resumed was decided about before, by the same configuration, and does not come here again.
 pub trait PeerVerifier: fmt::Debug + Send + Sync {
     /// `Ok` lets the peer in.
     fn verify(&self, peer: &PeerCertificates<'_>) -> Result<(), Rejection>;

@@ -14,10 +14,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConnection, Connection, RootCertStore, ServerConnection};
 
 use super::*;
+use crate::error::ErrorKind;
 use crate::tls::record::REKEY_EVERY;
 use crate::tls::suites::{Auth, SUITES, Suite};
 
 unsafe extern "C" {
+    fn SSL_set_tlsext_max_fragment_length(ssl: *mut openssl_sys::SSL, mode: u8) -> std::ffi::c_int;
     fn SSL_renegotiate(ssl: *mut openssl_sys::SSL) -> std::ffi::c_int;
     fn SSL_key_update(ssl: *mut openssl_sys::SSL, request: std::ffi::c_int) -> std::ffi::c_int;
 }
@@ -25,7 +27,7 @@ unsafe extern "C" {
 const KEY: [u8; 32] = [7; 32];
 
 /// The far end: a library as anybody would use it.
-trait Foreign {
+pub(super) trait Foreign {
     /// Takes ciphertext, opens what it can, answers; the answer and the plaintext come back.
     fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, Vec<u8>);
     fn handshaking(&self) -> bool;
@@ -226,8 +228,12 @@ fn openssl_end(context: &SslContext, is_client: bool) -> Box<dyn Foreign> {
     Box::new(OpensslEnd { stream, done: false, closed: false })
 }
 
-fn openssl_psk(is_client: bool) -> Box<dyn Foreign> {
-    let context = openssl_context(|builder| {
+pub(super) fn openssl_psk(is_client: bool) -> Box<dyn Foreign> {
+    openssl_end(&openssl_psk_context(is_client), is_client)
+}
+
+fn openssl_psk_context(is_client: bool) -> SslContext {
+    openssl_context(|builder| {
         builder.set_cipher_list("PSK:ECDHE-PSK:@SECLEVEL=0").unwrap();
         if is_client {
             builder.set_psk_client_callback(|_, _, identity, key| {
@@ -242,8 +248,7 @@ fn openssl_psk(is_client: bool) -> Box<dyn Foreign> {
                 Ok(32)
             });
         }
-    });
-    openssl_end(&context, is_client)
+    })
 }
 
 fn openssl_certificate(is_client: bool) -> Box<dyn Foreign> {
@@ -261,14 +266,14 @@ fn openssl_certificate(is_client: bool) -> Box<dyn Foreign> {
 }
 
 /// Our end and a foreign one after their handshake. Bytes of application data do not come yet.
-struct Mixed {
-    ours: EngineEnd,
+pub(super) struct Mixed {
+    pub(super) ours: EngineEnd,
     theirs: Box<dyn Foreign>,
     sent: usize,
 }
 
 impl Mixed {
-    fn connect(options: &TlsOptions, ours_is_client: bool, theirs: Box<dyn Foreign>) -> Self {
+    pub(super) fn connect(options: &TlsOptions, ours_is_client: bool, theirs: Box<dyn Foreign>) -> Self {
         let role = if ours_is_client { role() } else { Role::Server };
         let ours = EngineEnd::new(TlsConfig::new(options).unwrap().engine(&role).unwrap());
         let mut mixed = Self { ours, theirs, sent: 0 };
@@ -301,7 +306,7 @@ impl Mixed {
     }
 
     /// Delivers what both have sent until nobody has anything more to say; the plaintexts of both.
-    fn settle(&mut self, their_bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    pub(super) fn settle(&mut self, their_bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let (mut to_us, mut to_them) = (Vec::new(), Vec::new());
         self.ours.incoming.extend(their_bytes);
         loop {
@@ -317,7 +322,7 @@ impl Mixed {
         }
     }
 
-    fn exchange(&mut self, data: &[u8]) {
+    pub(super) fn exchange(&mut self, data: &[u8]) {
         self.ours.engine.seal(data, &mut self.ours.outgoing).unwrap();
         let bytes = self.theirs.write(data);
         let (to_us, to_them) = self.settle(&bytes);
@@ -455,6 +460,37 @@ fn keys_are_updated_by_themselves_and_the_peers_too() {
         let updates = (mixed.sent - before - 500 * (record + 4)) / (record + 5);
         assert!((9..=22).contains(&updates), "{what}: {updates} updates");
     });
+}
+
+#[test]
+fn a_certificate_does_not_stand_in_for_the_pre_shared_key() {
+    let client = TlsConfig::new(&psk_options(b"x", &KEY)).unwrap();
+    let mut ours = EngineEnd::new(client.engine(&role()).unwrap());
+    let mut theirs = openssl_certificate(false);
+    ours.step().unwrap();
+    let (answer, _) = theirs.feed(ours.outgoing.data());
+    ours.incoming.extend(&answer);
+    let error = ours.step().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Certificate, "{error}");
+    assert!(error.message().contains("does not use the pre-shared key"), "{error}");
+    assert!(ours.info.is_none());
+}
+
+#[test]
+fn a_client_that_wants_small_records_gets_them() {
+    let options = only(TlsVersion::V1_2, psk_options(b"x", &KEY));
+    let context = openssl_psk_context(true);
+    let mut ssl = Ssl::new(&context).unwrap();
+    ssl.set_connect_state();
+    // SAFETY: the connection is alive; 1 asks for 512 bytes.
+    assert_eq!(unsafe { SSL_set_tlsext_max_fragment_length(ssl.as_ptr(), 1) }, 1);
+    let stream = SslStream::new(ssl, Memory::default()).unwrap();
+    let theirs = OpensslEnd { stream, done: false, closed: false };
+    let mut mixed = Mixed::connect(&options, false, Box::new(theirs));
+    mixed.ours.engine.seal(&[1; 1025], &mut mixed.ours.outgoing).unwrap();
+    assert_eq!(mixed.ours.outgoing.len(), 1025 + 3 * (5 + 8 + 16));
+    assert_eq!(mixed.settle(&[]).1, [1; 1025]);
+    mixed.exchange(&[2; 5000]);
 }
 
 #[test]

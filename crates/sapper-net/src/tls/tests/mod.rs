@@ -3,6 +3,7 @@
 mod configuration;
 mod foreign;
 mod handshakes;
+mod long;
 mod pipe;
 mod psk;
 mod streams;

@@ -106,6 +106,60 @@ fn megabytes_pass_both_ways_through_a_narrow_pipe() {
 }
 
 #[test]
+fn two_ends_that_write_before_they_read_do_not_wait_for_each_other() {
+    run(async {
+        for (kind, client, server) in kinds() {
+            let (client, server) = streams(&client, &server, 5000).await;
+            let data = numbers(3_000_000);
+            // Reads only while it cannot write, as a pump of both directions does.
+            let both = |mut stream: TlsStream| {
+                let data = &data;
+                async move {
+                    let (mut sent, mut got) = (0, Vec::new());
+                    let mut buf = vec![0; 50_000];
+                    poll_fn(|cx| {
+                        let mut moved = true;
+                        while moved {
+                            moved = false;
+                            if sent < data.len() {
+                                while let Poll::Ready(n) =
+                                    stream.poll_write(cx, &[IoSlice::new(&data[sent..])])
+                                {
+                                    sent += n.unwrap();
+                                    moved = true;
+                                    if sent == data.len() {
+                                        break;
+                                    }
+                                }
+                            }
+                            let mut marks = RecordMarks::ignored();
+                            while got.len() < data.len() {
+                                let Poll::Ready(n) = stream.poll_read(cx, &mut buf, &mut marks) else {
+                                    break;
+                                };
+                                got.extend_from_slice(&buf[..n.unwrap()]);
+                                moved = true;
+                            }
+                        }
+                        let flushed = stream.poll_flush(cx).is_ready();
+                        if sent == data.len() && got.len() == data.len() && flushed {
+                            Poll::Ready(())
+                        } else {
+                            Poll::Pending
+                        }
+                    })
+                    .await;
+                    assert!(got == *data);
+                }
+            };
+            let (a, b) = (both(client), both(server));
+            let done = timeout(Duration::from_secs(20), async { tokio::join!(a, b) }).await;
+            assert!(done.is_ok(), "{kind}");
+        }
+    });
+}
+
+#[test]
 fn each_slice_is_a_record_and_marks_say_where() {
     run(async {
         for (_, client, server) in kinds() {
@@ -177,7 +231,7 @@ fn what_follows_close_notify_is_kept_apart() {
             write_all(&mut server, b"last").await.unwrap();
             send_eof(&mut server).await.unwrap();
             // Not TLS any more.
-            server_carrier(&mut server, b"plain text");
+            below_tls(&mut server, b"plain text");
             assert_eq!(read(&mut client, 50_000).await.unwrap(), b"last", "{kind}");
             assert_eq!(read(&mut client, 50_000).await.unwrap(), b"", "{kind}");
             assert_eq!(client.unused_data(), b"plain text", "{kind}");
@@ -186,7 +240,7 @@ fn what_follows_close_notify_is_kept_apart() {
 }
 
 /// Sends bytes below TLS.
-fn server_carrier(stream: &mut TlsStream, bytes: &[u8]) {
+fn below_tls(stream: &mut TlsStream, bytes: &[u8]) {
     let mut cx = Context::from_waker(Waker::noop());
     let sent = stream.carrier().poll_write(&mut cx, &[IoSlice::new(bytes)]);
     assert!(matches!(sent, Poll::Ready(Ok(n)) if n == bytes.len()));
@@ -357,6 +411,24 @@ fn a_writer_waits_while_the_carrier_is_full() {
                 }
             };
             tokio::join!(async { poll_fn(|cx| client.poll_flush(cx)).await.unwrap() }, reader);
+        }
+    });
+}
+
+#[test]
+fn an_error_behind_data_is_told_without_anything_more_coming() {
+    run(async {
+        for (kind, client, server) in kinds() {
+            let (mut client, mut server) = streams(&client, &server, 1 << 20).await;
+            write_all(&mut server, b"data").await.unwrap();
+            // No record at all, and shorter than the length it would announce.
+            below_tls(&mut server, b"\x17\x09garbage");
+            assert_eq!(read(&mut client, 50_000).await.unwrap(), b"data", "{kind}");
+            poll_fn(|cx| client.poll_readable(cx)).await.unwrap();
+            let error = read(&mut client, 50_000).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::RemoteProtocol, "{kind}: {error}");
+            let told = read(&mut server, 50_000).await.unwrap_err();
+            assert_eq!(told.alert(), Some(alert::UNEXPECTED_MESSAGE), "{kind}: {told}");
         }
     });
 }
