@@ -12,6 +12,7 @@ import typer
 
 from sapper.cli._output import EXIT_CODES, fail
 from sapper.cli.bridge import bridge
+from sapper.cli.demo import demo
 from sapper.cli.version import version
 from sapper.errors import SapperError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=EXIT_CODES)(bridge)
+app.command(epilog=EXIT_CODES)(demo)
 app.command()(version)
 
 
