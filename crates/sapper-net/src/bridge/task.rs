@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
@@ -332,6 +332,11 @@ impl Task {
             && let Some(tls) = network.tls_mut()
         {
             self.unused = tls.unused_data();
+        }
+        if outcome.is_ok()
+            && let Some(request) = self.shared.stop_request()
+        {
+            linger(&mut pump, request).await;
         }
         if !matches!(outcome, Ok(())) {
             // What can be said without waiting is said: close_notify, or the alert of an error.
@@ -653,6 +658,14 @@ fn open_tap(pump: &mut Pump, mut options: TapOptions) -> Result<Tap> {
         }
     }
     Tap::open(&options)
+}
+
+/// Waits until the peer's system has what was sent, at most until the stop's deadline: a TCP connection
+/// that is closed with bytes to read throws away what it has still to send.
+async fn linger(pump: &mut Pump, request: StopRequest) {
+    while request.drain && pump.unconfirmed() > 0 && std::time::Instant::now() < request.at {
+        sleep(SETTLE).await;
+    }
 }
 
 /// close_notify without waiting, for a bridge that ends before payload flowed.

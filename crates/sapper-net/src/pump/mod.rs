@@ -123,10 +123,20 @@ enum Flows {
     Ports { encapsulate: PacketFlow, decapsulate: PacketFlow },
 }
 
-/// Whether an error means only that a peer, which had ended its own direction, is gone before it heard
-/// the end of ours: nothing is lost then.
-fn says_goodbye_to_nobody(peer_ended: bool, error: &Error) -> bool {
-    peer_ended && error.kind() == ErrorKind::ConnectionLost
+/// Whether an error means only that a peer is gone before it heard the end of our direction, which is
+/// no loss where it had ended its own, or where we end anyway.
+fn says_goodbye_to_nobody(peer_ended: bool, mode: PumpMode, error: &Error) -> bool {
+    (peer_ended || mode != PumpMode::Run) && error.kind() == ErrorKind::ConnectionLost
+}
+
+/// While a stop is under way a peer that is gone is one that ended: both sides often stop at once.
+fn ended_by_stop<T>(mode: PumpMode, received: Result<Poll<T>>, end: T) -> Result<Poll<T>> {
+    match received {
+        Err(error) if mode != PumpMode::Run && error.kind() == ErrorKind::ConnectionLost => {
+            Ok(Poll::Ready(end))
+        }
+        received => received,
+    }
 }
 
 /// What both kinds of flow tell their pump.
@@ -283,6 +293,14 @@ impl Pump {
                 "tap",
                 "a tap writes packets: this bridge has no framing and carries bytes",
             )),
+        }
+    }
+
+    /// Bytes on their way to the network that the peer's system has not confirmed.
+    pub fn unconfirmed(&mut self) -> usize {
+        match &mut self.ends {
+            Ends::Streams(network, _) => network.unconfirmed(),
+            Ends::Ports(network, _) => network.stream_mut().map_or(0, |stream| stream.unconfirmed()),
         }
     }
 

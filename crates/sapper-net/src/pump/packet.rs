@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS, says_goodbye_to_nobody};
+use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS, ended_by_stop, says_goodbye_to_nobody};
 use crate::error::{Direction, Phase, Result};
 use crate::port::adapt::Adapter;
 use crate::port::tap::Tap;
@@ -71,7 +71,7 @@ impl PacketFlow {
                 continue;
             }
             let flushed = match destination.poll_flush(cx) {
-                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, &error) => {
+                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, mode, &error) => {
                     return Ok(self.end());
                 }
                 flushed => flushed.map_err(|e| e.with_phase(Phase::Transfer))?.is_ready(),
@@ -80,7 +80,7 @@ impl PacketFlow {
                 if self.forward_eof {
                     match destination.poll_send_eof(cx) {
                         Poll::Pending => return Ok(FlowState::Open),
-                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, &error) => {
+                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, mode, &error) => {
                             return Err(error.with_phase(Phase::Close));
                         }
                         Poll::Ready(_) => {}
@@ -95,7 +95,7 @@ impl PacketFlow {
                 self.release();
                 return Ok(FlowState::Open);
             }
-            match self.receive(cx, source)? {
+            match ended_by_stop(mode, self.receive(cx, source), false)? {
                 Poll::Ready(true) => *active = true,
                 Poll::Ready(false) => self.phase = FlowPhase::SourceEnded,
                 Poll::Pending => {

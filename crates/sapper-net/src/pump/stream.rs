@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS, says_goodbye_to_nobody};
+use super::{FlowOptions, FlowState, FlowStats, PumpMode, ROUNDS, ended_by_stop, says_goodbye_to_nobody};
 use crate::buffer::Buffer;
 use crate::error::{Phase, Result};
 use crate::stream::{RecordMarks, Stream};
@@ -74,7 +74,7 @@ impl StreamFlow {
             }
             // Sealed records and answers to the peer may wait below even when no payload does.
             let flushed = match destination.poll_flush(cx) {
-                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, &error) => {
+                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, mode, &error) => {
                     return Ok(self.end());
                 }
                 flushed => flushed.map_err(|e| e.with_phase(Phase::Transfer))?.is_ready(),
@@ -83,7 +83,7 @@ impl StreamFlow {
                 if self.forward_eof {
                     match destination.poll_send_eof(cx) {
                         Poll::Pending => return Ok(FlowState::Open),
-                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, &error) => {
+                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, mode, &error) => {
                             return Err(error.with_phase(Phase::Close));
                         }
                         Poll::Ready(_) => {}
@@ -98,7 +98,7 @@ impl StreamFlow {
                 self.waiting.release();
                 return Ok(FlowState::Open);
             }
-            match self.read(cx, source)? {
+            match ended_by_stop(mode, self.read(cx, source), 0)? {
                 Poll::Ready(0) => self.phase = FlowPhase::SourceEnded,
                 Poll::Ready(_) => *active = true,
                 Poll::Pending => {

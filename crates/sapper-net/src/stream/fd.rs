@@ -436,6 +436,13 @@ impl Stream for FdStream {
         &self.stats
     }
 
+    fn unconfirmed(&self) -> usize {
+        match &self.io {
+            Some(io) if self.kind == Kind::Tcp => io.get_ref().unconfirmed(),
+            _ => 0,
+        }
+    }
+
     fn peer_address(&self) -> Option<SocketAddr> {
         self.peer
     }

@@ -91,6 +91,12 @@ pub trait Stream: Send {
         None
     }
 
+    /// Bytes handed to the system that the peer's system has not confirmed yet, where that is known.
+    /// Closing a TCP connection that still has bytes to read throws these away.
+    fn unconfirmed(&self) -> usize {
+        0
+    }
+
     /// The other end's network address, where it has one.
     fn peer_address(&self) -> Option<SocketAddr> {
         None

@@ -543,6 +543,10 @@ impl Stream for TlsStream {
         Some(self)
     }
 
+    fn unconfirmed(&self) -> usize {
+        self.outgoing.len() + self.carrier.unconfirmed()
+    }
+
     fn peer_address(&self) -> Option<SocketAddr> {
         self.carrier.peer_address()
     }

@@ -89,6 +89,14 @@ impl Descriptor {
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Bytes of a TCP connection's sending direction that the peer has not acknowledged.
+    pub(super) fn unconfirmed(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which lives through the call.
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+    }
+
     /// Breaks a TCP connection off, also where a caller's duplicate keeps the socket open.
     pub(super) fn reset_tcp(&self) {
         // For the close that follows, should the next call be refused (a thread waits in the socket).
