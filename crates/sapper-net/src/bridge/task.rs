@@ -491,6 +491,7 @@ impl Task {
         }
         let Self { prepared, shared, events, unused, .. } = self;
         drop(prepared);
+        shared.set_state(BridgeState::Closed);
         events.mailbox.event(events.key, Event::Closed(error));
         shared.close(unused);
     }
