@@ -15,6 +15,8 @@ test: build ## every test, Rust first
 	@tools/system-packages.sh
 	@echo "Rust tests (the first time they are compiled too, one to two minutes)"
 	@$(CARGO) test --release --workspace
+	@echo "Rust tests that take longer: more than 2^24 records"
+	@$(CARGO) test --release -p sapper-net --lib -- --ignored long_
 	@echo "Python tests"
 	@$(PYTHON) -m pytest
 

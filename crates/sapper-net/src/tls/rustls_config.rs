@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::aws_lc_rs::{ALL_CIPHER_SUITES, ALL_KX_GROUPS, Ticketer, default_provider};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -64,14 +65,12 @@ pub(crate) fn group_name(group: NamedGroup) -> Option<&'static str> {
     Group::by_name(group.as_str()?).map(|g| g.name)
 }
 
-fn certified_key(settings: &Settings, provider: &CryptoProvider) -> Result<Option<Arc<CertifiedKey>>> {
+fn certified_key(settings: &Settings) -> Result<Option<Arc<CertifiedKey>>> {
     let OurCredentials::Certificate(own) = &settings.credentials else { return Ok(None) };
     let chain = own.chain_der()?.into_iter().map(CertificateDer::from).collect();
-    let key = PrivateKeyDer::try_from(own.key_pkcs8()?.to_vec())
-        .map_err(|e| Error::config("key", format!("the key cannot be used: {e}")))?;
-    let key = provider
-        .key_provider
-        .load_private_key(key)
+    let pkcs8 = own.key_pkcs8()?;
+    // Borrowed, so that no copy is left behind in memory.
+    let key = any_supported_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice())))
         .map_err(|e| Error::config("key", format!("a key of this kind cannot be used here: {e}")))?;
     Ok(Some(Arc::new(CertifiedKey::new(chain, key))))
 }
@@ -79,7 +78,7 @@ fn certified_key(settings: &Settings, provider: &CryptoProvider) -> Result<Optio
 /// The configuration of clients.
 pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
     let provider = provider(settings);
-    let certified = certified_key(settings, &provider)?;
+    let certified = certified_key(settings)?;
     let verifier =
         ServerAdapter(Adapter { verifier: Arc::clone(&settings.verifier), provider: Arc::clone(&provider) });
     let builder = ClientConfig::builder_with_provider(provider)
@@ -105,7 +104,7 @@ pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
 /// The configuration of servers.
 pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
     let provider = provider(settings);
-    let certified = certified_key(settings, &provider)?
+    let certified = certified_key(settings)?
         .ok_or_else(|| Error::config("credentials", "a server needs a certificate or a pre-shared key"))?;
     let verifier: Arc<dyn ClientCertVerifier> = match settings.client_auth {
         ClientAuth::Off => Arc::new(NoClientAuth),

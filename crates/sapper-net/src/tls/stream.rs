@@ -376,9 +376,12 @@ impl TlsStream {
 
     fn truncated(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
         self.read_ended = true;
-        if self.allow_truncation {
+        // A record that was cut off is no orderly end, whatever was allowed.
+        if self.allow_truncation && self.incoming.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        self.incoming.consume(self.incoming.len());
+        self.incoming.release();
         let error = Error::new(
             ErrorKind::ConnectionLost,
             "the peer's end came without close_notify: what it sent may have been cut off",

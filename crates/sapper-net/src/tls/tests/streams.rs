@@ -222,6 +222,19 @@ fn an_end_without_close_notify_is_truncation_unless_allowed() {
 }
 
 #[test]
+fn a_record_that_was_cut_off_is_truncation_whatever_is_allowed() {
+    run(async {
+        let client = TlsOptions { danger_ignore_truncation: true, ..client_options() };
+        let (mut client, mut server) = streams(&client, &server_options(), 1 << 20).await;
+        below_tls(&mut server, &[23, 3, 3, 0, 40, 1, 2, 3]);
+        drop(server);
+        let error = read(&mut client, 50_000).await.unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (ErrorKind::ConnectionLost, Some("truncated")));
+        assert!(client.unused_data().is_empty());
+    });
+}
+
+#[test]
 fn what_follows_close_notify_is_kept_apart() {
     run(async {
         for (kind, client, server) in kinds() {
