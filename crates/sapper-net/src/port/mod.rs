@@ -14,6 +14,7 @@ pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod tun;
+pub mod udp;
 
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
