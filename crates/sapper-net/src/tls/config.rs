@@ -49,6 +49,8 @@ enum Library {
 /// The checked options.
 pub(crate) struct Settings {
     pub(crate) credentials: OurCredentials,
+    /// The certificate in rustls' form, where rustls does the handshakes.
+    pub(crate) certified_key: Option<Arc<rustls::sign::CertifiedKey>>,
     pub(crate) verifier: Arc<dyn PeerVerifier>,
     /// The same, where it asks the system.
     system: Option<Arc<ChainVerifier>>,
@@ -169,6 +171,10 @@ impl Settings {
             || options.danger_legacy_renegotiation
             || options.danger_security_level_0
             || suites.iter().any(|s| s.legacy);
+        let certified_key = match &credentials {
+            OurCredentials::Certificate(own) if !wants_openssl => Some(rustls_config::certified_key(own)?),
+            _ => None,
+        };
         // A version without a suite of its own is not spoken.
         let spoken = |version| suites.iter().any(|s| s.version == version);
         let min_version = if spoken(TlsVersion::V1_2) { TlsVersion::V1_2 } else { TlsVersion::V1_3 };
@@ -186,6 +192,7 @@ impl Settings {
         }
         Ok(Self {
             credentials,
+            certified_key,
             verifier: loaded.verifier,
             system: loaded.system.filter(|_| !psk),
             own_roots: loaded.own_roots,

@@ -14,8 +14,17 @@ use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
 use crate::error::{Error, ErrorKind, Result};
 
-fn failed(what: &'static str) -> impl Fn(ErrorStack) -> Error {
-    move |stack| Error::new(ErrorKind::LocalProtocol, format!("OpenSSL does not take {what}: {stack}"))
+/// OpenSSL has rules of its own (key sizes at its security level, for one).
+fn refused(field: &'static str) -> impl Fn(ErrorStack) -> Error {
+    move |stack| Error::config(field, format!("OpenSSL does not take it: {}", reason(&stack)))
+}
+
+fn no_context(stack: ErrorStack) -> Error {
+    Error::new(ErrorKind::ResourceLimit, format!("OpenSSL cannot make a context: {}", reason(&stack)))
+}
+
+fn reason(stack: &ErrorStack) -> &str {
+    stack.errors().iter().find_map(openssl::error::Error::reason).unwrap_or("no reason given")
 }
 
 fn version(version: TlsVersion) -> SslVersion {
@@ -28,7 +37,7 @@ fn version(version: TlsVersion) -> SslVersion {
 /// A context for one role.
 pub(crate) fn context(settings: &Settings, is_client: bool) -> Result<SslContext> {
     let method = if is_client { SslMethod::tls_client() } else { SslMethod::tls_server() };
-    let mut builder = SslContext::builder(method).map_err(failed("a new context"))?;
+    let mut builder = SslContext::builder(method).map_err(no_context)?;
     if settings.security_level_0 {
         builder.set_security_level(0);
     }
@@ -45,7 +54,7 @@ pub(crate) fn context(settings: &Settings, is_client: bool) -> Result<SslContext
     // better off without state that outlives them.
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     if !is_client {
-        builder.set_num_tickets(0).map_err(failed("no tickets"))?;
+        builder.set_num_tickets(0).map_err(no_context)?;
     }
     set_versions(&mut builder, settings, is_client)?;
     set_suites(&mut builder, settings)?;
@@ -61,11 +70,11 @@ pub(crate) fn context(settings: &Settings, is_client: bool) -> Result<SslContext
             }
         }
         OurCredentials::Certificate(own) => {
-            builder.set_certificate(&own.chain[0]).map_err(failed("the certificate"))?;
+            builder.set_certificate(&own.chain[0]).map_err(refused("chain"))?;
             for above in &own.chain[1..] {
-                builder.add_extra_chain_cert(above.clone()).map_err(failed("the chain"))?;
+                builder.add_extra_chain_cert(above.clone()).map_err(refused("chain"))?;
             }
-            builder.set_private_key(&own.key).map_err(failed("the key"))?;
+            builder.set_private_key(&own.key).map_err(refused("key"))?;
             set_verification(&mut builder, settings, is_client)?;
         }
         OurCredentials::None => set_verification(&mut builder, settings, is_client)?,
@@ -83,18 +92,18 @@ fn set_versions(builder: &mut SslContextBuilder, settings: &Settings, is_client:
             max = TlsVersion::V1_2;
         }
     }
-    builder.set_min_proto_version(Some(version(settings.min_version))).map_err(failed("min_version"))?;
-    builder.set_max_proto_version(Some(version(max))).map_err(failed("max_version"))
+    builder.set_min_proto_version(Some(version(settings.min_version))).map_err(refused("min_version"))?;
+    builder.set_max_proto_version(Some(version(max))).map_err(refused("max_version"))
 }
 
 fn set_suites(builder: &mut SslContextBuilder, settings: &Settings) -> Result<()> {
     let list = |version| settings.suites_of(version).map(|s| s.openssl).collect::<Vec<_>>().join(":");
     let (old, new) = (list(TlsVersion::V1_2), list(TlsVersion::V1_3));
     if !old.is_empty() {
-        builder.set_cipher_list(&old).map_err(failed("cipher_suites"))?;
+        builder.set_cipher_list(&old).map_err(refused("cipher_suites"))?;
     }
     if !new.is_empty() {
-        builder.set_ciphersuites(&new).map_err(failed("cipher_suites"))?;
+        builder.set_ciphersuites(&new).map_err(refused("cipher_suites"))?;
     }
     // The stars ask for a key share of the first two, so that a peer without the first does not cost
     // another round trip.
@@ -104,7 +113,7 @@ fn set_suites(builder: &mut SslContextBuilder, settings: &Settings) -> Result<()
         .enumerate()
         .map(|(index, group)| format!("{}{}", if index < 2 { "*" } else { "" }, group.name))
         .collect();
-    builder.set_groups_list(&groups.join(":")).map_err(failed("groups"))
+    builder.set_groups_list(&groups.join(":")).map_err(refused("groups"))
 }
 
 fn set_alpn(builder: &mut SslContextBuilder, settings: &Settings, is_client: bool) -> Result<()> {
@@ -117,7 +126,7 @@ fn set_alpn(builder: &mut SslContextBuilder, settings: &Settings, is_client: boo
         wire.extend_from_slice(protocol);
     }
     if is_client {
-        return builder.set_alpn_protos(&wire).map_err(failed("alpn"));
+        return builder.set_alpn_protos(&wire).map_err(refused("alpn"));
     }
     builder.set_alpn_select_callback(move |_, offered| {
         let chosen = select_next_proto(&wire, offered).ok_or(AlpnError::ALERT_FATAL)?;
@@ -174,8 +183,8 @@ fn set_verification(builder: &mut SslContextBuilder, settings: &Settings, is_cli
     openssl_ffi::set_verifier(builder);
     if let (false, Some(roots)) = (is_client, &settings.own_roots) {
         for der in roots.certificates() {
-            let certificate = X509::from_der(der).map_err(failed("roots"))?;
-            builder.add_client_ca(&certificate).map_err(failed("roots"))?;
+            let certificate = X509::from_der(der).map_err(refused("roots"))?;
+            builder.add_client_ca(&certificate).map_err(refused("roots"))?;
         }
     }
     Ok(())

@@ -18,7 +18,8 @@ use rustls::{
     ServerConfig, SignatureScheme, SupportedProtocolVersion,
 };
 
-use super::config::{KeyLogSink, OurCredentials, Settings};
+use super::config::{KeyLogSink, Settings};
+use super::credentials::CertifiedCredentials;
 use super::failure::{CertificateReason, Rejection};
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
@@ -65,20 +66,19 @@ pub(crate) fn group_name(group: NamedGroup) -> Option<&'static str> {
     Group::by_name(group.as_str()?).map(|g| g.name)
 }
 
-fn certified_key(settings: &Settings) -> Result<Option<Arc<CertifiedKey>>> {
-    let OurCredentials::Certificate(own) = &settings.credentials else { return Ok(None) };
+/// A certificate with its key in rustls' form. It knows fewer kinds of keys than OpenSSL.
+pub(crate) fn certified_key(own: &CertifiedCredentials) -> Result<Arc<CertifiedKey>> {
     let chain = own.chain_der()?.into_iter().map(CertificateDer::from).collect();
     let pkcs8 = own.key_pkcs8()?;
     // Borrowed, so that no copy is left behind in memory.
     let key = any_supported_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice())))
         .map_err(|e| Error::config("key", format!("a key of this kind cannot be used here: {e}")))?;
-    Ok(Some(Arc::new(CertifiedKey::new(chain, key))))
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
 }
 
 /// The configuration of clients.
 pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
     let provider = provider(settings);
-    let certified = certified_key(settings)?;
     let verifier =
         ServerAdapter(Adapter { verifier: Arc::clone(&settings.verifier), provider: Arc::clone(&provider) });
     let builder = ClientConfig::builder_with_provider(provider)
@@ -86,8 +86,8 @@ pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
         .map_err(failed("these versions and suites"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match certified {
-        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
+    let mut config = match &settings.certified_key {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(own)))),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols.clone_from(&settings.alpn);
@@ -104,7 +104,9 @@ pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
 /// The configuration of servers.
 pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
     let provider = provider(settings);
-    let certified = certified_key(settings)?
+    let certified = settings
+        .certified_key
+        .clone()
         .ok_or_else(|| Error::config("credentials", "a server needs a certificate or a pre-shared key"))?;
     let verifier: Arc<dyn ClientCertVerifier> = match settings.client_auth {
         ClientAuth::Off => Arc::new(NoClientAuth),

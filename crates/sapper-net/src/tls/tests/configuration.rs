@@ -77,25 +77,30 @@ fn encrypted_keys_need_their_password_and_nobody_is_asked_on_the_terminal() {
     works(&credentials(chain.as_bytes(), key.private_key_to_pem_pkcs8().unwrap(), Some("unused")));
 }
 
+/// A certificate for [`NAME`] that the key signs itself, in PEM.
+fn self_signed(key: &PKey<openssl::pkey::Private>) -> Vec<u8> {
+    let mut builder = X509::builder().unwrap();
+    builder.set_version(2).unwrap();
+    builder.set_pubkey(key).unwrap();
+    builder.set_not_before(&openssl::asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
+    builder.set_not_after(&openssl::asn1::Asn1Time::days_from_now(1).unwrap()).unwrap();
+    let name = openssl::x509::extension::SubjectAlternativeName::new()
+        .dns(NAME)
+        .build(&builder.x509v3_context(None, None))
+        .unwrap();
+    builder.append_extension(name).unwrap();
+    let digest = match key.id() {
+        openssl::pkey::Id::ED25519 => openssl::hash::MessageDigest::null(),
+        _ => openssl::hash::MessageDigest::sha256(),
+    };
+    builder.sign(key, digest).unwrap();
+    builder.build().to_pem().unwrap()
+}
+
 #[test]
 fn rsa_and_edwards_keys_work_with_both_engines() {
     for key in [PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap(), PKey::generate_ed25519().unwrap()] {
-        let mut builder = X509::builder().unwrap();
-        builder.set_version(2).unwrap();
-        builder.set_pubkey(&key).unwrap();
-        builder.set_not_before(&openssl::asn1::Asn1Time::days_from_now(0).unwrap()).unwrap();
-        builder.set_not_after(&openssl::asn1::Asn1Time::days_from_now(1).unwrap()).unwrap();
-        let name = openssl::x509::extension::SubjectAlternativeName::new()
-            .dns(NAME)
-            .build(&builder.x509v3_context(None, None))
-            .unwrap();
-        builder.append_extension(name).unwrap();
-        let digest = match key.id() {
-            openssl::pkey::Id::ED25519 => openssl::hash::MessageDigest::null(),
-            _ => openssl::hash::MessageDigest::sha256(),
-        };
-        builder.sign(&key, digest).unwrap();
-        let chain = builder.build().to_pem().unwrap();
+        let chain = self_signed(&key);
         let client = TlsOptions { roots: Roots::Own(chain.clone()), ..TlsOptions::default() };
         for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
             for legacy in [false, true] {
@@ -106,6 +111,25 @@ fn rsa_and_edwards_keys_work_with_both_engines() {
             }
         }
     }
+}
+
+#[test]
+fn keys_that_an_engine_refuses_are_named() {
+    let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::SECP256K1).unwrap();
+    let strange = PKey::from_ec_key(openssl::ec::EcKey::generate(&group).unwrap()).unwrap();
+    let error = refused(&credentials(self_signed(&strange), strange.private_key_to_pkcs8().unwrap(), None));
+    assert_eq!(error.field(), Some("key"), "{error}");
+    // OpenSSL's security level allows no such key, unless that is lowered.
+    let small = PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap();
+    let options = TlsOptions {
+        danger_legacy_renegotiation: true,
+        ..credentials(self_signed(&small), small.private_key_to_pkcs8().unwrap(), None)
+    };
+    let error = TlsConfig::new(&options).unwrap().engine(&Role::Server).err().unwrap();
+    assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("chain")), "{error}");
+    assert!(error.message().contains("too small"), "{error}");
+    let options = TlsOptions { danger_security_level_0: true, ..options };
+    TlsConfig::new(&options).unwrap().engine(&Role::Server).unwrap();
 }
 
 #[test]
