@@ -82,7 +82,8 @@ pub(super) enum Command {
 
 /// A bridge. Every method returns at once; what takes time answers through a [`Reply`].
 pub struct Bridge {
-    commands: mpsc::Sender<Command>,
+    /// Boxed: a channel keeps room for 32 messages, and an idle bridge carries it.
+    commands: mpsc::Sender<Box<Command>>,
     shared: Arc<Shared>,
 }
 
@@ -160,7 +161,7 @@ impl Bridge {
     pub fn stop(&self, drain: Duration) {
         self.shared.request_stop(drain);
         // A full queue is no obstacle: the request above is seen at the next turn.
-        let _ = self.commands.try_send(Command::Stop);
+        let _ = self.commands.try_send(Box::new(Command::Stop));
     }
 
     /// Answers [`Value::Unit`] when everything is closed and every resource given back: at once where
@@ -181,13 +182,13 @@ impl Bridge {
     }
 
     fn send(&self, command: Command) -> Result<()> {
-        self.commands.try_send(command).map_err(|error| refusal(&error))
+        self.commands.try_send(Box::new(command)).map_err(|error| refusal(&error))
     }
 
     fn send_or_refuse(&self, command: Command) {
-        if let Err(error) = self.commands.try_send(command) {
+        if let Err(error) = self.commands.try_send(Box::new(command)) {
             let refused = refusal(&error);
-            match error.into_inner() {
+            match *error.into_inner() {
                 Command::Handshake(reply)
                 | Command::CdTunnel(_, reply)
                 | Command::SwapSink(_, reply)

@@ -36,7 +36,7 @@ const SETTLE: Duration = Duration::from_millis(2);
 pub(super) async fn run(
     prepared: Prepared,
     shared: Arc<Shared>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: mpsc::Receiver<Box<Command>>,
     events: Reply,
 ) {
     let mut task = Task {
@@ -76,7 +76,7 @@ impl From<Error> for End {
 struct Task {
     prepared: Prepared,
     shared: Arc<Shared>,
-    inbox: mpsc::Receiver<Command>,
+    inbox: mpsc::Receiver<Box<Command>>,
     events: Reply,
     handshakes: Option<Handshakes>,
     handshake_replies: Vec<Reply>,
@@ -106,7 +106,7 @@ impl Task {
                 _ = shared.stopped() => return Err(End::Stopped),
                 command = self.inbox.recv() => command.ok_or(End::Stopped)?,
             };
-            self.command_before_start(command, None);
+            self.command_before_start(*command, None);
         }
         Ok(())
     }
@@ -168,7 +168,7 @@ impl Task {
                 }
                 command = self.inbox.recv() => command.ok_or(End::Stopped)?,
             };
-            match command {
+            match *command {
                 Command::CdTunnel(role, reply) => self.cdtunnel(&mut ends.transport, role, reply).await?,
                 other => self.command_before_start(other, Some(&mut ends.transport)),
             }
@@ -255,7 +255,7 @@ impl Task {
                 }
                 output = &mut work => return Ok(output),
                 command = self.inbox.recv() => {
-                    self.command_before_start(command.ok_or(End::Stopped)?, None);
+                    self.command_before_start(*command.ok_or(End::Stopped)?, None);
                 }
             }
         }
@@ -360,7 +360,7 @@ impl Task {
     ) -> Poll<Result<(), End>> {
         while let Poll::Ready(command) = self.inbox.poll_recv(cx) {
             match command {
-                Some(command) => self.command_while_running(command, pump, running),
+                Some(command) => self.command_while_running(*command, pump, running),
                 None => return Poll::Ready(Err(End::Stopped)),
             }
         }
@@ -474,7 +474,7 @@ impl Task {
     fn close(mut self, error: Option<Error>) {
         self.inbox.close();
         while let Ok(command) = self.inbox.try_recv() {
-            let reply = match command {
+            let reply = match *command {
                 Command::Handshake(reply)
                 | Command::CdTunnel(_, reply)
                 | Command::SwapSink(_, reply)
