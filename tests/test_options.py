@@ -37,7 +37,7 @@ def test_a_mistake_names_its_field(values: dict[str, object], field: str, tmp_pa
 def test_options_are_frozen() -> None:
     options = PumpOptions()
     with pytest.raises(pydantic.ValidationError):
-        options.framing = "ip"  # type: ignore[misc]
+        options.framing = "ip"
 
 
 def test_options_come_from_a_table_of_a_toml_file(tmp_path: Path) -> None:

@@ -115,7 +115,13 @@ class Life:
         self._streams: list[EventStream] = []
         self._keep: object = None
         self._at_end: tuple[Callable[[], None], ...] = ()
-        self.mailbox, self.key = post.subscribe(self._hear)
+        mailbox, self.key = post.subscribe(self._hear)
+        self.mailbox: _native.Mailbox | None = mailbox
+
+    def subscribed(self) -> _native.Mailbox:
+        """Where the native side posts, with :attr:`key`."""
+        assert self.mailbox is not None  # noqa: S101 - asked for when the pump is made
+        return self.mailbox
 
     def keep(self, pump: object) -> None:
         """Keeps the pump alive until its end."""
@@ -190,6 +196,7 @@ class Life:
 
     def _end(self, error: SapperError | None) -> None:
         self.post.unsubscribe(self.key)
+        self.mailbox = None  # whoever keeps a closed pump keeps no descriptor
         error = error or self._failure
         if error is not None:
             self.error = error

@@ -461,7 +461,7 @@ def build(
             inner.initial_data,
             native_options(options),
             policy is not None,
-            life.mailbox,
+            life.subscribed(),
             life.key,
         )
     except BaseException:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import sapper.tls
+import uvloop
 
+import sapper.tls
 from sapper import _native
 
 
@@ -74,13 +75,14 @@ class Snapshot:
 @functools.cache
 def warm_up() -> None:
     """Starts what a process has once and keeps: the I/O threads, the modules that are loaded late."""
+    uvloop.new_event_loop().close()
     ours, theirs = socket.socketpair()
     with theirs:
         bridge = sapper.tls.create_bridge(
             socket=ours, sink="null:", credentials=sapper.tls.Credentials.psk(identity="warm", key=b"k" * 32)
         )
         bridge.start()
-        bridge.stop_sync()
+        bridge.stop()
         bridge.wait_closed_sync()
 
 

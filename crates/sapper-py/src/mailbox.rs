@@ -4,14 +4,14 @@
 //! without a loop blocks in [`Mailbox::wait`] with the interpreter's lock released.
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use sapper_net::bridge::{ControlMailbox, Event, Reply, Value};
 use sapper_net::mailbox::{self, Body, Subject};
+use sapper_net::{Error, ErrorKind};
 
 use crate::errors::{self, OrRaise};
 use crate::payload;
@@ -21,8 +21,9 @@ use crate::values;
 /// One listener's queue of messages.
 #[pyclass(frozen, module = "sapper._native")]
 pub(crate) struct Mailbox {
-    inner: Local<Arc<ControlMailbox>>,
-    closed: AtomicBool,
+    /// `None` once it is closed: an exception's traceback may keep the object, and must not keep the
+    /// descriptor.
+    inner: Local<Mutex<Option<Arc<ControlMailbox>>>>,
 }
 
 #[pymethods]
@@ -30,18 +31,19 @@ impl Mailbox {
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
         let inner = ControlMailbox::new().or_raise(py)?;
-        Ok(Self { inner: Local::new(inner), closed: AtomicBool::new(false) })
+        Ok(Self { inner: Local::new(Mutex::new(Some(inner))) })
     }
 
     /// The descriptor that is readable while messages wait.
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
-        Ok(self.inner.get(py)?.as_fd().as_raw_fd())
+        Ok(self.shared(py)?.as_fd().as_raw_fd())
     }
 
     /// Takes all messages: key, tag and value of each.
     fn drain(&self, py: Python<'_>) -> PyResult<Vec<(u64, &'static str, Py<PyAny>)>> {
-        let messages = self.inner.get(py)?.drain();
-        messages
+        let Some(inner) = self.open(py)? else { return Ok(Vec::new()) };
+        inner
+            .drain()
             .into_iter()
             .map(|message| {
                 let (tag, value) = body_to_py(py, message.body)?;
@@ -53,8 +55,8 @@ impl Mailbox {
     /// Blocks until a message waits, the mailbox is closed, the time is over or a signal came (whose
     /// handler then runs here). Whether there is something to drain.
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let inner = self.inner.get(py)?;
         let timeout = timeout.map(values::seconds("timeout")).transpose().or_raise(py)?;
+        let Some(inner) = self.open(py)? else { return Ok(false) };
         let ready = py.detach(|| inner.wait(timeout));
         py.check_signals()?;
         Ok(ready)
@@ -62,27 +64,38 @@ impl Mailbox {
 
     /// Takes no more messages and ends every wait; questions that were not answered mean no.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        self.closed.store(true, Ordering::Release);
-        self.inner.get(py)?.close();
+        let inner = self.lock(py)?.take();
+        if let Some(inner) = inner {
+            inner.close();
+        }
         Ok(())
     }
 
     /// Whether it was closed.
     #[getter]
-    fn closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+    fn closed(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.lock(py)?.is_none())
     }
 }
 
 impl Mailbox {
+    fn lock(&self, py: Python<'_>) -> PyResult<MutexGuard<'_, Option<Arc<ControlMailbox>>>> {
+        Ok(self.inner.get(py)?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn open(&self, py: Python<'_>) -> PyResult<Option<Arc<ControlMailbox>>> {
+        Ok(self.lock(py)?.clone())
+    }
+
     /// The mailbox itself, for what posts more than one message.
-    pub(crate) fn shared(&self, py: Python<'_>) -> PyResult<&Arc<ControlMailbox>> {
-        self.inner.get(py)
+    pub(crate) fn shared(&self, py: Python<'_>) -> PyResult<Arc<ControlMailbox>> {
+        let closed = || Error::new(ErrorKind::Closed, "the mailbox is closed");
+        self.open(py)?.ok_or_else(closed).or_raise(py)
     }
 
     /// Where an operation's answer, or a subscription's messages, go.
     pub(crate) fn reply(&self, py: Python<'_>, key: u64) -> PyResult<Reply> {
-        Ok(Reply::new(Arc::clone(self.inner.get(py)?), key))
+        Ok(Reply::new(self.shared(py)?, key))
     }
 }
 

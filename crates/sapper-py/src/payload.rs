@@ -4,7 +4,7 @@
 //! - bytes that were read too far, before the start (`initial_data`) or after the end (`unused_data`),
 //!   and keying material.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -41,7 +41,7 @@ pub(crate) struct ForeignTransport {
 impl ForeignTransport {
     #[new]
     fn new(py: Python<'_>, mailbox: &Mailbox, key: u64, description: String) -> PyResult<Self> {
-        let listener = Arc::clone(mailbox.shared(py)?);
+        let listener = mailbox.shared(py)?;
         let notify = move || listener.done(key, Ok(Value::Unit));
         let (stream, handle) = foreign(CAPACITY, description, notify);
         let spec = EndpointSpec::Stream(Box::new(stream));

@@ -235,7 +235,7 @@ class Bridge(Pump):
         """What the peer sent after its close_notify, once the bridge is closed. Given once.
 
         Raises:
-            BusyError: It is not closed yet.
+            ApiMisuseError: It is not closed yet.
         """
         data: bytes = await running_post().call(self._native.unused_data)
         return data

@@ -290,6 +290,13 @@ class TlsConfig(Options):
         super().__init__(**values)
         self._parsed = self._parse()
 
+    def __eq__(self, other: object) -> bool:
+        # The parsed form is no part of what the options say.
+        return isinstance(other, TlsConfig) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((self.min_version, self.max_version, self.cipher_suites, self.alpn, self.pins))
+
     @property
     def native(self) -> _native.TlsConfig:
         """The parsed form, for the binding."""
