@@ -154,6 +154,11 @@ def compare_class(node: ast.ClassDef, built: type) -> list[str]:
     return problems
 
 
+def only_a_type(node: ast.ClassDef) -> bool:
+    """Whether a class of the stub is there for annotations alone."""
+    return any(ast.unparse(base).endswith(("TypedDict", "Protocol")) for base in node.bases)
+
+
 def compare(stub: ast.Module, built: ModuleType) -> list[str]:
     """Every difference, in the order of the stub."""
     problems: list[str] = []
@@ -163,8 +168,8 @@ def compare(stub: ast.Module, built: ModuleType) -> list[str]:
         problems.append(f"{name}: built, but not in the stub")
     for name, node in names.items():
         if name not in public:
-            if name.startswith("_") and isinstance(node, ast.ClassDef):
-                continue  # a protocol or typed dictionary for the annotations alone
+            if name.startswith("__") or (isinstance(node, ast.ClassDef) and only_a_type(node)):
+                continue
             problems.append(f"{name}: in the stub, but not built")
             continue
         value = getattr(built, name)

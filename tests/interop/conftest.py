@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import sapper.tls as tls
 
+import sapper.tls as tls
 from support import traffic
 from support.programs import Program
 
@@ -31,9 +31,10 @@ class Inside:
         jobs = [
             traffic.Background(lambda: self.inner.sendall(up + mark)),
             traffic.Background(lambda: program.send(down)),
+            # Read meanwhile: such programs do one thing at a time, and wait for whoever reads them.
+            traffic.Background(lambda: program.wait_for(mark, seconds=30)),
         ]
         received = traffic.receive_exactly(self.inner, size)
-        program.wait_for(mark, seconds=30)
         for job in jobs:
             job.join()
         assert traffic.digest(received) == traffic.digest(down)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sapper.tls as tls
 
+import sapper.tls as tls
 from support import needs, traffic
 from support.certs import Certificates
 from support.programs import free_port, run_program

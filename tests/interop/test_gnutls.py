@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sapper.tls as tls
 
+import sapper.tls as tls
 from support import traffic
 from support.certs import Certificates
 from support.programs import free_port, run_program

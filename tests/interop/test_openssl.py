@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 import sapper.tls as tls
 from sapper.errors import CertificateError, CredentialsRejected
-
 from support import traffic
 from support.certs import Certificates
 from support.programs import free_port, run_program
@@ -58,7 +58,7 @@ def test_certificates_to_s_server(certs: Certificates, inside: Any, version: str
         assert info.peer_certificate == theirs.cert_der
         us.bridge.start()
         us.exchange(peer)
-        assert us.bridge.stats().facts["engine"] == "rustls"
+        assert us.bridge.stats().facts["transport.tls.engine"] == "rustls"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -131,8 +131,8 @@ def check_psk(us: Any, peer: Any, version: str, suite: str) -> None:
     us.bridge.start()
     us.exchange(peer)
     facts = us.bridge.stats().facts
-    assert facts["engine"] == "openssl"
-    assert facts["suite"] == info.cipher_suite
+    assert facts["transport.tls.engine"] == "openssl"
+    assert facts["transport.tls.cipher_suite"] == info.cipher_suite
 
 
 @pytest.mark.parametrize("server_side", [False, True], ids=["to-s_server", "from-s_client"])
@@ -219,7 +219,10 @@ def test_key_updates_of_the_peer_are_followed(certs: Certificates, inside: Any) 
         us.bridge.handshake_sync()
         us.bridge.start()
         for turn in range(5):
+            # It takes all that it reads at once as one command, so what follows waits for its answer.
+            peer.output = b""
             peer.send(b"K\n")
+            peer.wait_for(b"SSL_do_handshake -> 1")
             line = f"after key update {turn}\n".encode()
             peer.send(line)
             assert traffic.receive_exactly(us.inner, len(line)) == line

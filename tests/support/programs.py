@@ -44,8 +44,9 @@ class Program:
 
     def send(self, data: bytes) -> None:
         """Writes to its standard input."""
-        self.stdin.write(data)
-        self.stdin.flush()
+        view = memoryview(data)
+        while view:
+            view = view[self.stdin.write(view) :]
 
     def wait_for(self, pattern: bytes, seconds: float = 10) -> re.Match[bytes]:
         """Reads its output until the pattern is in it; ends the test when it does not come."""
@@ -100,8 +101,6 @@ class Program:
 
     def stop(self) -> None:
         """Ends it, gently first."""
-        with contextlib.suppress(OSError):
-            self.stdin.close()
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -109,6 +108,9 @@ class Program:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(timeout=10)
+        # After its end: a thread that still writes to it holds the pipe until then.
+        with contextlib.suppress(OSError):
+            self.stdin.close()
         self._stdout.close()
 
     def __enter__(self) -> Self:
@@ -144,6 +146,7 @@ def run_program(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        bufsize=0,
         env={**os.environ, **(env or {})},
         pass_fds=pass_fds,
         # A Ctrl-C in the terminal is for pytest, which then ends the program in order.
