@@ -15,6 +15,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from ipaddress import IPv6Address
 
 import sapper.tls as tls
 
@@ -57,11 +58,11 @@ async def simulated_device(port: int, key: bytes, ready: asyncio.Event) -> None:
         await bridge.handshake()
         await bridge.cdtunnel_accept(
             tls.CdTunnelParameters(
-                client_address="fd58:8c92:8961::2",
+                client_address=IPv6Address("fd58:8c92:8961::2"),
+                prefix_len=64,
                 mtu=1280,
-                netmask="ffff:ffff:ffff:ffff::",
-                server_address="fd58:8c92:8961::1",
-                server_rsd_port=56307,
+                server_address=IPv6Address("fd58:8c92:8961::1"),
+                rsd_port=56307,
             )
         )
         bridge.start()
@@ -86,9 +87,9 @@ def answered(packet: bytes) -> bytes | None:
     return None
 
 
-def udp(source: str, destination: str, data: bytes) -> bytes:
+def udp(source: object, destination: object, data: bytes) -> bytes:
     """An IPv6 packet with a UDP datagram in it, as the kernel would hand it to a TUN."""
-    addresses = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+    addresses = b"".join(socket.inet_pton(socket.AF_INET6, str(one)) for one in (source, destination))
     length = (8 + len(data)).to_bytes(2, "big")
     datagram = (4000).to_bytes(2, "big") + (7).to_bytes(2, "big") + length
     summed = (
@@ -112,7 +113,7 @@ async def main(tun: str | None) -> None:
 
     ours, sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     bridge, granted = await open_tunnel(f"tcp://127.0.0.1:{port}", key, f"tun:{tun}" if tun else sink)
-    print(f"granted: {granted.client_address}, MTU {granted.mtu}, services at {granted.server_rsd_port}")
+    print(f"granted: {granted.client_address}, MTU {granted.mtu}, services at {granted.rsd_port}")
     async with bridge:
         if tun:
             for words in (
