@@ -16,6 +16,7 @@ pub mod pump;
 pub mod runtime;
 pub mod stats;
 pub mod stream;
+pub mod switch;
 pub mod sys;
 pub mod tls;
 
