@@ -338,17 +338,16 @@ impl Task {
         {
             linger(&mut pump, request).await;
         }
-        if !matches!(outcome, Ok(())) {
-            // What can be said without waiting is said: close_notify, or the alert of an error.
-            poll_fn(|cx| {
-                let _ = match pump.ends() {
-                    Ends::Streams(network, _) => network.poll_send_eof(cx),
-                    Ends::Ports(network, _) => network.poll_send_eof(cx),
-                };
-                Poll::Ready(())
-            })
-            .await;
-        }
+        // What can be said without waiting is said: close_notify, also of a direction that never ran, or
+        // the alert of an error. It is said once.
+        poll_fn(|cx| {
+            let _ = match pump.ends() {
+                Ends::Streams(network, _) => network.poll_send_eof(cx),
+                Ends::Ports(network, _) => network.poll_send_eof(cx),
+            };
+            Poll::Ready(())
+        })
+        .await;
         outcome
     }
 
