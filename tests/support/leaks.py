@@ -38,7 +38,7 @@ def thread_names() -> Counter[str]:
             name = Path(f"/proc/self/task/{entry}/comm").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
-        if not name.startswith("sapper-io-"):
+        if not name.startswith(("sapper-io-", "libuv-worker")):  # both are made once for the process
             names[name] += 1
     return names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import replace
 from typing import IO, Any
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.live import Live
 from sapper._options import config_error
 from sapper.cli._output import error_values, fail, stats_table, stats_values, write_json
 from sapper.endpoint import Endpoint, Tls, TlsListen
-from sapper.errors import ClosedError, ConfigError, SapperError
+from sapper.errors import ClosedError, SapperError
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import Bridge, HandshakeInfo, TlsConfig, create_bridge
 
@@ -107,7 +108,12 @@ async def run(
     report: Report,
 ) -> int:
     """Runs a bridge to its end and gives the exit code."""
-    pump = _make(ends, tls, server_name, options)
+    network, inner = _in_order(ends)
+    names = _argument_names(swapped=network is not ends[0])
+    try:
+        pump = _make(network, inner, tls, server_name, options)
+    except SapperError as failure:
+        raise _renamed(failure, names) from None
     cut = _stop_on_signals(pump, drain, report)
     error: SapperError | None = None
     report.note("opening", f"{ends[0]} <-> {ends[1]}", a=str(ends[0]), b=str(ends[1]))
@@ -128,7 +134,7 @@ async def run(
         if not cut.asked:  # otherwise: stopped while it was opening
             raise
     except SapperError as failure:
-        error = failure
+        error = _renamed(failure, names)
     await pump.stop()
     report.closed(pump, error)
     if cut.twice:
@@ -159,33 +165,42 @@ def _stop_on_signals(pump: Pump, drain: float, report: Report) -> _Cut:
     return cut
 
 
-def _make(
-    ends: tuple[Endpoint, Endpoint], tls: TlsConfig | None, server_name: str | None, options: PumpOptions
-) -> Pump:
-    """The bridge, with the TLS end as its network side whichever was named first."""
+def _in_order(ends: tuple[Endpoint, Endpoint]) -> tuple[Endpoint, Endpoint]:
+    """The network's end first: the one under TLS, or the one that carries bytes."""
     a, b = ends
-    if not isinstance(a, Tls | TlsListen) and isinstance(b, Tls | TlsListen):
-        a, b = b, a
-    elif a.packets and not b.packets:
-        a, b = b, a  # what carries bytes is the network's end; packets come out at the other
-    try:
-        if not isinstance(a, Tls | TlsListen):
-            if tls is not None or server_name is not None:
-                raise config_error("A", "options of TLS need a tls: or tls-listen: endpoint")
-            return connect(a, b, options=options)
-        if isinstance(a, TlsListen) and (tls is None or tls.credentials.kind == "none"):
-            raise config_error("cert", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key")
-        return create_bridge(
-            socket=a,
-            sink=b,
-            credentials=tls,
-            server_hostname=server_name if isinstance(a, Tls) else None,
-            sink_credentials=tls if isinstance(b, Tls | TlsListen) else None,
-            sink_hostname=server_name if isinstance(b, Tls) else None,
-            options=options,
-        )
-    except ConfigError as error:
-        network, inner = ("A", "B") if a is ends[0] else ("B", "A")
-        names = {"socket": network, "network": network, "sink": inner}
-        names |= {"server_hostname": "server_name", "sink_hostname": "server_name"}
-        raise config_error(names.get(error.field or "", error.field), error.message, error.reason) from None
+    tls = [isinstance(one, Tls | TlsListen) for one in ends]
+    if (tls[1] and not tls[0]) or (not any(tls) and a.packets and not b.packets):
+        return b, a
+    return a, b
+
+
+def _argument_names(*, swapped: bool) -> dict[str, str]:
+    """The API's argument names as those of the command line."""
+    network, inner = ("B", "A") if swapped else ("A", "B")
+    names = {"socket": network, "network": network, "sink": inner}
+    return names | {"server_hostname": "server_name", "sink_hostname": "server_name"}
+
+
+def _renamed(error: SapperError, names: dict[str, str]) -> SapperError:
+    field = names.get(error.field or "", error.field)
+    return type(error)(error.message, replace(error.context, field=field))
+
+
+def _make(
+    a: Endpoint, b: Endpoint, tls: TlsConfig | None, server_name: str | None, options: PumpOptions
+) -> Pump:
+    if not isinstance(a, Tls | TlsListen):
+        if tls is not None or server_name is not None:
+            raise config_error("network", "options of TLS need a tls: or tls-listen: endpoint")
+        return connect(a, b, options=options)
+    if isinstance(a, TlsListen) and (tls is None or tls.credentials.kind == "none"):
+        raise config_error("cert", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key")
+    return create_bridge(
+        socket=a,
+        sink=b,
+        credentials=tls,
+        server_hostname=server_name if isinstance(a, Tls) else None,
+        sink_credentials=tls if isinstance(b, Tls | TlsListen) else None,
+        sink_hostname=server_name if isinstance(b, Tls) else None,
+        options=options,
+    )

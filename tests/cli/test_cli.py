@@ -1,0 +1,303 @@
+"""The command line: what it joins, what it prints for people and programs, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapper import __version__
+from sapper.errors import ErrorKind
+from sapper.testing import ThrowawayCertificates, throwaway_certificates
+
+KEY = "00112233445566778899aabbccddeeff" * 2
+
+
+@pytest.fixture(scope="module")
+def made() -> ThrowawayCertificates:
+    return throwaway_certificates("localhost")
+
+
+def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    more.setdefault("env", {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", "sapper.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **more,
+    )
+
+
+def run_when_it_listens(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Runs it until the other side, just started, is there."""
+    for _ in range(30):
+        done = run(*arguments, **more)
+        if '"kind":"connect"' not in done.stdout:
+            break
+    return done
+
+
+@contextmanager
+def started(*arguments: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sapper.cli", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_version() -> None:
+    done = run("version", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["sapper"] == __version__
+    assert __version__ in run("version").stdout
+
+
+def test_help_names_every_exit_code() -> None:
+    for command in ((), ("bridge",), ("demo",)):
+        text = re.sub(r"\s+", " ", run(*command, "--help").stdout)
+        assert "Usage" in text
+        for kind in ErrorKind:
+            assert re.search(rf"\b{kind.exit_code}\b", text.split("Exit codes:")[1]), (command, kind)
+
+
+def test_two_endpoints_without_tls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with started("bridge", f"tcp://127.0.0.1:{port}", "stdio:", "--quiet") as process:
+            far, _ = listener.accept()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with far:
+                process.stdin.write(b"to the network")
+                process.stdin.flush()
+                assert far.recv(14, socket.MSG_WAITALL) == b"to the network"
+                far.sendall(b"and back")
+                far.shutdown(socket.SHUT_WR)
+                process.stdin.close()
+                process.stdin = None
+                assert process.stdout.read() == b"and back"
+            assert process.wait(20) == 0
+
+
+def test_tls_with_certificates_and_json(
+    made: ThrowawayCertificates, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    for name, content in zip(("chain", "key"), made.server, strict=True):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "roots").write_bytes(made.authority)
+    port = free_port()
+    server = (
+        "bridge", f"tls-listen://127.0.0.1:{port}", f"file:{tmp_path / 'out'}?mode=w", "--json",
+        "--cert", str(tmp_path / "chain"), "--key", str(tmp_path / "key"), "--direction", "decrypt-only",
+    )  # fmt: skip
+    with started(*server) as listening:
+        assert listening.stdout is not None
+        assert json.loads(listening.stdout.readline())["event"] == "opening"
+        (tmp_path / "in").write_bytes(bytes(100_000))
+        client = ("bridge", f"file:{tmp_path / 'in'}", f"tls://localhost:{port}", "--json")
+        done = run_when_it_listens(*client, "--roots", str(tmp_path / "roots"))
+        told = lines(done.stdout)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        assert [one["event"] for one in told if one["event"] != "stats"] == ["opening", "handshake", "closed"]
+        assert told[1]["version"] == "TLSv1.3"
+        assert told[-1]["error"] is None
+        assert told[-1]["stats"]["encapsulate"]["bytes"] == 100_000
+        assert listening.wait(20) == 0
+    assert (tmp_path / "out").read_bytes() == bytes(100_000)
+
+
+def test_a_wrong_certificate_has_its_exit_code_and_says_what_to_do(
+    made: ThrowawayCertificates, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=_serve_tls, args=(listener, made))
+        thread.start()
+        done = run("bridge", f"tls://localhost:{port}", "null:")
+        thread.join()
+    assert done.returncode == ErrorKind.CERTIFICATE.exit_code, done.stderr
+    assert "--roots" in done.stderr
+    assert done.stdout == ""
+
+
+def _serve_tls(listener: socket.socket, made: ThrowawayCertificates) -> None:
+    from sapper.errors import SapperError
+    from sapper.tls import create_bridge
+
+    connection, _ = listener.accept()
+    bridge = create_bridge(
+        socket=connection, sink="null:", credentials=made.server_credentials(), server_side=True
+    )
+    with suppress(SapperError):
+        bridge.handshake_sync()
+    bridge.stop()
+    bridge.wait_closed_sync(10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        (["nonsense", "null:"], ErrorKind.CONFIG, "A: 'nonsense' is no endpoint"),
+        (["null:", "tcp://h"], ErrorKind.CONFIG, "B: "),
+        (["tun:x", "null:", "--framing", "raw"], ErrorKind.CONFIG, "framing"),
+        (["null:", "null:", "--cert", "x"], ErrorKind.CONFIG, "belong together"),
+        (["null:", "null:", "--server-name", "x"], ErrorKind.CONFIG, "need a tls:"),
+        (["tls-listen://:0", "null:"], ErrorKind.CONFIG, "needs --cert"),
+        (["tls://h:1", "null:", "--psk-identity", "x"], ErrorKind.CONFIG, "SAPPER_PSK"),
+        (["null:", "null:", "--tap-filter", "tcp"], ErrorKind.CONFIG, "need --tap"),
+        (["null:", "null:", "--config", "/no/such/file"], ErrorKind.CONFIG, "cannot read"),
+        (["tcp://127.0.0.1:1", "null:"], ErrorKind.CONNECT, "try: check that the peer listens"),
+        (["file:/no/such/file", "null:"], ErrorKind.DEVICE, "A: "),
+    ],
+)
+def test_a_mistake_names_its_argument(arguments: list[str], kind: ErrorKind, says: str) -> None:
+    done = run("bridge", *arguments)
+    assert done.returncode == kind.exit_code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert run("bridge", "null:", "null:", "--nonsense").returncode == 2
+
+
+def test_errors_are_json_where_asked() -> None:
+    done = run("bridge", "nonsense", "null:", "--json")
+    assert json.loads(done.stderr)["error"]["field"] == "A"
+    done = run("bridge", "tcp://127.0.0.1:1", "null:", "--json")
+    told = lines(done.stdout)[-1]
+    assert (told["event"], told["error"]["kind"]) == ("closed", "connect")
+
+
+@pytest.mark.parametrize("how", ["environment", "file", "toml"])
+def test_a_pre_shared_key_comes_from_outside_and_never_shows(
+    how: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    environment = {**os.environ, "NO_COLOR": "1"}
+    options = ["--psk-identity", "x", "--max-tls", "1.2"]
+    if how == "environment":
+        environment["SAPPER_PSK"] = KEY
+    elif how == "file":
+        (tmp_path / "key").write_text(KEY)
+        options += ["--psk-file", str(tmp_path / "key")]
+    else:
+        (tmp_path / "key").write_text(KEY)
+        (tmp_path / "b.toml").write_text(
+            '[tls]\nmax_version = "TLSv1.2"\n'
+            '[tls.credentials]\nkind = "psk"\nidentity = "x"\nkey_file = "key"\n'
+            "[bridge]\nidle_timeout = 30\n"
+        )
+        options = ["--config", str(tmp_path / "b.toml")]
+    listening = f"tls-listen://127.0.0.1:{port}"
+    with started("bridge", listening, "null:", "--json", *options, env=environment) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        client = ("bridge", f"tls://127.0.0.1:{port}", "file:/dev/null", "--json", *options)
+        done = run_when_it_listens(*client, env=environment)
+        assert done.returncode == 0, done.stderr + done.stdout
+        handshake = next(one for one in lines(done.stdout) if one["event"] == "handshake")
+        assert handshake["engine"] == "openssl"
+        assert KEY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_drains_and_ends_with_success(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with started("bridge", f"tcp://127.0.0.1:{port}", "null:", "--json") as process:
+            far, _ = listener.accept()
+            assert process.stdout is not None
+            with far:
+                while json.loads(process.stdout.readline())["event"] != "open":
+                    pass
+                process.send_signal(number)
+                told = [json.loads(line) for line in process.stdout]
+                assert [one["event"] for one in told] == ["stopping", "closed"]
+                assert process.wait(20) == 0
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    (ours, theirs), sink = socket.socketpair(), socket.socketpair()
+    with ours, theirs, sink[0], sink[1]:
+        command = ("bridge", f"fd:{theirs.fileno()}", f"fd:{sink[0].fileno()}", "--json", "--drain", "60")
+        with started(*command, pass_fds=(theirs.fileno(), sink[0].fileno())) as process:
+            assert process.stdout is not None
+            while json.loads(process.stdout.readline())["event"] != "open":
+                pass
+            ours.setblocking(False)
+            sent = 0
+            while sent < 2_000_000:  # more than the full sink and every buffer take
+                try:
+                    sent += ours.send(bytes(65_536))
+                except BlockingIOError:
+                    break
+            process.send_signal(signal.SIGINT)
+            assert json.loads(process.stdout.readline())["event"] == "stopping"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+
+
+def test_the_demo_runs_and_sums_up() -> None:
+    done = run("demo", "--seconds", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    told = lines(done.stdout)
+    assert told[0]["event"] == "begin"
+    summary = told[-1]
+    assert summary["event"] == "summary"
+    assert {(one["scene"], one["pump"]) for one in summary["runs"]} == {
+        (scene, pump) for scene in told[0]["scenes"] for pump in ("sapper", "asyncio")
+    }
+    for one in summary["runs"]:
+        assert one["bytes"] > 0
+        assert one["torn"] == 0
+    assert all(summary["sapper_to_asyncio"].values())
+
+
+@pytest.mark.needs("setpriv")
+def test_the_demo_runs_without_rights() -> None:
+    setpriv = shutil.which("setpriv")
+    assert setpriv is not None
+    command = [
+        setpriv,
+        "--bounding-set",
+        "-all",
+        "--inh-caps",
+        "-all",
+        sys.executable,
+        "-m",
+        "sapper.cli",
+        "demo",
+    ]
+    done = subprocess.run(
+        [*command, "--seconds", "2"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "packets:" in done.stdout
+    assert "of the asyncio pump" in done.stdout

@@ -1,0 +1,63 @@
+"""What each module exports is exactly what it says, and every public thing is documented."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from types import ModuleType
+
+import pytest
+
+import sapper
+
+MODULES = [
+    "sapper",
+    *(f"sapper.{one.name}" for one in pkgutil.iter_modules(sapper.__path__)),
+    "sapper.tls.config",
+    "sapper.tls.bridge",
+]
+PUBLIC = [name for name in MODULES if "._" not in name]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_is_exact(name: str) -> None:
+    module = importlib.import_module(name)
+    listed = list(module.__all__)
+    assert listed == sorted(set(listed), key=listed.index), "no name twice"
+    own = {
+        one
+        for one, value in vars(module).items()
+        if not one.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == name
+    }
+    hidden = own - set(listed)
+    # Helpers that other modules of the package import by name.
+    assert hidden <= SHARED.get(name, set()), hidden
+    for one in listed:
+        assert hasattr(module, one)
+
+
+SHARED = {
+    "sapper.endpoint": {"split_address", "join_address"},
+    "sapper.pump": {"build", "native_options", "options_from", "take_both", "tap_values"},
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_thing_is_documented(name: str) -> None:
+    module: ModuleType = importlib.import_module(name)
+    assert module.__doc__
+    for one in module.__all__:
+        value = getattr(module, one)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, f"{name}.{one}"
+        if inspect.isclass(value) and value.__module__.startswith("sapper"):
+            for member, what in vars(value).items():
+                if not member.startswith("_") and (inspect.isfunction(what) or isinstance(what, property)):
+                    assert inspect.getdoc(getattr(value, member)), f"{name}.{one}.{member}"
+
+
+def test_the_top_level_is_small() -> None:
+    assert sapper.__all__ == ["ErrorKind", "SapperError", "__version__"]

@@ -1,0 +1,139 @@
+"""The mailboxes: one per loop while it is needed, a thread where a loop cannot watch, and no fork."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from sapper import _native
+from sapper._loop import LoopPost, call_sync, post_of, running_post
+from sapper.errors import ApiMisuseError
+from sapper.pump import Pump, connect
+
+
+def new_pump() -> tuple[Pump, socket.socket]:
+    ours, near = socket.socketpair()
+    return connect(ours, "null:"), near
+
+
+async def test_a_loop_has_one_mailbox_while_it_hears_of_something(any_loop: str, leak_check: None) -> None:
+    one, near = new_pump()
+    other, far = new_pump()
+    post = running_post()
+    assert post_of(asyncio.get_running_loop()) is post
+    assert post._mailbox is not None
+    with near, far:
+        await asyncio.gather(one.open(), other.open())
+        await one.stop()
+        await other.stop()
+    assert post._mailbox is None, "the last one closes it"
+
+
+async def test_a_cancelled_call_leaves_no_key_behind() -> None:
+    pump, near = new_pump()
+    with near:
+        task = asyncio.create_task(pump.wait_closed())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert running_post()._futures == {}
+        await pump.stop()
+
+
+class Proactor(asyncio.SelectorEventLoop):
+    """A loop that cannot watch descriptors for others, as Windows' has it."""
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_a_loop_that_cannot_watch_is_served_by_a_thread(leak_check: None) -> None:
+    async def main() -> None:
+        pump, near = new_pump()
+        with near:
+            await pump.open()
+            pump.start()
+            names = [thread.name for thread in threading.enumerate()]
+            assert "sapper-mailbox" in names
+            await pump.stop()
+
+    # The loop's own self-pipe is watched by other means than add_reader().
+    with asyncio.Runner(loop_factory=Proactor) as runner:
+        runner.run(main())
+
+
+async def test_messages_of_a_closed_loop_are_an_error_in_words() -> None:
+    def other_loop() -> None:
+        loop = asyncio.new_event_loop()
+        post = LoopPost(loop)
+        loop.close()
+        with pytest.raises(ApiMisuseError, match="closed"):
+            post.subscribe(lambda tag, value: None)
+
+    await asyncio.to_thread(other_loop)
+
+
+def test_a_call_without_an_answer_meets_its_deadline() -> None:
+    with pytest.raises(TimeoutError):
+        call_sync(lambda mailbox, key: None, 0.05)
+
+
+def test_a_closed_mailbox_ends_a_wait() -> None:
+    mailbox = _native.Mailbox()
+    threading.Timer(0.05, mailbox.close).start()
+    mailbox.wait(10)
+    assert mailbox.closed
+    assert mailbox.drain() == []
+    assert not mailbox.wait(10)
+
+
+def _in_a_child(pump: Pump, answers: Any) -> None:
+    try:
+        pump.stats()
+    except ApiMisuseError as error:
+        answers.send(error.reason)
+    try:
+        new_pump()[0].start()
+    except ApiMisuseError as error:
+        answers.send(error.reason)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_refused_in_words() -> None:
+    pump, near = new_pump()
+    with near:
+        ours, theirs = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(pump, theirs))
+        child.start()
+        for _ in range(2):
+            assert ours.poll(10)
+            assert ours.recv() == "forked"
+        child.join(10)
+        assert child.exitcode == 0, "what was inherited is dropped in peace"
+        pump.stop()
+        pump.wait_closed_sync(10)
+
+
+def test_a_program_ends_while_a_bridge_runs_and_nobody_waits_for_it() -> None:
+    program = (
+        "import socket; from sapper.pump import connect; a, b = socket.socketpair()\n"
+        "pump = connect(a, 'null:'); pump.start(); print('started')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=os.environ,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr

@@ -1,0 +1,414 @@
+"""Taking over what a caller has: who closes what, what was read, which flags, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapper.endpoint import Fd
+from sapper.errors import ConfigError, SapperError
+from sapper.pump import Pump, connect
+from support.certs import Certificates
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+async def echo_through(pump: Pump, near: socket.socket, far: socket.socket) -> None:
+    """What goes in at one end comes out at the other, both ways."""
+    loop = asyncio.get_running_loop()
+    for one, other in ((near, far), (far, near)):
+        one.setblocking(False)
+        other.setblocking(False)
+        await loop.sock_sendall(one, b"hello")
+        async with asyncio.timeout(10):
+            assert await loop.sock_recv(other, 5) == b"hello"
+    assert pump.state == "running"
+
+
+async def test_a_socket_is_detached_and_closed_by_us(any_loop: str, leak_check: None) -> None:
+    ours, near = socket.socketpair()
+    theirs, far = socket.socketpair()
+    numbers = ours.fileno(), theirs.fileno()
+    pump = connect(ours, theirs)
+    assert (ours.fileno(), theirs.fileno()) == (-1, -1)
+    assert not any(map(is_open, numbers))
+    pump.start()
+    with near, far:
+        await echo_through(pump, near, far)
+        await pump.stop()
+        assert near.recv(1) == b""
+
+
+async def test_an_int_is_duplicated_and_keeps_its_flags(any_loop: str, leak_check: None) -> None:
+    ours, near = socket.socketpair()
+    theirs, far = socket.socketpair()
+    before = [fcntl.fcntl(one, fcntl.F_GETFL) for one in (ours, theirs)]
+    with ours, theirs, near, far:
+        pump = connect(ours.fileno(), Fd(theirs.fileno()))
+        pump.start()
+        await echo_through(pump, near, far)
+        await pump.stop()
+        assert [fcntl.fcntl(one, fcntl.F_GETFL) for one in (ours, theirs)] == before
+        assert is_open(ours.fileno())
+        assert is_open(theirs.fileno())
+
+
+async def test_a_pair_of_pipes_is_one_to_read_and_one_to_write(leak_check: None) -> None:
+    (their_read, our_write), (our_read, their_write) = os.pipe(), os.pipe()
+    theirs, far = socket.socketpair()
+    with os.fdopen(our_read, "rb") as reading, os.fdopen(our_write, "wb") as writing, far:
+        flags = [fcntl.fcntl(one, fcntl.F_GETFL) for one in (reading, writing)]
+        pump = connect((reading, writing), theirs)
+        pump.start()
+        loop = asyncio.get_running_loop()
+        far.setblocking(False)
+        os.write(their_write, b"in")
+        async with asyncio.timeout(10):
+            assert await loop.sock_recv(far, 2) == b"in"
+            await loop.sock_sendall(far, b"out")
+            assert await asyncio.to_thread(os.read, their_read, 3) == b"out"
+        await pump.stop()
+        assert [fcntl.fcntl(one, fcntl.F_GETFL) for one in (reading, writing)] == flags
+    os.close(their_read)
+    os.close(their_write)
+
+
+async def test_files_and_null_work_though_they_cannot_be_polled(tmp_path: Path, leak_check: None) -> None:
+    source = tmp_path / "in"
+    source.write_bytes(bytes(range(256)) * 4096)
+    pump = connect(f"file:{source}", f"file:{tmp_path / 'out'}?mode=w")
+    pump.start()
+    with suppress(SapperError):
+        async with asyncio.timeout(10):
+            while pump.stats().decapsulate.bytes < 256 * 4096:
+                await asyncio.sleep(0.01)
+    await pump.stop(1.0)
+    assert (tmp_path / "out").read_bytes() == source.read_bytes()
+
+
+async def test_a_listener_as_sink_accepts_one(any_loop: str, leak_check: None) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    ours, near = socket.socketpair()
+    pump = connect(ours, listener)
+    assert listener.fileno() == -1
+    pump.start()
+    far = await asyncio.to_thread(socket.create_connection, address)
+    with near, far:
+        await echo_through_when_running(pump, near, far)
+        await pump.stop()
+
+
+async def echo_through_when_running(pump: Pump, near: socket.socket, far: socket.socket) -> None:
+    async with asyncio.timeout(10):
+        while pump.state != "running":
+            await asyncio.sleep(0.005)
+    await echo_through(pump, near, far)
+
+
+async def test_an_address_and_a_name_are_connected(any_loop: str, leak_check: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        for address in ((host, port), f"tcp://{host}:{port}"):
+            ours, near = socket.socketpair()
+            pump = connect(address, ours)
+            pump.start()
+            far, _ = await asyncio.to_thread(listener.accept)
+            with near, far:
+                await echo_through_when_running(pump, near, far)
+                await pump.stop()
+
+
+# -- asyncio ---------------------------------------------------------------------------------------------
+
+
+async def served(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]],
+) -> tuple[asyncio.Server, socket.socket]:
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    client = socket.create_connection(server.sockets[0].getsockname())
+    return server, client
+
+
+async def test_no_byte_of_a_reader_and_writer_is_lost(any_loop: str, leak_check: None) -> None:
+    """Bytes that were read and not fetched come along; bytes that wait to be written go out first."""
+    theirs, far = socket.socketpair()
+    first = os.urandom(3_000_000)
+    pumps: asyncio.Queue[Pump] = asyncio.Queue()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(5) == b"hello"
+        while len(reader._buffer) < 7:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
+        writer.write(first)  # far more than the socket takes at once
+        pump = connect((reader, writer), theirs)
+        assert writer.transport.is_closing() or writer.transport.get_write_buffer_size()
+        pump.start()
+        await pumps.put(pump)
+
+    server, client = await served(handle)
+    with client, far:
+        loop = asyncio.get_running_loop()
+        client.setblocking(False)
+        far.setblocking(False)
+        await loop.sock_sendall(client, b"hello" + b"waiting")
+        pump = await pumps.get()
+        await loop.sock_sendall(client, b" and later")
+        await loop.sock_sendall(far, b"the end")
+        async with asyncio.timeout(20):
+            seen = b""
+            while len(seen) < 17:
+                seen += await loop.sock_recv(far, 100)
+            answer = b""
+            while len(answer) < len(first) + 7:
+                answer += await loop.sock_recv(client, 1 << 20)
+        assert seen == b"waiting and later"
+        assert answer == first + b"the end"
+        await pump.stop()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_whoever_waits_for_the_writer_goes_on(any_loop: str) -> None:
+    done = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pump = connect((reader, writer), "null:")
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        done.set()
+        await pump.stop()
+
+    server, client = await served(handle)
+    with client:
+        async with asyncio.timeout(10):
+            await done.wait()
+    server.close()
+
+
+async def test_a_bare_transport_is_taken_over(any_loop: str, leak_check: None) -> None:
+    ours, near = socket.socketpair()
+    theirs, far = socket.socketpair()
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+    pump = connect(transport, theirs)
+    assert transport.is_closing()
+    pump.start()
+    with near, far:
+        await echo_through_when_running(pump, near, far)
+        await pump.stop()
+
+
+class InMemory(asyncio.Transport):
+    """A transport without a descriptor: what it is given comes out at a socket."""
+
+    def __init__(self, outer: socket.socket, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__()
+        self._outer, self._protocol = outer, protocol
+        self._closing = False
+        outer.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self.resume_reading()
+
+    def _readable(self) -> None:
+        data = self._outer.recv(65_536)
+        assert isinstance(self._protocol, asyncio.Protocol)
+        if data:
+            self._protocol.data_received(data)
+        else:
+            self.pause_reading()
+            self._protocol.eof_received()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def pause_reading(self) -> None:
+        self._loop.remove_reader(self._outer)
+
+    def resume_reading(self) -> None:
+        self._loop.add_reader(self._outer, self._readable)
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self._outer.setblocking(True)
+        self._outer.sendall(data)
+        self._outer.setblocking(False)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self._outer.shutdown(socket.SHUT_WR)
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self.pause_reading()
+            self._outer.close()
+            assert isinstance(self._protocol, asyncio.BaseProtocol)
+            self._loop.call_soon(self._protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.close()
+
+
+async def test_a_transport_without_a_descriptor_passes_through_the_door(
+    any_loop: str, leak_check: None
+) -> None:
+    outer, near = socket.socketpair()
+    theirs, far = socket.socketpair()
+    transport = InMemory(outer, asyncio.Protocol())
+    pump = connect(transport, theirs)
+    pump.start()
+    with near, far:
+        await echo_through_when_running(pump, near, far)
+        data = os.urandom(1_000_000)
+        loop = asyncio.get_running_loop()
+        sending = asyncio.create_task(loop.sock_sendall(near, data))
+        seen = b""
+        async with asyncio.timeout(20):
+            while len(seen) < len(data):
+                seen += await loop.sock_recv(far, 1 << 20)
+            await sending
+        assert seen == data
+        far.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(10):
+            assert await loop.sock_recv(near, 1) == b""
+        await pump.stop()
+        async with asyncio.timeout(10):
+            while not transport.is_closing():
+                await asyncio.sleep(0.005)
+
+
+# -- what is refused, with nothing taken -----------------------------------------------------
+
+
+async def test_wrong_endpoints_name_their_argument(tmp_path: Path, leak_check: None) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    closed = socket.socket()
+    closed.close()
+    with open(tmp_path / "f", "wb") as file:
+        pass
+    unfinished = fcntl.fcntl(folder, fcntl.F_DUPFD, 900)  # far from what the next socket gets
+    os.close(unfinished)
+    wrong: list[tuple[Any, str | None]] = [
+        (object(), "wrong_type"),
+        (None, "wrong_type"),
+        (True, "wrong_type"),
+        (3.5, "wrong_type"),
+        ((1, 2, 3), "wrong_type"),
+        (unfinished, None),
+        (-1, None),
+        (2**40, None),
+        (folder, "directory"),
+        (closed, "closed"),
+        (file, "closed"),
+        ("nonsense", "scheme"),
+        ("file:/no/such/file", None),
+        (("host", 70_000), None),
+    ]
+    try:
+        for value, reason in wrong:
+            for first in (True, False):
+                ours, near = socket.socketpair()
+                with ours, near:
+                    ends = (value, ours) if first else (ours, value)
+                    with pytest.raises(SapperError) as caught:
+                        connect(*ends)
+                    assert caught.value.field == ("network" if first else "sink"), (value, caught.value)
+                    if reason is not None:
+                        assert (type(caught.value), caught.value.reason) == (ConfigError, reason), value
+                    assert is_open(ours.fileno()), "nothing was taken"
+    finally:
+        os.close(folder)
+
+
+async def test_a_transport_under_tls_is_refused_with_the_reason(certs: Certificates) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs.server.cert_path, certs.server.key_path)
+    refused: asyncio.Future[ConfigError] = asyncio.get_running_loop().create_future()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            connect((reader, writer), "null:")
+        except ConfigError as error:
+            refused.set_result(error)
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
+    client_context = ssl.create_default_context()
+    client_context.check_hostname = False
+    client_context.verify_mode = ssl.CERT_NONE
+    host, port = server.sockets[0].getsockname()
+    _, writer = await asyncio.open_connection(host, port, ssl=client_context)
+    error = await asyncio.wait_for(refused, 10)
+    assert (error.field, error.reason) == ("network", "ssl_transport")
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    server.close()
+
+
+async def test_a_reader_that_somebody_waits_for_is_refused_and_goes_on(any_loop: str) -> None:
+    checked = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting = asyncio.create_task(reader.readline())
+        await asyncio.sleep(0.01)
+        with pytest.raises(ConfigError) as caught:
+            connect((reader, writer), "null:")
+        assert caught.value.reason == "busy"
+        writer.write(b"go\n")
+        assert await waiting == b"line\n"
+        checked.set()
+        writer.close()
+
+    server, client = await served(handle)
+    with client:
+        assert await asyncio.to_thread(client.recv, 3) == b"go\n"
+        client.sendall(b"line\n")
+        async with asyncio.timeout(10):
+            await checked.wait()
+    server.close()
+
+
+async def test_what_a_failed_call_had_prepared_is_given_back(any_loop: str, leak_check: None) -> None:
+    """The second argument is wrong after the first, a reader with bytes in it, was prepared."""
+    checked = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readexactly(1) == b"x"
+        with pytest.raises(ConfigError):
+            connect((reader, writer), object())  # type: ignore[arg-type]
+        assert await reader.readexactly(9) == b"remaining"
+        checked.set()
+        writer.close()
+
+    server, client = await served(handle)
+    with client:
+        client.sendall(b"xremaining")
+        async with asyncio.timeout(10):
+            await checked.wait()
+    server.close()
+    await server.wait_closed()
