@@ -36,7 +36,7 @@ lab: build ## real traffic between network namespaces alone; needs root
 	@tools/system-packages.sh
 	@CI=true $(PYTHON) -m pytest tests/lab
 
-soak: build ## 10,000 bridges opened and closed; minutes
+soak: build ## 10,000 bridges opened and closed
 	@$(PYTHON) tools/soak.py
 
 fuzz: ## every parser against random input; FUZZ_SECONDS=30 for each

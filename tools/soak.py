@@ -34,6 +34,7 @@ MOST_GROWTH = 24 << 20
 
 def descriptors() -> int:
     """How many descriptors this process has."""
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -44,7 +45,6 @@ def threads() -> int:
 
 def memory() -> int:
     """Resident bytes."""
-    gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -82,6 +82,7 @@ async def pair(credentials: tuple[tls.TlsConfig, tls.TlsConfig], end: str) -> No
                     received += len(await loop.sock_recv(far, 1000))
             if end == "orderly":
                 await client.aclose()
+                server_in.close()  # what a program does when it reads the end
             elif end == "at once":
                 client.stop()
                 server.stop()
