@@ -13,7 +13,7 @@ use common::*;
 fn nothing_is_left_behind() {
     // Warm-up: threads and pools exist once.
     round_trip();
-    let before = Leaks::now();
+    let before = Leaks::at_rest();
     for _ in 0..20 {
         round_trip();
     }

@@ -247,13 +247,14 @@ impl Task {
         loop {
             tokio::select! {
                 biased;
+                // First, so that what needs no waiting is done and can end orderly.
+                output = &mut work => return Ok(output),
                 () = &mut stop => {
                     for reply in self.handshake_replies.drain(..) {
                         reply.send(Err(stopped()));
                     }
                     return Err(End::Stopped);
                 }
-                output = &mut work => return Ok(output),
                 command = self.inbox.recv() => {
                     self.command_before_start(*command.ok_or(End::Stopped)?, None);
                 }

@@ -320,6 +320,16 @@ impl Leaks {
         }
     }
 
+    /// The counts when no bridge is left: a task's last drop comes after its last message.
+    pub fn at_rest() -> Self {
+        let until = Instant::now() + PATIENCE;
+        while sapper_net::runtime::live_tasks() > 0 {
+            assert!(Instant::now() < until, "a task never ends");
+            std::thread::yield_now();
+        }
+        Self::now()
+    }
+
     /// Waits a moment: a task's last drop comes after its last message.
     pub fn assert_same(&self) {
         let until = Instant::now() + PATIENCE;
