@@ -347,7 +347,7 @@ class Pump:
         return PumpStats.from_native(self._native.stats())
 
     def events(self) -> EventStream:
-        """An iterator over its events from now on, :class:`~sapper.events.Closed` last.
+        """An iterator over its events from now on (ask before ``start`` to hear of the start), :class:`~sapper.events.Closed` last.
 
         Each call gives an iterator of its own with a bounded queue; one that is too slow gets
         :class:`~sapper.events.EventsLost`.
@@ -355,6 +355,7 @@ class Pump:
         Raises:
             ApiMisuseError: There is no running event loop.
         """
+        self._native.watch()
         return self._life.events()
 
     def __repr__(self) -> str:

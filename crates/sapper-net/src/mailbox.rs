@@ -149,6 +149,19 @@ impl<V, E> Mailbox<V, E> {
         self.post(self.lock(), Message { key, body: Body::Done(result) });
     }
 
+    /// Posts an object's last event together with the ends of operations that waited for it: one
+    /// wake-up. A last event is never lost.
+    pub fn last(&self, key: u64, event: E, done: impl IntoIterator<Item = (u64, Result<V>)>) {
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        state.messages.push_back(Message { key, body: Body::Event(event) });
+        let done = done.into_iter().map(|(key, result)| Message { key, body: Body::Done(result) });
+        state.messages.extend(done);
+        self.wake(state);
+    }
+
     /// Posts an event, or counts it as lost.
     pub fn event(&self, key: u64, event: E) {
         let mut state = self.lock();
@@ -175,6 +188,10 @@ impl<V, E> Mailbox<V, E> {
             return;
         }
         state.messages.push_back(message);
+        self.wake(state);
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State<V, E>>) {
         if !state.signalled {
             state.signalled = true;
             self.signal.set();

@@ -100,6 +100,11 @@ pub(crate) fn spawn_thread(name: &str, work: impl FnOnce() + Send + 'static) -> 
     started.map(drop)
 }
 
+/// Starts the I/O threads where they do not run yet, and refuses a forked process.
+pub fn ensure_running() -> Result<()> {
+    runtime().map(drop)
+}
+
 /// Runs a named task on the least busy I/O thread. Its owner keeps the handle and ends it.
 pub fn spawn<F>(name: &'static str, task: F) -> Result<JoinHandle<F::Output>>
 where

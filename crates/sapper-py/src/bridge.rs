@@ -109,6 +109,11 @@ impl Bridge {
         Ok(())
     }
 
+    fn watch(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.get(py)?.watch();
+        Ok(())
+    }
+
     fn start(&self, py: Python<'_>) -> PyResult<()> {
         self.inner.get(py)?.start().or_raise(py)
     }

@@ -1,6 +1,6 @@
 //! The handle: what any thread may ask of a bridge.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sapper_proto::cdtunnel;
@@ -85,17 +85,44 @@ pub struct Bridge {
     /// Boxed: a channel keeps room for 32 messages, and an idle bridge carries it.
     commands: mpsc::Sender<Box<Command>>,
     shared: Arc<Shared>,
+    /// What the task is made from, until the first call makes it: one wake-up instead of two.
+    launch: Mutex<Option<Launch>>,
+}
+
+struct Launch {
+    prepared: Prepared,
+    inbox: mpsc::Receiver<Box<Command>>,
+    events: Reply,
 }
 
 impl Bridge {
-    /// Checks the options and starts the task that waits for [`handshake`](Self::handshake) or
-    /// [`start`](Self::start). Events of its life go to `events`.
+    /// Checks the options. The task begins with the first call of [`handshake`](Self::handshake),
+    /// [`start`](Self::start) or [`stop`](Self::stop). Events of its life go to `events`.
     pub fn new(options: BridgeOptions, events: Reply) -> Result<Self> {
+        runtime::ensure_running()?;
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let prepared = Prepared::check(options)?;
-        let shared = Arc::new(Shared::default());
-        runtime::spawn("bridge", task::run(prepared, Arc::clone(&shared), inbox, events))?;
-        Ok(Self { commands, shared })
+        let launch = Mutex::new(Some(Launch { prepared, inbox, events }));
+        Ok(Self { commands, shared: Arc::default(), launch })
+    }
+
+    /// Makes the task, where there is none yet. A failure answers what waits for it.
+    fn launch(&self) {
+        let Some(launch) = self.launch.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() else {
+            return;
+        };
+        if let Err(error) = runtime::ensure_running() {
+            return launch.refuse(&error);
+        }
+        let task = task::run(launch.prepared, Arc::clone(&self.shared), launch.inbox, launch.events);
+        if let Err(error) = runtime::spawn("bridge", task) {
+            tracing::error!(%error, "a bridge's task cannot be made");
+        }
+    }
+
+    /// Asks for [`Event::Started`], which is posted only to who asked before it happened.
+    pub fn watch(&self) {
+        self.shared.watch();
     }
 
     /// Connects and shakes hands on both ends. Answers [`Value::Handshakes`]; asked again, it answers
@@ -162,6 +189,7 @@ impl Bridge {
         self.shared.request_stop(drain);
         // A full queue is no obstacle: the request above is seen at the next turn.
         let _ = self.commands.try_send(Box::new(Command::Stop));
+        self.launch();
     }
 
     /// Answers [`Value::Unit`] when everything is closed and every resource given back: at once where
@@ -182,29 +210,55 @@ impl Bridge {
     }
 
     fn send(&self, command: Command) -> Result<()> {
-        self.commands.try_send(Box::new(command)).map_err(|error| refusal(&error))
+        self.commands.try_send(Box::new(command)).map_err(|error| refusal(&error))?;
+        self.launch();
+        Ok(())
     }
 
     fn send_or_refuse(&self, command: Command) {
-        if let Err(error) = self.commands.try_send(Box::new(command)) {
-            let refused = refusal(&error);
-            match *error.into_inner() {
-                Command::Handshake(reply)
-                | Command::CdTunnel(_, reply)
-                | Command::SwapSink(_, reply)
-                | Command::SetTap(_, reply)
-                | Command::UpdateKeys(reply)
-                | Command::Export { reply, .. }
-                | Command::UnusedData(reply) => reply.send(Err(refused)),
-                Command::Start | Command::Pause(..) | Command::Stop => {}
+        match self.commands.try_send(Box::new(command)) {
+            Ok(()) => self.launch(),
+            Err(error) => {
+                let refused = refusal(&error);
+                error.into_inner().refuse(&refused);
             }
         }
     }
 }
 
+impl Command {
+    /// Answers who waits for it.
+    pub(super) fn refuse(self, error: &Error) {
+        match self {
+            Self::Handshake(reply)
+            | Self::CdTunnel(_, reply)
+            | Self::SwapSink(_, reply)
+            | Self::SetTap(_, reply)
+            | Self::UpdateKeys(reply)
+            | Self::Export { reply, .. }
+            | Self::UnusedData(reply) => reply.send(Err(error.clone())),
+            Self::Start | Self::Pause(..) | Self::Stop => {}
+        }
+    }
+}
+
+impl Launch {
+    fn refuse(mut self, error: &Error) {
+        self.inbox.close();
+        while let Ok(command) = self.inbox.try_recv() {
+            command.refuse(error);
+        }
+        self.events.mailbox.last(self.events.key, Event::Closed(Some(error.clone())), []);
+    }
+}
+
 impl Drop for Bridge {
     fn drop(&mut self) {
-        self.stop(Duration::ZERO);
+        // One that was never used has no task to end.
+        let unused = self.launch.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if unused.is_none() {
+            self.stop(Duration::ZERO);
+        }
     }
 }
 

@@ -138,6 +138,7 @@ struct Inner {
     descriptions: (String, String),
     started_at: Option<Instant>,
     unused: Option<Vec<u8>>,
+    watched: bool,
 }
 
 impl Default for Inner {
@@ -152,6 +153,7 @@ impl Default for Inner {
             descriptions: Default::default(),
             started_at: None,
             unused: None,
+            watched: false,
         }
     }
 }
@@ -176,6 +178,14 @@ impl Shared {
             inner.started_at = Some(Instant::now());
         }
         inner.state = state;
+    }
+
+    pub(super) fn watch(&self) {
+        self.lock().watched = true;
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.lock().watched
     }
 
     /// Notes the first `start`; a second one, or one on a closed bridge, is refused.
@@ -232,17 +242,12 @@ impl Shared {
         }
     }
 
-    /// The end: everybody who waits is told.
-    pub(super) fn close(&self, unused: Vec<u8>) {
-        let waiting = {
-            let mut inner = self.lock();
-            inner.state = BridgeState::Closed;
-            inner.unused = Some(unused);
-            std::mem::take(&mut inner.waiting)
-        };
-        for reply in waiting {
-            reply.send(Ok(Value::Unit));
-        }
+    /// The end: gives those who wait to be told.
+    pub(super) fn close(&self, unused: Vec<u8>) -> Vec<Reply> {
+        let mut inner = self.lock();
+        inner.state = BridgeState::Closed;
+        inner.unused = Some(unused);
+        std::mem::take(&mut inner.waiting)
     }
 
     /// Bytes read too far, after the end.

@@ -93,7 +93,9 @@ impl Task {
         self.wait_for_start(&mut ends).await?;
         let pump = self.join(ends).await?;
         self.shared.set_state(BridgeState::Running);
-        self.events.mailbox.event(self.events.key, Event::Started);
+        if self.shared.is_watched() {
+            self.events.mailbox.event(self.events.key, Event::Started);
+        }
         self.pump(pump).await
     }
 
@@ -473,27 +475,24 @@ impl Task {
     /// Everything is given back; then everybody is told, the waiting ones last.
     fn close(mut self, error: Option<Error>) {
         self.inbox.close();
+        let closed = Error::new(ErrorKind::Closed, "the bridge is closed");
         while let Ok(command) = self.inbox.try_recv() {
-            let reply = match *command {
-                Command::Handshake(reply)
-                | Command::CdTunnel(_, reply)
-                | Command::SwapSink(_, reply)
-                | Command::SetTap(_, reply)
-                | Command::UpdateKeys(reply)
-                | Command::Export { reply, .. } => reply,
+            match *command {
                 Command::UnusedData(reply) => {
                     reply.send(Ok(Value::Bytes(std::mem::take(&mut self.unused))));
-                    continue;
                 }
-                Command::Start | Command::Pause(..) | Command::Stop => continue,
-            };
-            reply.send(Err(Error::new(ErrorKind::Closed, "the bridge is closed")));
+                command => command.refuse(&closed),
+            }
         }
         let Self { prepared, shared, events, unused, .. } = self;
         drop(prepared);
-        shared.set_state(BridgeState::Closed);
-        events.mailbox.event(events.key, Event::Closed(error));
-        shared.close(unused);
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            shared.close(unused).into_iter().partition(|reply| Arc::ptr_eq(&reply.mailbox, &events.mailbox));
+        let here = here.into_iter().map(|reply| (reply.key, Ok(Value::Unit)));
+        events.mailbox.last(events.key, Event::Closed(error), here);
+        for reply in elsewhere {
+            reply.send(Ok(Value::Unit));
+        }
     }
 }
 
