@@ -254,10 +254,14 @@ impl Launch {
 
 impl Drop for Bridge {
     fn drop(&mut self) {
-        // One that was never used has no task to end.
-        let unused = self.launch.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        if unused.is_none() {
-            self.stop(Duration::ZERO);
+        match self.launch.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
+            // One that was never used has no task to end; its listener is told all the same.
+            Some(Launch { prepared, events, .. }) => {
+                drop(prepared);
+                self.shared.set_state(BridgeState::Closed);
+                events.mailbox.last(events.key, Event::Closed(None), []);
+            }
+            None => self.stop(Duration::ZERO),
         }
     }
 }
