@@ -135,6 +135,7 @@ class Life:
     def cancel(self) -> None:
         """The pump was not made after all."""
         self.post.unsubscribe(self.key)
+        self.mailbox = None  # whoever keeps the exception keeps this object
 
     def told(self, error: SapperError) -> None:
         """Somebody who waited hears this error: it is not told again."""

@@ -31,7 +31,7 @@ from sapper._loop import current_loop
 from sapper._options import config_error
 from sapper.errors import ConnectionLost, SapperError
 
-__all__ = ["EndpointLike", "HasFileno", "Taken", "take"]
+__all__ = ["EndpointLike", "HasFileno", "Taken", "must_be_open", "take"]
 
 
 class HasFileno(Protocol):
@@ -88,6 +88,11 @@ class Taken:
     end: Callable[[], None] = _nothing
     foreign: bool = False
 
+    def give_back(self) -> None:
+        """Undoes the taking, and lets go of the duplicate: whoever keeps the exception keeps this object."""
+        self.undo()
+        del self.native
+
 
 def take(what: object, name: str) -> Taken:
     """Prepares to take over ``what``, which was given for the argument ``name``.
@@ -121,6 +126,14 @@ def take(what: object, name: str) -> Taken:
                 raise config_error(name, str(error)) from None
         return Taken(_native.Endpoint.fd(_descriptor(first, name), _descriptor(second, name), None, name))
     return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
+
+
+def must_be_open(number: int, name: str) -> None:
+    """Refuses a number that is no open descriptor, before anything else can get it."""
+    try:
+        os.fstat(number)
+    except (OSError, OverflowError):
+        raise config_error(name, f"descriptor {number} is not open", "not_open") from None
 
 
 def _described(what: endpoint.Endpoint, name: str) -> Taken:

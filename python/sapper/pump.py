@@ -23,7 +23,7 @@ from sapper import _native
 from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
 from sapper._loop import Operation, call_sync, current_loop, post_of, running_post
 from sapper._options import Options, config_error
-from sapper._takeover import EndpointLike, Taken, take
+from sapper._takeover import EndpointLike, Taken, must_be_open, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 from sapper.stats import PumpStats
 
@@ -292,7 +292,7 @@ class Pump:
             swap = self._native.swap_sink
             operation: Operation = lambda mailbox, key: swap(taken.native, mailbox, key)  # noqa: E731
         except BaseException:
-            taken.undo()
+            taken.give_back()
             raise
         waiting = running_post().call(operation)
         taken.commit()
@@ -468,8 +468,8 @@ def build(
     except BaseException:
         if life is not None:
             life.cancel()
-        inner.undo()
-        network.undo()
+        inner.give_back()
+        network.give_back()
         raise
     network.commit()
     inner.commit()
@@ -479,11 +479,18 @@ def build(
 
 def take_both(first: object, first_name: str, second: object, second_name: str) -> tuple[Taken, Taken]:
     """Takes two endpoints, or none."""
+    descriptors = (
+        second if isinstance(second, tuple) and second and not isinstance(second[0], str) else (second,)
+    )
+    for number in descriptors:
+        # The duplicate of the first would get a closed one's number, and be taken for the second.
+        if isinstance(number, int) and not isinstance(number, bool):
+            must_be_open(number, second_name)
     one = take(first, first_name)
     try:
         return one, take(second, second_name)
     except BaseException:
-        one.undo()
+        one.give_back()
         raise
 
 
@@ -528,8 +535,8 @@ def connect(
             if taken.tls is not None:
                 raise _belongs_to_tls(name)
     except BaseException:
-        two.undo()
-        one.undo()
+        two.give_back()
+        one.give_back()
         raise
     return build(Pump, (one, None, b""), (two, None), chosen, on_error=on_error, on_close=on_close)
 

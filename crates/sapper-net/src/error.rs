@@ -211,6 +211,14 @@ impl Error {
         self
     }
 
+    /// Says that it happened in a handshake. The stream below has only seen bytes and calls it a transfer.
+    pub(crate) fn in_handshake(mut self) -> Self {
+        if matches!(self.0.phase, None | Some(Phase::Transfer)) {
+            self.0.phase = Some(Phase::Handshake);
+        }
+        self
+    }
+
     /// Says which direction broke; the innermost word stays.
     pub fn with_direction(mut self, direction: Direction) -> Self {
         self.0.direction.get_or_insert(direction);

@@ -337,6 +337,7 @@ def create_bridge(
         },
     )
     config = TlsConfig.of(credentials)
+    policy = _asked(peer_policy)
     network, inner = take_both(socket, "socket", sink, "sink")
     try:
         network_tls = _side(network, config, server_side, server_hostname, "server_hostname")
@@ -347,8 +348,8 @@ def create_bridge(
         elif sink_credentials is not None:
             raise config_error("sink_credentials", "are for a sink that is a tls: or tls-listen: endpoint")
     except BaseException:
-        inner.undo()
-        network.undo()
+        inner.give_back()
+        network.give_back()
         raise
     return build(
         Bridge,
@@ -357,7 +358,7 @@ def create_bridge(
         chosen,
         on_error=on_error,
         on_close=on_close,
-        policy=_asked(peer_policy),
+        policy=policy,
     )
 
 

@@ -132,11 +132,12 @@ impl Task {
                     transport: ends.transport.info.clone(),
                     sink: ends.sink.as_ref().and_then(|sink| sink.info.clone()),
                 };
+                // Before the answers: whoever has one finds the bridge ready.
+                self.shared.set_state(BridgeState::Ready);
                 for reply in self.handshake_replies.drain(..) {
                     reply.send(Ok(Value::Handshakes(Box::new(handshakes.clone()))));
                 }
                 self.handshakes = Some(handshakes);
-                self.shared.set_state(BridgeState::Ready);
                 Ok(ends)
             }
             Err(error) => Err(self.tell_handshake_callers(error)),
@@ -185,7 +186,7 @@ impl Task {
         match outcome {
             Ok(Ok(Ok(parameters))) => reply.send(Ok(Value::CdTunnel(Box::new(parameters)))),
             Ok(Ok(Err(error))) => {
-                reply.send(Err(error.with_phase(Phase::Handshake)));
+                reply.send(Err(error.in_handshake()));
                 return Err(End::Told);
             }
             Ok(Err(_late)) => {

@@ -157,7 +157,7 @@ pub async fn superframe_hello(stream: &mut BoxStream, ours: Hello, deadline: Dur
     });
     match tokio::time::timeout(deadline, exchange).await.map_err(late)? {
         Ok(agreement) => Ok(agreement),
-        Err(error) => Err(error.with_phase(Phase::Handshake)),
+        Err(error) => Err(error.in_handshake()),
     }
 }
 

@@ -232,6 +232,12 @@ impl Library {
         match code {
             0 => Ok(true),
             ffi::SSL_ERROR_WANT_READ => Ok(false),
+            // A goodbye in the middle: no error to OpenSSL, the same as a closed connection to us.
+            ffi::SSL_ERROR_ZERO_RETURN => {
+                Err(Error::new(ErrorKind::ConnectionLost, "the peer closed TLS during the handshake")
+                    .with_reason("truncated")
+                    .with_direction(Direction::Decapsulate))
+            }
             code => Err(self.error(code)),
         }
     }

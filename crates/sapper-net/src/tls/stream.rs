@@ -116,7 +116,7 @@ impl TlsStream {
             Ok(info) => Ok((stream, info)),
             Err(error) => {
                 stream.last_words().await;
-                Err(error.with_phase(Phase::Handshake))
+                Err(error.in_handshake())
             }
         }
     }

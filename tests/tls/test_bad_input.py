@@ -1,0 +1,948 @@
+"""What an enemy can send and a careless caller can give: each a typed error, in time, told once.
+
+The peers here are plain sockets that a test fills by hand, CPython's ``ssl`` with a socket of ours between it
+and the bridge, or a second bridge behind a relay that cuts or changes bytes. Not here: whose descriptors they
+are afterwards (``test_ownership.py``), and single parsers (the Rust tests and the fuzz targets).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from sapper import tls
+from sapper.errors import (
+    AuthenticationError,
+    CertificateError,
+    ConfigError,
+    ConnectionLost,
+    CredentialsRejected,
+    HandshakeDeadline,
+    IdleDeadline,
+    IncompatiblePeer,
+    PolicyDenied,
+    RemoteProtocolError,
+    SapperError,
+    TlsError,
+)
+from sapper.tls import Bridge, Credentials, TlsConfig, create_bridge
+from support import leaks
+from support.certs import Certificates, Identity
+from support.traffic import Background, payload
+
+KEY = b"a key that nobody may ever read!"
+PSK = Credentials.psk("an identity", KEY)
+#: What bytes from a peer may raise, and nothing else.
+FROM_A_PEER = (RemoteProtocolError, IncompatiblePeer, TlsError, AuthenticationError, ConnectionLost)
+#: A deadline under test, and within how long everything has to be over even on a busy machine.
+SOON, LATEST = 0.15, 10.0
+
+pytestmark = pytest.mark.usefixtures("leak_check")
+
+
+# -- the two ways to hear of an error ----------------------------------------
+
+
+class Hearing:
+    """Call-backs that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.errors: list[SapperError] = []
+        self.closed = threading.Event()
+        self.closings = 0
+
+    def on_close(self) -> None:
+        self.closings += 1
+        self.closed.set()
+
+    def options(self) -> dict[str, Any]:
+        return {"on_error": self.errors.append, "on_close": self.on_close}
+
+
+def failure(bridge: Bridge, hearing: Hearing, way: str) -> SapperError | None:
+    """Runs a bridge to its end and gives the one error, after it made sure that there is only one."""
+    begun = time.monotonic()
+    raised: list[SapperError] = []
+    try:
+        if way == "handshake":
+            bridge.handshake_sync()
+        bridge.start()
+    except SapperError as error:
+        raised.append(error)
+    assert hearing.closed.wait(LATEST), f"it does not end: {bridge.state}"
+    assert time.monotonic() - begun < LATEST
+    bridge.wait_closed_sync(LATEST)  # raises nothing: it was told
+    assert bridge.state == "closed"
+    told = raised + hearing.errors
+    assert len(told) <= 1, f"told more than once: {told}"
+    assert hearing.closings == 1
+    assert bridge.error is (told[0] if told else None)
+    return told[0] if told else None
+
+
+@pytest.fixture(params=["handshake", "start"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Whether ``handshake()`` is called, which raises, or only ``start()``, which tells ``on_error``."""
+    return str(request.param)
+
+
+def drain(end: socket.socket) -> bytes:
+    """All that comes until the other side ends."""
+    received = b""
+    end.settimeout(LATEST)
+    with suppress(ConnectionResetError):
+        while chunk := end.recv(65_536):
+            received += chunk
+    return received
+
+
+@pytest.fixture(params=["certificate", "psk"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Which of the two engines is under attack."""
+    return str(request.param)
+
+
+def both(certs: Certificates, engine: str) -> tuple[Credentials, Credentials]:
+    """What an honest client and an honest server have."""
+    if engine == "psk":
+        return PSK, PSK
+    return Credentials.none(roots=certs.ca.cert), Credentials.certificate(certs.server.cert, certs.server.key)
+
+
+def role(certs: Certificates, engine: str, is_server: bool) -> dict[str, Any]:
+    """The options of the bridge under attack."""
+    client, server = both(certs, engine)
+    if is_server:
+        return {"credentials": server, "server_side": True}
+    return {"credentials": client, "server_hostname": None if engine == "psk" else certs.name}
+
+
+# -- bytes that are no handshake ----------------------------------------
+
+HTTP = b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n"
+SERVER_GARBAGE: dict[str, tuple[bytes, type[SapperError], str | None, str]] = {
+    "http": (HTTP, IncompatiblePeer, "not_tls", "HTTP"),
+    "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", IncompatiblePeer, "not_tls", "SSH"),
+    "smtp": (b"220 mail.test ESMTP ready\r\n", IncompatiblePeer, "not_tls", ""),
+    "zeroes": (bytes(64), IncompatiblePeer, "not_tls", ""),
+    "nothing": (b"", ConnectionLost, "truncated", ""),
+    "half a header": (b"\x16\x03", ConnectionLost, "truncated", ""),
+    "a truncated record": (b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03", ConnectionLost, "truncated", ""),
+    "an absurd record": (b"\x16\x03\x03\xff\xff" + bytes(65_535), RemoteProtocolError, None, ""),
+    "no handshake message": (b"\x16\x03\x03\x00\x08\xfe\x00\x00\x04abcd", IncompatiblePeer, "not_tls", ""),
+    "application data": (b"\x17\x03\x03\x00\x05hello", IncompatiblePeer, "not_tls", ""),
+    "an alert": (b"\x15\x03\x03\x00\x02\x02\x46", IncompatiblePeer, None, "protocol_version"),
+    "a close_notify": (b"\x15\x03\x03\x00\x02\x01\x00", ConnectionLost, "truncated", ""),
+}
+CLIENT_GARBAGE: dict[str, tuple[bytes, type[SapperError], str | None, str]] = {
+    "http": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", IncompatiblePeer, "not_tls", "HTTP"),
+    "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", IncompatiblePeer, "not_tls", "SSH"),
+    "zeroes": (bytes(64), IncompatiblePeer, "not_tls", ""),
+    "a garbage hello": (
+        b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c" + payload(60, seed=3),
+        RemoteProtocolError,
+        None,
+        "",
+    ),
+    "a hello that lies about its length": (
+        b"\x16\x03\x01\x00\x08\x01\xff\xff\xff\x03\x03ab" + b"\x16\x03\x01\x40\x00" + bytes(16_384),
+        RemoteProtocolError,
+        None,
+        "",
+    ),
+    "an absurd record": (b"\x16\x03\x01\xff\xff" + bytes(65_535), IncompatiblePeer, "not_tls", ""),
+    "nothing": (b"", ConnectionLost, "truncated", ""),
+    "half a hello": (b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c\x03\x03", ConnectionLost, "truncated", ""),
+    "application data": (b"\x17\x03\x03\x00\x05hello", IncompatiblePeer, "not_tls", ""),
+}
+
+
+def _meet_garbage(
+    options: dict[str, Any], case: tuple[bytes, type[SapperError], str | None, str], way: str
+) -> bytes:
+    data, kind, reason, words = case
+    near, far = socket.socketpair()
+    hearing = Hearing()
+    sent: list[bytes] = []
+
+    def peer() -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            far.sendall(data)
+            far.shutdown(socket.SHUT_WR)
+        sent.append(drain(far))
+
+    bridge = create_bridge(socket=near, sink="null:", **options, **hearing.options())
+    with far:
+        enemy = Background(peer)
+        error = failure(bridge, hearing, way)
+        enemy.join()
+    assert error is not None
+    assert type(error) is kind, repr(error)
+    assert (error.phase, error.reason) == ("handshake", reason), (error.phase, error.reason, str(error))
+    assert words in str(error)
+    return sent[0]
+
+
+@pytest.mark.parametrize("case", SERVER_GARBAGE)
+def test_a_server_that_is_none(case: str, engine: str, way: str, certs: Certificates) -> None:
+    _meet_garbage(role(certs, engine, False), SERVER_GARBAGE[case], way)
+
+
+@pytest.mark.parametrize("case", CLIENT_GARBAGE)
+def test_a_client_that_is_none(case: str, engine: str, way: str, certs: Certificates) -> None:
+    answer = _meet_garbage(role(certs, engine, True), CLIENT_GARBAGE[case], way)
+    if case == "a garbage hello":
+        assert answer[:1] == b"\x15", "the peer gets an alert"
+
+
+def test_a_message_without_end_is_not_collected_for_ever(engine: str, certs: Certificates) -> None:
+    near, far = socket.socketpair()
+    hearing = Hearing()
+    sent: list[int] = []
+
+    def peer() -> None:
+        far.settimeout(LATEST)
+        total = 0
+        with suppress(BrokenPipeError, ConnectionResetError):
+            far.sendall(b"\x16\x03\x01\x00\x04\x01\xff\xff\xff")
+            while total < 64 * 1024 * 1024:
+                total += far.send(b"\x16\x03\x01\x40\x00" + bytes(16_384))
+        sent.append(total)
+
+    bridge = create_bridge(socket=near, sink="null:", **role(certs, engine, True), **hearing.options())
+    with far:
+        enemy = Background(peer)
+        error = failure(bridge, hearing, "start")
+        enemy.join()
+    assert isinstance(error, RemoteProtocolError), repr(error)
+    assert sent[0] < 4 * 1024 * 1024
+
+
+# -- peers that never finish ----------------------------------------
+
+
+@pytest.mark.parametrize("is_server", [False, True], ids=["client", "server"])
+@pytest.mark.parametrize("said", [0, 1, 7], ids=["silent", "byte", "record"])
+def test_a_peer_that_never_finishes_its_handshake(
+    said: int, is_server: bool, engine: str, way: str, certs: Certificates
+) -> None:
+    near, far = socket.socketpair()
+    hearing = Hearing()
+    with far:
+        far.sendall(
+            b"\x16\x03\x03\x00\x7a"[:said] + (b"\x01\x00" if is_server else b"\x02\x00")[: max(0, said - 5)]
+        )
+        bridge = create_bridge(
+            socket=near,
+            sink="null:",
+            handshake_timeout=SOON,
+            **role(certs, engine, is_server),
+            **hearing.options(),
+        )
+        error = failure(bridge, hearing, way)
+    assert type(error) is HandshakeDeadline, repr(error)
+    assert error.phase == "handshake"
+
+
+def test_a_peer_that_drips_does_not_move_the_deadline(engine: str, certs: Certificates) -> None:
+    near, far = socket.socketpair()
+    hearing = Hearing()
+
+    def peer() -> None:
+        far.settimeout(0.01)
+        data = iter(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03" + bytes(16_373))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                far.sendall(bytes([next(data)]))
+                with suppress(TimeoutError):
+                    if not far.recv(4096):
+                        return
+
+    bridge = create_bridge(
+        socket=near,
+        sink="null:",
+        handshake_timeout=SOON,
+        **role(certs, engine, True),
+        **hearing.options(),
+    )
+    with far:
+        enemy = Background(peer)
+        error = failure(bridge, hearing, "start")
+        enemy.join()
+    assert type(error) is HandshakeDeadline, repr(error)
+
+
+# -- a handshake that is cut, or changed, at any byte ----------------------------------------
+
+
+class Relay:
+    """Passes bytes between two bridges; cuts or changes what flows from the honest one."""
+
+    def __init__(self, attacked: socket.socket, honest: socket.socket) -> None:
+        self.attacked, self.honest = attacked, honest
+        self.passed = 0
+
+    def run(self, *, cut: int | None = None, flip: int | None = None) -> None:
+        ends = {self.attacked: self.honest, self.honest: self.attacked}
+        until = time.monotonic() + LATEST
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while ends and time.monotonic() < until:
+                for source in select.select(list(ends), [], [], 1.0)[0]:
+                    data = source.recv(65_536)
+                    target = self.attacked if source is self.honest else self.honest
+                    if not data:
+                        del ends[source]
+                        target.shutdown(socket.SHUT_WR)
+                        continue
+                    if source is self.honest:
+                        data = self._changed(data, cut, flip)
+                    target.sendall(data)
+                    if cut is not None and self.passed >= cut:
+                        return
+
+    def _changed(self, data: bytes, cut: int | None, flip: int | None) -> bytes:
+        begin, self.passed = self.passed, self.passed + len(data)
+        if cut is not None and self.passed >= cut:
+            data = data[: cut - begin]
+            self.passed = cut
+        if flip is not None and begin <= flip < self.passed:
+            at = flip - begin
+            data = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        return data
+
+
+def _through_relay(
+    certs: Certificates, engine: str, is_server: bool, **change: int
+) -> tuple[SapperError | None, int, bool]:
+    """One handshake through a relay: the attacked bridge's error, bytes passed, whether it was ready."""
+    near, far = socket.socketpair()
+    other, other_far = socket.socketpair()
+    hearing = Hearing()
+    bridge = create_bridge(
+        socket=near,
+        sink="null:",
+        handshake_timeout=0.5,
+        **role(certs, engine, is_server),
+        **hearing.options(),
+    )
+    honest = create_bridge(
+        socket=other, sink="null:", on_error=lambda error: None, **role(certs, engine, not is_server)
+    )
+    relay = Relay(far, other_far)
+
+    def pass_on() -> None:
+        with far, other_far:
+            relay.run(**change)
+
+    between = Background(pass_on)
+    honest.start()
+    ready, error = True, None
+    try:
+        bridge.handshake_sync()
+    except SapperError as caught:
+        ready, error = False, caught
+    bridge.stop()
+    honest.stop()
+    for one in (bridge, honest):
+        one.wait_closed_sync(LATEST)
+    between.join()
+    assert hearing.errors == [], "it was raised already"
+    return error, relay.passed, ready
+
+
+@pytest.mark.parametrize("is_server", [False, True], ids=["client", "server"])
+def test_a_peer_that_closes_at_any_point_of_the_handshake(
+    engine: str, is_server: bool, certs: Certificates
+) -> None:
+    error, total, ready = _through_relay(certs, engine, is_server)
+    assert ready, error
+    points = sorted({0, 1, 4, 5, 6, *range(11, total, max(1, total // 24)), total - 1})
+    for point in points:
+        error, _, ready = _through_relay(certs, engine, is_server, cut=point)
+        if ready:  # a server's tickets and the client's goodbye come after its handshake
+            assert point > total // 3
+            continue
+        assert type(error) is ConnectionLost, (point, error)
+        assert error.phase == "handshake", (point, total, repr(error), error.context)
+
+
+@pytest.mark.parametrize("is_server", [False, True], ids=["client", "server"])
+def test_a_changed_byte_anywhere_in_the_handshake(engine: str, is_server: bool, certs: Certificates) -> None:
+    _, total, _ = _through_relay(certs, engine, is_server)
+    refused = 0
+    for point in (0, 1, 5, 9, *range(15, total, max(1, total // 14))):
+        error, _, ready = _through_relay(certs, engine, is_server, flip=point)
+        if not ready:
+            refused += 1
+            assert isinstance(error, (*FROM_A_PEER, HandshakeDeadline)), (point, error)
+            assert error.phase == "handshake", (point, repr(error))
+    assert refused >= 5
+
+
+# -- certificates ----------------------------------------
+
+BAD_SERVERS = {
+    "expired": "expired",
+    "not_yet": "not_yet_valid",
+    "wrong_name": "wrong_name",
+    "untrusted": "unknown_issuer",
+    "self_signed": "self_signed",
+}
+
+
+def _meet(
+    ours: dict[str, Any], theirs: dict[str, Any], way: str
+) -> tuple[SapperError | None, SapperError | None]:
+    """A client and a server bridge; the error of each."""
+    near, far = socket.socketpair()
+    hearing, other = Hearing(), Hearing()
+    client = create_bridge(socket=near, sink="null:", **ours, **hearing.options())
+    server = create_bridge(socket=far, sink="null:", server_side=True, **theirs, **other.options())
+    server.start()
+    error = failure(client, hearing, way)
+    assert other.closed.wait(LATEST)
+    return error, other.errors[0] if other.errors else None
+
+
+@pytest.mark.parametrize("bad", BAD_SERVERS)
+def test_a_certificate_that_must_be_refused(bad: str, way: str, certs: Certificates) -> None:
+    identity: Identity = getattr(certs, bad)
+    error, heard = _meet(
+        {"credentials": Credentials.none(roots=certs.ca.cert), "server_hostname": certs.name},
+        {"credentials": Credentials.certificate(identity.cert, identity.key)},
+        way,
+    )
+    assert type(error) is CertificateError, repr(error)
+    assert (error.reason, error.phase, error.direction) == (BAD_SERVERS[bad], "handshake", "decapsulate")
+    assert error.alert is not None
+    assert not error.context.alert_received
+    assert type(heard) is CredentialsRejected, repr(heard)
+    assert heard.context.alert == error.alert
+    assert heard.context.alert_received
+
+
+@pytest.mark.parametrize("who", ["untrusted_client", None])
+def test_a_client_that_must_be_refused(who: str | None, certs: Certificates) -> None:
+    identity = getattr(certs, who) if who else None
+    ours = (
+        Credentials.certificate(identity.cert, identity.key, roots=certs.ca.cert)
+        if identity
+        else Credentials.none(roots=certs.ca.cert)
+    )
+    # In TLS 1.3 the client is ready before the server has looked: it hears by an alert while it runs.
+    near, far = socket.socketpair()
+    hearing, other = Hearing(), Hearing()
+    end, sink = socket.socketpair()
+    client = create_bridge(
+        socket=near, sink=sink, credentials=ours, server_hostname=certs.name, **hearing.options()
+    )
+    server = create_bridge(
+        socket=far,
+        sink="null:",
+        server_side=True,
+        credentials=Credentials.certificate(certs.server.cert, certs.server.key, roots=certs.ca.cert),
+        **other.options(),
+    )
+    with end:
+        client.start()
+        server.start()
+        assert other.closed.wait(LATEST)
+        assert hearing.closed.wait(LATEST)
+    assert [type(one) for one in other.errors] == [CertificateError]
+    assert other.errors[0].reason == ("unknown_issuer" if who else "missing")
+    assert [type(one) for one in hearing.errors] == [CredentialsRejected]
+    assert hearing.errors[0].context.alert_received
+
+
+@pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
+def test_a_wrong_key_and_an_unknown_identity(version: str, way: str) -> None:
+    def config(identity: str, key: bytes) -> TlsConfig:
+        return TlsConfig(credentials=Credentials.psk(identity, key), min_version=version, max_version=version)
+
+    server = {"credentials": config("an identity", KEY)}
+    for identity, key in (("an identity", bytes(32)), ("somebody else", KEY)):
+        error, heard = _meet({"credentials": config(identity, key)}, server, way)
+        assert type(error) is CredentialsRejected, repr(error)
+        assert isinstance(heard, AuthenticationError), repr(heard)
+
+
+# -- a peer that passed the handshake and then attacks ----------------------------------------
+
+
+class Enemy:
+    """CPython's ``ssl`` as server, with the records in our hands."""
+
+    def __init__(self, certs: Certificates, end: socket.socket) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certs.server.cert_path, certs.server.key_path)
+        context.num_tickets = 0
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self._socket = end
+        end.settimeout(LATEST)
+
+    def handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._socket.sendall(self._out.read())
+                self._in.write(self._socket.recv(65_536))
+            else:
+                self._socket.sendall(self._out.read())
+                return
+
+    def records(self, data: bytes) -> bytes:
+        """What TLS makes of it, not sent."""
+        self._tls.write(data)
+        return self._out.read()
+
+    def goodbye(self) -> bytes:
+        """Our close_notify, not sent."""
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._out.read()
+
+
+def _attack(
+    certs: Certificates,
+    attack: Callable[[Enemy, socket.socket], None],
+    *,
+    kind: int = socket.SOCK_STREAM,
+    **options: Any,
+) -> tuple[SapperError | None, bytes]:
+    """A client bridge whose server attacks after the handshake: its error, and what reached the sink."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair(socket.AF_UNIX, kind)
+    hearing = Hearing()
+
+    def peer() -> None:
+        enemy = Enemy(certs, far)
+        enemy.handshake()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            attack(enemy, far)
+        drain(far)
+
+    bridge = create_bridge(
+        socket=near,
+        sink=sink,
+        credentials=Credentials.none(roots=certs.ca.cert),
+        server_hostname=certs.name,
+        **{"close_timeout": SOON, **options},
+        **hearing.options(),
+    )
+    with far, end:
+        enemy = Background(peer)
+        error = failure(bridge, hearing, "handshake")
+        enemy.join()
+        end.setblocking(False)
+        arrived = b""
+        with suppress(BlockingIOError, ConnectionResetError):
+            while chunk := end.recv(65_536):
+                arrived += chunk
+    return error, arrived
+
+
+def _ipv6(size: int, next_header: int = 17) -> bytes:
+    return struct.pack(">IHBB", 0x60000000, size, next_header, 64) + bytes(15) + b"\x01" + bytes(15) + b"\x02"
+
+
+HELLO = b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 7, 65_535)
+
+
+def _superframe(virtio: bytes, packet: bytes, length: int | None = None) -> bytes:
+    return struct.pack(">I", length if length is not None else len(virtio) + len(packet)) + virtio + packet
+
+
+def _virtio(
+    flags: int = 0, gso: int = 0, header: int = 0, size: int = 0, start: int = 0, offset: int = 0
+) -> bytes:
+    return struct.pack("<BBHHHH", flags, gso, header, size, start, offset)
+
+
+TCP6 = _ipv6(20 + 3000, 6) + struct.pack(">HHIIBBHHH", 1, 2, 3, 4, 0x50, 0x10, 9, 0, 0) + bytes(3000)
+
+LYING_PACKETS: dict[str, tuple[str, bytes]] = {
+    "u16 of nothing": ("u16", b"\x00\x00"),
+    "u16 too long": ("u16", b"\xff\xff" + bytes(100)),
+    "u32 absurd": ("u32", b"\xff\xff\xff\xff" + bytes(100)),
+    "u32 negative": ("u32", b"\x80\x00\x00\x00"),
+    "u32 of nothing": ("u32", bytes(4)),
+    "ip of no version": ("ip", bytes(40)),
+    "ipv4 where ipv6 is": ("ipv6", b"\x45\x00\x00\x14" + bytes(16)),
+    "ipv6 where ipv4 is": ("ipv4", _ipv6(0)),
+    "ipv4 shorter than its header": ("ipv4", b"\x45\x00\x00\x13" + bytes(16)),
+    "ipv4 with a short header": ("ipv4", b"\x44\x00\x00\x14" + bytes(16)),
+    "ipv6 too long": ("ipv6", _ipv6(65_535) + bytes(100)),
+    "superframe shorter than its header": ("superframe", HELLO + _superframe(b"", bytes(40), 9)),
+    "superframe absurd": ("superframe", HELLO + _superframe(_virtio(), bytes(40), 0xFFFFFFFF)),
+    "superframe of no packet": ("superframe", HELLO + _superframe(_virtio(), b"")),
+    "superframe with unknown flags": ("superframe", HELLO + _superframe(_virtio(flags=0x80), _ipv6(0, 59))),
+    "superframe with an unknown type": ("superframe", HELLO + _superframe(_virtio(gso=0x7F, size=1), TCP6)),
+    "tcp over ipv4 in ipv6": ("superframe", HELLO + _superframe(_virtio(1, 1, 60, 1400, 40, 16), TCP6)),
+    "segments of no bytes": ("superframe", HELLO + _superframe(_virtio(1, 4, 60, 0, 40, 16), TCP6)),
+    "headers beyond the packet": (
+        "superframe",
+        HELLO + _superframe(_virtio(1, 4, 65_535, 1400, 40, 16), TCP6),
+    ),
+    "a checksum beyond the packet": (
+        "superframe",
+        HELLO + _superframe(_virtio(1, 4, 60, 1400, 65_535, 65_535), TCP6),
+    ),
+    "a checksum in the payload": ("superframe", HELLO + _superframe(_virtio(1, 4, 60, 1400, 40, 500), TCP6)),
+    "udp segments of tcp": ("superframe", HELLO + _superframe(_virtio(1, 5, 60, 1400, 40, 16), TCP6)),
+    "an ip length that differs": ("superframe", HELLO + _superframe(_virtio(), _ipv6(1000, 59) + bytes(10))),
+}
+
+
+@pytest.mark.parametrize("case", LYING_PACKETS)
+def test_a_packet_that_lies_ends_the_bridge_and_reaches_nobody(case: str, certs: Certificates) -> None:
+    framing, data = LYING_PACKETS[case]
+    error, arrived = _attack(
+        certs,
+        lambda enemy, far: far.sendall(enemy.records(data)),
+        kind=socket.SOCK_DGRAM,
+        framing=framing,
+        max_packet=1500 if framing != "superframe" else None,
+    )
+    assert type(error) is RemoteProtocolError, repr(error)
+    assert (error.phase, error.direction) == ("transfer", "decapsulate"), repr(error.context)
+    assert arrived == b""
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"SAPPERSF" + struct.pack(">BBHI", 9, 8, 7, 65_535),
+        b"SAPPERSF" + struct.pack(">BBHI", 1, 2, 7, 65_535),
+        b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 7, 0),
+        b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 2, 65_535),
+    ],
+    ids=["http", "newer", "upside down", "takes nothing", "no checksums"],
+)
+def test_a_superframe_hello_that_is_none(hello: bytes, certs: Certificates) -> None:
+    error, _ = _attack(
+        certs,
+        lambda enemy, far: far.sendall(enemy.records(hello)),
+        kind=socket.SOCK_DGRAM,
+        framing="superframe",
+    )
+    assert type(error) is IncompatiblePeer, repr(error)
+    assert error.phase == "handshake"
+
+
+def test_a_superframe_hello_that_never_comes(certs: Certificates) -> None:
+    error, _ = _attack(
+        certs,
+        lambda enemy, far: None,
+        kind=socket.SOCK_DGRAM,
+        framing="superframe",
+        handshake_timeout=0.5,
+    )
+    assert type(error) is HandshakeDeadline, repr(error)
+
+
+def _changed_last(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_records_that_were_changed_cut_or_never_encrypted(certs: Certificates) -> None:
+    def ends_in_the_middle(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"whole") + enemy.records(b"never whole")[:-3])
+        far.shutdown(socket.SHUT_WR)
+
+    def ends_without_goodbye(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"whole"))
+        far.shutdown(socket.SHUT_WR)
+
+    cases: list[tuple[Callable[[Enemy, socket.socket], None], type[SapperError], str | None, bytes]] = [
+        (
+            lambda e, far: far.sendall(e.records(b"whole") + _changed_last(e.records(b"x"))),
+            TlsError,
+            "bad_record_mac",
+            b"whole",
+        ),
+        (ends_in_the_middle, ConnectionLost, "truncated", b"whole"),
+        (ends_without_goodbye, ConnectionLost, "truncated", b"whole"),
+        (lambda e, far: far.sendall(b"\x17\x03\x03\xff\xff" + bytes(70_000)), RemoteProtocolError, None, b""),
+        (lambda e, far: far.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), RemoteProtocolError, None, b""),
+        (lambda e, far: far.sendall(b"\x16\x03\x03\x00\x04\x01\x00\x00\x00"), RemoteProtocolError, None, b""),
+    ]
+    for number, (attack, kind, reason, whole) in enumerate(cases):
+        error, arrived = _attack(certs, attack)
+        assert type(error) is kind, (number, repr(error))
+        assert (error.phase, error.direction, error.reason) == ("transfer", "decapsulate", reason), (
+            number,
+            error.context,
+        )
+        assert arrived in (whole, b""), number
+
+
+def test_a_packet_that_ends_in_the_middle(certs: Certificates) -> None:
+    def attack(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"\x00\x64" + bytes(10)) + enemy.goodbye())
+        far.shutdown(socket.SHUT_WR)
+
+    error, arrived = _attack(certs, attack, kind=socket.SOCK_DGRAM, framing="u16")
+    assert isinstance(error, (RemoteProtocolError, ConnectionLost)), repr(error)
+    assert (error.phase, error.direction, error.reason) == ("transfer", "decapsulate", "truncated")
+    assert arrived == b""
+
+
+def test_data_where_only_ours_may_flow(certs: Certificates) -> None:
+    error, arrived = _attack(
+        certs, lambda enemy, far: far.sendall(enemy.records(b"no")), direction="encrypt-only"
+    )
+    assert type(error) is RemoteProtocolError, repr(error)
+    assert error.phase == "transfer"
+    assert arrived == b""
+
+
+def test_an_orderly_end_is_no_error(certs: Certificates) -> None:
+    def leave(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"all of it") + enemy.goodbye())
+        far.shutdown(socket.SHUT_WR)
+
+    error, arrived = _attack(certs, leave, direction="decrypt-only")
+    assert error is None, repr(error)
+    assert arrived == b"all of it"
+
+
+def test_a_peer_that_says_nothing_more_meets_the_idle_deadline(certs: Certificates) -> None:
+    error, _ = _attack(certs, lambda enemy, far: None, idle_timeout=SOON)
+    assert type(error) is IdleDeadline, repr(error)
+    assert error.phase == "transfer"
+
+
+@pytest.mark.parametrize("drain", [0.0, SOON])
+def test_a_peer_that_never_reads_holds_nobody(drain: float, certs: Certificates) -> None:
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair()
+    hearing = Hearing()
+    with far, end:
+        enemy = Enemy(certs, far)
+        shaking = Background(enemy.handshake)
+        bridge = create_bridge(
+            socket=near,
+            sink=sink,
+            credentials=Credentials.none(roots=certs.ca.cert),
+            server_hostname=certs.name,
+            **hearing.options(),
+        )
+        bridge.handshake_sync()
+        shaking.join()
+        bridge.start()
+        end.settimeout(0.01)
+        until = time.monotonic() + LATEST
+        while not bridge.stats().encapsulate.backpressure:
+            assert time.monotonic() < until
+            with suppress(TimeoutError):
+                end.send(bytes(65_536))
+        begun = time.monotonic()
+        bridge.stop(drain=drain)
+        assert hearing.closed.wait(LATEST)
+        assert time.monotonic() - begun < LATEST / 2
+    assert hearing.errors == []
+
+
+# -- secrets ----------------------------------------
+
+
+def test_secrets_are_in_no_error_no_repr_and_no_log(
+    certs: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    password = b"a password that nobody may read"
+    pem = certs.server.key
+    said: list[str] = []
+
+    def made(make: Callable[[], object]) -> None:
+        try:
+            said.append(repr(make()))
+        except SapperError as error:
+            said.extend(
+                [str(error), repr(error), repr(error.context), repr(error.__cause__), repr(error.__context__)]
+            )
+
+    encrypted = certs.server.encrypted_key(password)
+    made(lambda: TlsConfig(credentials=Credentials.psk("x", KEY)))
+    made(lambda: Credentials.psk("x", KEY.decode()[:9], hash="md5"))  # type: ignore[arg-type]
+    made(lambda: TlsConfig(credentials=Credentials.psk("x", KEY), min_version="SSLv3"))
+    made(lambda: TlsConfig(credentials=Credentials.certificate(certs.server.cert, pem)))
+    made(lambda: TlsConfig(credentials=Credentials.certificate(certs.client.cert, pem)))
+    made(lambda: TlsConfig(credentials=Credentials.certificate(pem, pem)))
+    made(lambda: TlsConfig(credentials=Credentials.certificate(certs.server.cert, pem[:100])))
+    made(
+        lambda: TlsConfig(
+            credentials=Credentials.certificate(certs.server.cert, encrypted, password=password)
+        )
+    )
+    made(
+        lambda: TlsConfig(
+            credentials=Credentials.certificate(certs.server.cert, encrypted, password=password[:-1])
+        )
+    )
+    made(lambda: create_bridge(socket=KEY, sink="null:", credentials=PSK))  # type: ignore[arg-type]
+    made(lambda: create_bridge(socket="tcp://localhost:1", sink="null:", credentials=KEY))  # type: ignore[arg-type]
+    made(lambda: create_bridge(socket="tcp://localhost:1", sink="null:", credentials=PSK))
+    error, heard = _meet(
+        {"credentials": Credentials.psk("an identity", KEY[::-1])}, {"credentials": PSK}, "start"
+    )
+    said.extend([repr(error), str(error), repr(heard), str(heard)])
+    text = "\n".join(said) + caplog.text
+    body = pem.decode().splitlines()[1]
+    for secret in (KEY, KEY[:9], KEY[::-1], password, password[:-1], body[:24].encode(), pem[60:100]):
+        assert secret.decode() not in text
+        assert secret.hex() not in text
+
+
+# -- careless callers ----------------------------------------
+
+
+@contextmanager
+def _wrong(case: str) -> Iterator[Any]:
+    """Something that is no endpoint, and closed afterwards."""
+    if case == "listener without accept":
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield listener
+        return
+    if case == "directory":
+        number = os.open("/", os.O_RDONLY)
+        yield number
+        os.close(number)
+    elif case == "closed socket":
+        sock = socket.socket()
+        sock.close()
+        yield sock
+    elif case == "closed descriptor":
+        ours, theirs = socket.socketpair()
+        number = ours.detach()
+        os.close(number)
+        yield number
+        theirs.close()
+    elif case == "closed file":
+        file = os.fdopen(os.open("/dev/null", os.O_RDONLY), "rb")
+        file.close()
+        yield file
+    elif case == "epoll":
+        with select.epoll() as poll:
+            yield poll
+    else:
+        yield {
+            "negative": -1,
+            "far too large": 2**40,
+            "bool": True,
+            "bytes": b"tcp://x:1",
+            "text": "nowhere",
+            "port": "tcp://x:99999",
+            "three": (1, 2, 3),
+            "object": object(),
+            "none": None,
+        }[case]
+
+
+WRONG = (
+    "directory", "closed socket", "closed descriptor", "closed file", "epoll", "negative", "far too large",
+    "bool", "bytes", "text", "port", "three", "object", "none",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["socket", "sink"])
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_endpoint_names_its_argument_and_takes_nothing(case: str, field: str) -> None:
+    good, end = socket.socketpair()
+    with good, end, _wrong(case) as wrong:
+        before = leaks.open_fds()
+        given: dict[str, Any] = {"socket": good, "sink": good, field: wrong}
+        with pytest.raises(ConfigError) as caught:
+            create_bridge(credentials=PSK, **given)
+        assert caught.value.field == field
+        assert str(caught.value).startswith(f"{field}: ")
+        assert leaks.open_fds() == before
+        end.sendall(b"still ours")
+        assert good.recv(10) == b"still ours"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"framing": "u24"}, "framing"),
+        ({"direction": "sideways"}, "direction"),
+        ({"handshake_timeout": 0}, "handshake_timeout"),
+        ({"handshake_timeout": float("nan")}, "handshake_timeout"),
+        ({"idle_timeout": -1}, "idle_timeout"),
+        ({"close_timeout": -1}, "close_timeout"),
+        ({"max_packet": 0}, "max_packet"),
+        ({"max_packet": 65_536}, "max_packet"),
+        ({"records_per_write": 0}, "records_per_write"),
+        ({"initial_data": "text"}, "initial_data"),
+        ({"sink_framing": "u16"}, "sink_framing"),
+        ({"credentials": "a key"}, "credentials"),
+        ({"server_side": True, "server_hostname": "x"}, "server_hostname"),
+        ({"peer_policy": 5}, "peer_policy"),
+        ({"options": {}}, "options"),
+    ],
+)
+def test_a_wrong_option_names_itself_and_takes_nothing(options: dict[str, Any], field: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = leaks.open_fds()
+        with pytest.raises(ConfigError) as caught:
+            create_bridge(**{"socket": ours, "sink": "null:", "credentials": PSK, **options})
+        assert caught.value.field == field
+        until = time.monotonic() + LATEST
+        while leaks.open_fds() != before:  # a thread for call-backs ends with its mailbox
+            assert time.monotonic() < until, leaks.open_fds()
+        assert ours.fileno() >= 0
+
+
+# -- the policy ----------------------------------------
+
+
+@pytest.mark.parametrize("how", ["no", "late", "raises", "a word"])
+def test_a_policy_that_does_not_say_yes_means_no(how: str, way: str, certs: Certificates) -> None:
+    let_go = threading.Event()
+
+    def policy(peer: tls.Peer) -> Any:
+        if how == "late":
+            let_go.wait(LATEST)
+        if how == "raises":
+            raise ValueError("in the policy")
+        return {"no": False, "late": True, "a word": "yes"}.get(how)
+
+    near, far = socket.socketpair()
+    end, sink = socket.socketpair()
+    hearing, other = Hearing(), Hearing()
+    server = create_bridge(
+        socket=near,
+        sink="null:",
+        server_side=True,
+        credentials=PSK,
+        peer_policy=policy,
+        policy_timeout=SOON,
+        **hearing.options(),
+    )
+    client = create_bridge(socket=far, sink=sink, credentials=PSK, **other.options())
+    with end:
+        client.start()
+        begun = time.monotonic()
+        threading.Timer(4 * SOON, let_go.set).start()  # it must come back
+        error = failure(server, hearing, way)
+        assert time.monotonic() - begun < LATEST / 2
+        assert type(error) is PolicyDenied, repr(error)
+        assert error.phase == "handshake"
+        assert other.closed.wait(LATEST)
+    assert [type(one) for one in other.errors] == [CredentialsRejected]
+    assert other.errors[0].context.alert == 49, "access_denied"
