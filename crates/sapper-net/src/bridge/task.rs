@@ -4,6 +4,9 @@
 //! also while a peer stalls. An error is delivered once: to the handshake's caller where there is
 //! one, else with the last event.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -39,17 +42,7 @@ pub(super) async fn run(
     inbox: mpsc::Receiver<Box<Command>>,
     events: Reply,
 ) {
-    let mut task = Task {
-        prepared,
-        shared,
-        inbox,
-        events,
-        handshakes: None,
-        handshake_replies: Vec::new(),
-        start: false,
-        paused: Vec::new(),
-        unused: Vec::new(),
-    };
+    let mut task = Task::new(prepared, shared, inbox, events);
     let outcome = match task.live().await {
         Ok(()) | Err(End::Stopped | End::Told) => None,
         Err(End::Failed(error)) => Some(error),
@@ -87,6 +80,25 @@ struct Task {
 }
 
 impl Task {
+    fn new(
+        prepared: Prepared,
+        shared: Arc<Shared>,
+        inbox: mpsc::Receiver<Box<Command>>,
+        events: Reply,
+    ) -> Self {
+        Self {
+            prepared,
+            shared,
+            inbox,
+            events,
+            handshakes: None,
+            handshake_replies: Vec::new(),
+            start: false,
+            paused: Vec::new(),
+            unused: Vec::new(),
+        }
+    }
+
     async fn live(&mut self) -> Result<(), End> {
         self.wait_for_first_call().await?;
         let mut ends = self.handshake().await?;

@@ -1,0 +1,19 @@
+//! Steps of a bridge's life whose order a test from outside cannot choose.
+
+use std::future::{pending, ready};
+
+use super::*;
+use crate::mailbox::Mailbox;
+
+#[tokio::test]
+async fn a_stop_does_not_undo_a_step_that_need_not_wait() {
+    // Joining the ends takes no time as a rule. Were it dropped because a stop came just before, the
+    // connection would go with it, and the peer would miss the close_notify.
+    let shared = Arc::new(Shared::default());
+    let (_commands, inbox) = mpsc::channel(1);
+    let events = Reply::new(Mailbox::new().unwrap(), 0);
+    let mut task = Task::new(Prepared::empty(), Arc::clone(&shared), inbox, events);
+    shared.request_stop(Duration::ZERO);
+    assert!(matches!(task.during(ready(7), true).await, Ok(7)));
+    assert!(matches!(task.during(pending::<()>(), true).await, Err(End::Stopped)));
+}
