@@ -29,6 +29,7 @@ class Work:
     certificate: str
     private_key: str
     server_name: str
+    drain: float
 
 
 def parse_work(doc: str | None) -> Work:
@@ -41,7 +42,8 @@ def parse_work(doc: str | None) -> Work:
     parser.add_argument("--roots", default="")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--private-key", default="")
-    parser.add_argument("--server-name", default="bench.test")
+    parser.add_argument("--server-name", default="localhost")
+    parser.add_argument("--drain", type=float, default=0.0, help="seconds for stop(); 0 stops at once")
     given = parser.parse_args()
     return Work(**{**vars(given), "key": bytes.fromhex(given.key)})
 

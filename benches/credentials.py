@@ -1,4 +1,4 @@
-"""Throw-away certificates for the rows that need them: an authority and a leaf for `bench.test`, P-256."""
+"""Throw-away certificates for the rows that need them: an authority and a leaf for `localhost`, P-256."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 from benches.children import run
 from benches.programs import program
 
-SERVER_NAME = "bench.test"
+SERVER_NAME = "localhost"
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-x509")
 
 

@@ -21,6 +21,7 @@ from benches.subjects import KEY, has_sapper, our_program
 
 ASYNCIO = "asyncio TLS"
 ENGINE = "engine alone"
+DRAINED = "sapper, stop(drain=2)"
 
 IDLE_COLUMNS = (
     Column("resident", "resident KB each", 1 / 1024, 1),
@@ -50,7 +51,8 @@ def measure_idle(kind: str, settings: Settings) -> Row:
     count = 500 if settings.quick else 2000
     row = Row(f"heap-{kind}", f"memory of an idle end at {count:,}, {_TITLES[kind]}", IDLE_COLUMNS)
     with Credentials() as files:
-        subjects = {name: functools.partial(one_idle, name, kind, files, count) for name in _names(kind, row)}
+        names = [name for name in _names(kind, row) if name not in (ENGINE, DRAINED)]
+        subjects = {name: functools.partial(one_idle, name, kind, files, count) for name in names}
         row.subjects = alternate(subjects, min(settings.rounds, _ROUNDS), settings.step(row.name))
     ours = row.subjects.get(OURS)
     kilobytes = Samples(tuple(value / 1024 for value in ours["resident"].values)) if ours else None
@@ -77,7 +79,7 @@ def measure_cycles(kind: str, settings: Settings) -> Row:
 
 
 def _names(kind: str, row: Row) -> list[str]:
-    names = [OURS, ENGINE] if has_sapper() else []
+    names = [OURS, DRAINED, ENGINE] if has_sapper() else []
     python, has_psk = peer_python()
     if kind == "psk" and not has_psk:
         row.notes.append(f"asyncio is left out: {python} has no pre-shared keys (CPython 3.13 has).")
@@ -86,7 +88,7 @@ def _names(kind: str, row: Row) -> list[str]:
 
 
 def _command(name: str) -> list[str | Path]:
-    if name == OURS:
+    if name in (OURS, DRAINED):
         return our_program("bridges")
     if name == ENGINE:
         return our_program("engines")
@@ -108,6 +110,7 @@ def one_idle(name: str, kind: str, files: Files, count: int) -> Round:
 def one_cycles(name: str, kind: str, files: Files, count: int) -> Round:
     """One process with both ends."""
     own = ["--key", KEY] if kind == "psk" else files.arguments()
+    own += ["--drain", "2"] if name == DRAINED else []
     with Children() as children:
         measured = json.loads(
             children.start([*_command(name), "cycles", "--count", str(count), *own]).result(120)

@@ -1,0 +1,79 @@
+"""Ours: idle bridges, and pairs of bridges set up and torn down one after another (see `bridge_work`)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+from benches.bridge_work import Work, parse_work, print_cycles, print_idle
+from sapper import tls
+
+
+def config(work: Work, *, server: bool) -> tls.TlsConfig:
+    """One side's configuration, shared by all of its connections."""
+    if work.key:
+        return tls.TlsConfig(credentials=tls.Credentials.psk("bench", work.key), max_version="TLSv1.2")
+    if server:
+        return tls.TlsConfig(credentials=tls.Credentials.certificate(work.certificate, work.private_key))
+    return tls.TlsConfig(credentials=tls.Credentials.none(roots=work.roots))
+
+
+def client_end(work: Work) -> dict[str, Any]:
+    """What a client's bridge is made with beside its endpoints."""
+    return {
+        "credentials": config(work, server=False),
+        "server_hostname": None if work.key else work.server_name,
+    }
+
+
+async def idle(work: Work) -> None:
+    """Opens bridges to datagram sockets, keeps them, and reports what each one holds."""
+    client = client_end(work)
+
+    async def open_one() -> object:
+        near, far = datagram_pair()
+        bridge = tls.create_bridge(
+            socket=socket.create_connection(("127.0.0.1", work.port)), sink=near, framing="ipv6", **client
+        )
+        await bridge.handshake()
+        bridge.start()
+        return bridge, far
+
+    await print_idle(work, open_one)
+
+
+async def cycles(work: Work) -> None:
+    """Sets up and tears down pairs: one end stops, the other hears of it and ends by itself."""
+    server, client = config(work, server=True), client_end(work)
+
+    async def one() -> None:
+        near, far = socket.socketpair()
+        (near_sink, near_packets), (far_sink, far_packets) = datagram_pair(), datagram_pair()
+        with near_packets, far_packets:
+            near_end = tls.create_bridge(
+                socket=near, sink=near_sink, credentials=server, server_side=True, framing="ipv6"
+            )
+            far_end = tls.create_bridge(socket=far, sink=far_sink, framing="ipv6", **client)
+            await asyncio.gather(near_end.handshake(), far_end.handshake())
+            near_end.start()
+            far_end.start()
+            await far_end.stop(drain=work.drain)
+            await near_end.wait_closed()
+
+    await print_cycles(work, one)
+
+
+def datagram_pair() -> tuple[socket.socket, socket.socket]:
+    """A bridge's sink and its far end."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+
+def main() -> None:
+    """Dispatches."""
+    work = parse_work(__doc__)
+    asyncio.run(idle(work) if work.mode == "idle" else cycles(work))
+
+
+if __name__ == "__main__":
+    main()
