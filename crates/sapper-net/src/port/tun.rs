@@ -54,7 +54,7 @@ pub struct TunOptions {
     pub header: Option<TunHeader>,
     /// Take and give super-packets where the system can.
     pub offload: bool,
-    /// Addresses with their prefix lengths for the interface: one of IPv4 and any number of IPv6.
+    /// Addresses with their prefix lengths for the interface.
     pub addresses: Vec<(IpAddr, u8)>,
     /// MTU for the interface; `None` leaves it as it is.
     pub mtu: Option<u16>,

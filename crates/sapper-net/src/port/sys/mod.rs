@@ -1,8 +1,10 @@
 //! System calls of the packet ports that tokio and socket2 have no wrapper for.
 //!
 //! [`messages`] compiles everywhere (one call a packet where the system has no `recvmmsg`), [`tun`] too
-//! (Linux is the one that has offloads).
+//! (Linux is the one that has offloads). [`address`] is Linux's; elsewhere tun-rs sets them.
 
+#[cfg(target_os = "linux")]
+pub(super) mod address;
 pub(super) mod messages;
 pub(super) mod tun;
 

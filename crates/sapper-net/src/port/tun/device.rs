@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -72,9 +71,8 @@ impl Device {
             None if cfg!(any(target_os = "macos", target_os = "ios")) => TunHeader::Utun,
             None => TunHeader::None,
         };
-        let v4 = options.addresses.iter().filter(|(address, _)| address.is_ipv4()).count();
-        if v4 > 1 {
-            return Err(Error::config("addresses", "an interface gets one IPv4 address here"));
+        if !cfg!(target_os = "linux") && options.addresses.iter().filter(|(ip, _)| ip.is_ipv4()).count() > 1 {
+            return Err(Error::config("addresses", "an interface gets one IPv4 address on this system"));
         }
         for &(address, prefix) in &options.addresses {
             if prefix > if address.is_ipv4() { 32 } else { 128 } {
@@ -109,7 +107,15 @@ impl Device {
             Error::io(ErrorKind::Device, format_args!("open {what} {shown}{hint}"), &source)
                 .with_phase(Phase::Connect)
         })?;
-        Self::over(fd, header, options.offload, options.ethernet)
+        let device = Self::over(fd, header, options.offload, options.ethernet)?;
+        #[cfg(target_os = "linux")]
+        for &(address, prefix) in &options.addresses {
+            sys::address::add_address(&device.name, address, prefix).map_err(|source| {
+                let what = format_args!("give {address}/{prefix} to {}", device.name);
+                Error::io(ErrorKind::Device, what, &source).with_phase(Phase::Connect)
+            })?;
+        }
+        Ok(device)
     }
 
     pub(super) fn adopt(fd: OwnedFd, options: &TunOptions) -> Result<Self> {
@@ -451,7 +457,9 @@ fn build(name: &str, header: TunHeader, options: &TunOptions, many_queues: bool)
     if let Some(mtu) = options.mtu {
         builder = builder.mtu(mtu);
     }
+    #[cfg(not(target_os = "linux"))]
     for &(address, prefix) in &options.addresses {
+        use std::net::IpAddr;
         builder = match address {
             IpAddr::V4(address) => builder.ipv4(address, prefix, None),
             IpAddr::V6(address) => builder.ipv6(address, prefix),

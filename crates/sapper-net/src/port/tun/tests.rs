@@ -210,8 +210,8 @@ async fn what_is_no_tun_is_not_adopted() {
     assert_eq!(open_flags(a.as_fd()).unwrap(), before);
     let error = TunPort::open("a-name-of-16-byte", &options(true)).err().unwrap();
     assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("tun")));
-    let two = vec![(A4, 24), (B4, 24)];
-    let error = TunPort::open("", &TunOptions { addresses: two, ..options(true) }).err().unwrap();
+    let wrong = vec![(A4, 33)];
+    let error = TunPort::open("", &TunOptions { addresses: wrong, ..options(true) }).err().unwrap();
     assert_eq!(error.field(), Some("addresses"));
 }
 
@@ -293,20 +293,6 @@ fn joined(
     (pair.a, pair.b)
 }
 
-/// Tries until the kernel has looked at a new IPv6 address.
-fn bound<T>(bind: impl Fn() -> io::Result<T>) -> T {
-    let begun = std::time::Instant::now();
-    loop {
-        match bind() {
-            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-                assert!(begun.elapsed().as_secs() < 20, "{error}");
-                std::thread::yield_now();
-            }
-            bound => return bound.unwrap(),
-        }
-    }
-}
-
 fn mapped(address: IpAddr, port: u16) -> SocketAddr {
     match address {
         IpAddr::V4(v4) => SocketAddr::from((v4.to_ipv6_mapped(), port)),
@@ -329,7 +315,7 @@ fn content(len: usize) -> Vec<u8> {
 
 /// A TCP connection from the first namespace to `to`, the bytes both ways.
 fn tcp_both_ways(socket: Socket, to: IpAddr, len: usize) {
-    let listener = bound(|| TcpListener::bind((to, 0)));
+    let listener = TcpListener::bind((to, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let echo = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -350,7 +336,7 @@ fn tcp_both_ways(socket: Socket, to: IpAddr, len: usize) {
 
 /// Datagrams that the kernel gets as one large packet, and an answer to each.
 fn udp_both_ways(socket: Socket, to: IpAddr) {
-    let server = bound(|| UdpSocket::bind((to, 0)));
+    let server = UdpSocket::bind((to, 0)).unwrap();
     let port = server.local_addr().unwrap().port();
     for socket in [SockRef::from(&server), SockRef::from(&socket)] {
         socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
@@ -474,6 +460,28 @@ fn the_maximum_follows_the_interfaces_mtu() {
             assert_eq!(port.abilities().max_packet, 1300);
             send(&mut port, &[(packet(1, 1301), PacketMeta::default())]).await;
             assert_eq!(dropped(&port, DropReason::TooLarge), 1);
+        });
+    });
+}
+
+#[test]
+fn addresses_are_there_when_the_port_is() {
+    in_namespace(|| {
+        run(async {
+            ip("tuntap add mode tun name kept1").unwrap();
+            let addresses = vec![(A4, 24), (B4, 24), (A6, 64), (B6, 128)];
+            for name in ["fresh1", "kept1", "kept1"] {
+                let options = TunOptions { addresses: addresses.clone(), ..options(true) };
+                let port = TunPort::open(name, &options).unwrap();
+                for (address, _) in &addresses {
+                    UdpSocket::bind((*address, 0)).unwrap();
+                }
+                drop(port);
+            }
+            let wrong = TunOptions { addresses: vec![("::".parse().unwrap(), 64)], ..options(true) };
+            let error = TunPort::open("wrong1", &wrong).err().unwrap();
+            assert!(error.message().contains("::/64") && error.errno().is_some(), "{error}");
+            assert!(ip("link show wrong1").is_err(), "nothing stays of it");
         });
     });
 }
