@@ -16,7 +16,7 @@ test: build ## every test, Rust first
 	@echo "Rust tests (the first time they are compiled too, one to two minutes)"
 	@$(CARGO) test --release --workspace
 	@echo "Rust tests that take longer: more than 2^24 records"
-	@$(CARGO) test --release -p sapper-net --lib -- --ignored long_
+	@$(CARGO) test --release --workspace --lib -- --ignored long_
 	@echo "Python tests"
 	@$(PYTHON) -m pytest
 
