@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use super::control::{Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pump::FlowStats;
-use crate::stats::EndpointStats;
+use crate::stats::{DropReason, EndpointStats};
 
 /// Where a bridge's life is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +158,19 @@ impl Default for Inner {
     }
 }
 
+/// A drop belongs to the direction whose destination refused the packet, and what was skipped in a
+/// stream to the direction that reads it.
+fn note_drops(endpoint: Option<&EndpointStats>, to_it: &mut FlowSnapshot, from_it: &mut FlowSnapshot) {
+    let Some(endpoint) = endpoint else { return };
+    for (reason, n) in endpoint.drops.iter().filter(|(_, n)| *n > 0) {
+        let flow = if reason == DropReason::Resync { &mut *from_it } else { &mut *to_it };
+        match flow.drops.iter_mut().find(|(word, _)| *word == reason.as_str()) {
+            Some((_, sum)) => *sum += n,
+            None => flow.drops.push((reason.as_str(), n)),
+        }
+    }
+}
+
 /// A stop that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StopRequest {
@@ -279,16 +292,8 @@ impl Shared {
             SideStats { description: &inner.descriptions.1, packets: sink, records: sink, bytes: sink };
         let mut encapsulate = stats.encapsulate.snapshot();
         let mut decapsulate = stats.decapsulate.snapshot();
-        // A drop belongs to the direction whose destination refused the packet.
-        for (flow, destination) in [(&mut encapsulate, &stats.transport), (&mut decapsulate, &stats.sink)] {
-            let Some(destination) = destination else { continue };
-            for (reason, n) in destination.drops.iter().filter(|(_, n)| *n > 0) {
-                match flow.drops.iter_mut().find(|(word, _)| *word == reason.as_str()) {
-                    Some((_, sum)) => *sum += n,
-                    None => flow.drops.push((reason.as_str(), n)),
-                }
-            }
-        }
+        note_drops(stats.transport.as_deref(), &mut encapsulate, &mut decapsulate);
+        note_drops(stats.sink.as_deref(), &mut decapsulate, &mut encapsulate);
         StatsSnapshot {
             running: inner.started_at.map_or(Duration::ZERO, |since| since.elapsed()),
             encapsulate,

@@ -192,17 +192,17 @@ impl Pump {
         let (out, back) = match (&mut self.ends, &mut self.flows) {
             (Ends::Streams(network, sink), Flows::Streams { encapsulate, decapsulate }) => {
                 let (network, sink) = (network.as_mut(), sink.as_mut());
+                // Reading comes first: a peer that said goodbye and left is no lost connection for a
+                // write that comes too late.
+                let back = decapsulate.poll(cx, network, sink, mode, false, &mut self.active);
                 let peer_ended = decapsulate.source_ended();
-                (
-                    encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active),
-                    decapsulate.poll(cx, network, sink, mode, false, &mut self.active),
-                )
+                (encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active), back)
             }
             (Ends::Ports(network, sink), Flows::Ports { encapsulate, decapsulate }) => {
                 let (network, sink) = (network.as_mut(), sink.as_mut());
+                let back = decapsulate.poll(cx, network, sink, mode, false, &mut self.active);
                 let peer_ended = decapsulate.source_ended();
                 let out = encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active);
-                let back = decapsulate.poll(cx, network, sink, mode, false, &mut self.active);
                 // A packet port cannot be half-closed in a way that its peer could use: when one
                 // direction ends, what waits in the other is delivered and the pump ends.
                 if mode != PumpMode::Drain && (encapsulate.ended() || decapsulate.ended()) {

@@ -1,0 +1,74 @@
+"""Packets in the stream, and what is said before them: resynchronising, the hello of a device tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from sapper.errors import IncompatiblePeer, RemoteProtocolError
+from sapper.tls import Bridge, CdTunnelParameters, Credentials, create_bridge
+
+PSK = Credentials.psk("x", bytes(range(32)))
+
+
+async def joined(**options: Any) -> tuple[Bridge, Bridge, socket.socket, socket.socket]:
+    """A bridge with the given options, facing one without framing whose sink is in our hands."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    raw, hand = socket.socketpair()
+    bridge = create_bridge(socket=near, sink=sink, credentials=PSK, **options)
+    peer = create_bridge(socket=far, sink=raw, credentials=PSK, server_side=True)
+    await asyncio.gather(bridge.handshake(), peer.handshake())
+    bridge.start()
+    peer.start()
+    return bridge, peer, end, hand
+
+
+async def test_resync_goes_on_at_the_next_record(leak_check: None) -> None:
+    bridge, peer, end, hand = await joined(framing="ipv6", resync=True)
+    packet = b"\x60\x00\x00\x00\x00\x04\x3b\x40" + bytes(32) + b"data"
+    loop = asyncio.get_running_loop()
+    end.setblocking(False)
+    with end, hand:
+        hand.sendall(b"\x00" * 100)
+        while not bridge.stats().decapsulate.drops:
+            await asyncio.sleep(0.005)
+        hand.sendall(packet)
+        async with asyncio.timeout(10):
+            assert await loop.sock_recv(end, 2000) == packet
+        assert set(bridge.stats().decapsulate.drops) == {"resync"}
+        await asyncio.gather(bridge.stop(), peer.stop(), return_exceptions=True)
+
+
+async def test_a_bad_device_tunnel_hello(leak_check: None) -> None:
+    near, far = socket.socketpair()
+    raw, hand = socket.socketpair()
+    bridge = create_bridge(socket=near, sink="counter:", framing="ipv6", credentials=PSK)
+    peer = create_bridge(socket=far, sink=raw, credentials=PSK, server_side=True)
+    with hand:
+        await asyncio.gather(bridge.handshake(), peer.handshake())
+        peer.start()
+        hand.sendall(b"CDTunnel\x00\x02{}")
+        async with asyncio.timeout(10):
+            with pytest.raises((RemoteProtocolError, IncompatiblePeer)) as caught:
+                await bridge.cdtunnel_handshake(1280)
+            assert caught.value.phase == "handshake"
+            await bridge.wait_closed()
+        await asyncio.gather(peer.stop(), return_exceptions=True)
+
+
+async def test_both_roles_of_a_device_tunnel(leak_check: None) -> None:
+    ours, theirs = socket.socketpair()
+    client = create_bridge(socket=ours, sink="counter:", framing="ipv6", credentials=PSK)
+    server = create_bridge(socket=theirs, sink="counter:", framing="ipv6", credentials=PSK, server_side=True)
+    await asyncio.gather(client.handshake(), server.handshake())
+    offered = CdTunnelParameters(ip_address("fd00::2"), 64, 1280, ip_address("fd00::1"), 58_783)
+    granted, accepted = await asyncio.gather(
+        client.cdtunnel_handshake(16_000), server.cdtunnel_accept(offered)
+    )
+    assert granted == accepted == offered
+    await asyncio.gather(client.stop(), server.stop(), return_exceptions=True)
