@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import sapper.tls as tls
 from sapper.errors import ErrorKind, SapperError
 from sapper.pump import PumpOptions
-
 from support.needs import ROOT
 
 DOCS = ROOT / "docs"
@@ -90,6 +90,7 @@ def test_every_demand_of_the_seeds_page_has_its_test() -> None:
 
 def test_every_option_of_the_command_line_is_documented() -> None:
     import typer
+
     from sapper.cli import app
 
     page = (DOCS / "cli.md").read_text()

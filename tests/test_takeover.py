@@ -412,3 +412,30 @@ async def test_what_a_failed_call_had_prepared_is_given_back(any_loop: str, leak
             await checked.wait()
     server.close()
     await server.wait_closed()
+
+
+async def test_what_becomes_ours_cannot_be_given_twice(leak_check: None) -> None:
+    ours, near = socket.socketpair()
+    with near, pytest.raises(ConfigError) as caught:
+        connect(ours, ours)
+    assert (caught.value.field, caught.value.reason) == ("sink", "same")
+    assert is_open(ours.fileno())
+    ours.close()
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, 2**32, 2**70])
+def test_a_number_that_is_no_descriptor_is_named(number: int) -> None:
+    with pytest.raises(ConfigError, match=f"descriptor {number} is not open"):
+        connect(number, "null:")
+    with pytest.raises(ConfigError, match=f"descriptor {number} is not open"):
+        connect((0, number), "null:")
+
+
+@pytest.mark.parametrize("name", ["on_error", "on_close"])
+def test_a_call_back_that_cannot_be_called_is_refused_before_anything_is_taken(name: str) -> None:
+    ours, near = socket.socketpair()
+    with ours, near:
+        with pytest.raises(ConfigError) as caught:
+            connect(ours, "null:", **{name: 3})  # type: ignore[arg-type]
+        assert caught.value.field == name
+        assert is_open(ours.fileno())

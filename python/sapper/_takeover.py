@@ -31,7 +31,7 @@ from sapper._loop import current_loop
 from sapper._options import config_error
 from sapper.errors import ConnectionLost, SapperError
 
-__all__ = ["EndpointLike", "HasFileno", "Taken", "must_be_open", "take"]
+__all__ = ["EndpointLike", "HasFileno", "Taken", "becomes_ours", "must_be_open", "take"]
 
 
 class HasFileno(Protocol):
@@ -108,7 +108,7 @@ def take(what: object, name: str) -> Taken:
     if isinstance(what, bool):
         raise _wrong_type(what, name)
     if isinstance(what, int):
-        return Taken(_native.Endpoint.fd(what, None, None, name))
+        return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
     if isinstance(what, ssl.SSLSocket | ssl.SSLObject):
         raise _under_tls(name)
     if isinstance(what, socket.socket):
@@ -134,6 +134,13 @@ def must_be_open(number: int, name: str) -> None:
         os.fstat(number)
     except (OSError, OverflowError):
         raise config_error(name, f"descriptor {number} is not open", "not_open") from None
+
+
+def becomes_ours(what: object) -> object:
+    """What the caller loses by giving it, and so cannot give twice; None where it is duplicated or named."""
+    if isinstance(what, tuple) and len(what) == 2 and isinstance(what[1], asyncio.StreamWriter):
+        return what[1].transport
+    return what if isinstance(what, socket.socket) or _is_transport(what) else None
 
 
 def _described(what: endpoint.Endpoint, name: str) -> Taken:
@@ -177,6 +184,8 @@ def _described(what: endpoint.Endpoint, name: str) -> Taken:
 def _descriptor(what: object, name: str) -> int:
     """The descriptor of an int or of an object that has one, with its own buffer written out."""
     if isinstance(what, int) and not isinstance(what, bool):
+        if not 0 <= what < 2**31:  # the binding takes a C int: another number would not reach its message
+            raise config_error(name, f"descriptor {what} is not open", "not_open")
         return what
     fileno = getattr(what, "fileno", None)
     if fileno is None:

@@ -23,7 +23,7 @@ from sapper import _native
 from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
 from sapper._loop import Operation, call_sync, current_loop, post_of, running_post
 from sapper._options import Options, config_error
-from sapper._takeover import EndpointLike, Taken, must_be_open, take
+from sapper._takeover import EndpointLike, Taken, becomes_ours, must_be_open, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 from sapper.stats import PumpStats
 
@@ -347,7 +347,9 @@ class Pump:
         return PumpStats.from_native(self._native.stats())
 
     def events(self) -> EventStream:
-        """An iterator over its events from now on (ask before ``start`` to hear of the start), :class:`~sapper.events.Closed` last.
+        """An iterator over its events from now on, :class:`~sapper.events.Closed` last.
+
+        Ask before ``start`` to hear of the start.
 
         Each call gives an iterator of its own with a bounded queue; one that is too slow gets
         :class:`~sapper.events.EventsLost`.
@@ -446,6 +448,9 @@ def build(
     inner, inner_tls = sink
     life: Life | None = None
     try:
+        for name, call in (("on_error", on_error), ("on_close", on_close)):
+            if call is not None and not callable(call):
+                raise config_error(name, "must be callable", "wrong_type")
         life = Life(
             post_of(current_loop()),
             on_error=on_error,
@@ -486,6 +491,8 @@ def take_both(first: object, first_name: str, second: object, second_name: str) 
         # The duplicate of the first would get a closed one's number, and be taken for the second.
         if isinstance(number, int) and not isinstance(number, bool):
             must_be_open(number, second_name)
+    if (owned := becomes_ours(first)) is not None and owned is becomes_ours(second):
+        raise config_error(second_name, f"is the same object as {first_name}: it can be taken once", "same")
     one = take(first, first_name)
     try:
         return one, take(second, second_name)

@@ -37,7 +37,7 @@ EXIT_CODES = (
 _NEXT: dict[ErrorKind, str] = {
     ErrorKind.PERMISSION_REQUIRED: "run it as root, or give the program the right that is missing",
     ErrorKind.CONNECT: "check that the peer listens there: the address, the port, a firewall between",
-    ErrorKind.CONNECT_DEADLINE: "check the address, or wait longer with --connect-timeout",
+    ErrorKind.CONNECT_DEADLINE: "check the address, or wait longer: --connect-timeout, --accept-timeout",
     ErrorKind.UNREACHABLE: "check the route and the address family",
     ErrorKind.HANDSHAKE_DEADLINE: "check that the peer speaks TLS, or wait longer with --handshake-timeout",
     ErrorKind.CERTIFICATE: "name the authority with --roots, the server with --server-name, or give a --pin",
