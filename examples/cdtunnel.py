@@ -40,11 +40,11 @@ async def open_tunnel(
     return bridge, parameters
 
 
-async def simulated_device(port: int, key: bytes, ready: asyncio.Event) -> None:
+async def simulated_device(listener: socket.socket, key: bytes) -> None:
     """The other end: grants addresses, then answers pings and UDP packets."""
     inside, outside = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     bridge = tls.create_bridge(
-        socket=f"tcp-listen://127.0.0.1:{port}",
+        socket=listener,  # its one connection is accepted
         sink=outside,
         credentials=tls.TlsConfig(
             credentials=tls.Credentials.psk(identity="", key=key), max_version="TLSv1.2"
@@ -53,21 +53,20 @@ async def simulated_device(port: int, key: bytes, ready: asyncio.Event) -> None:
         framing="ipv6",
     )
     inside.setblocking(False)
-    async with bridge:
-        ready.set()
-        await bridge.handshake()
-        await bridge.cdtunnel_accept(
-            tls.CdTunnelParameters(
-                client_address=IPv6Address("fd58:8c92:8961::2"),
-                prefix_len=64,
-                mtu=1280,
-                server_address=IPv6Address("fd58:8c92:8961::1"),
-                rsd_port=56307,
+    with inside:
+        async with bridge:
+            await bridge.handshake()
+            await bridge.cdtunnel_accept(
+                tls.CdTunnelParameters(
+                    client_address=IPv6Address("fd58:8c92:8961::2"),
+                    prefix_len=64,
+                    mtu=1280,
+                    server_address=IPv6Address("fd58:8c92:8961::1"),
+                    rsd_port=56307,
+                )
             )
-        )
-        bridge.start()
-        loop = asyncio.get_running_loop()
-        with inside:
+            bridge.start()
+            loop = asyncio.get_running_loop()
             while True:
                 answer = answered(await loop.sock_recv(inside, 65536))
                 if answer:
@@ -105,16 +104,15 @@ def udp(source: object, destination: object, data: bytes) -> bytes:
 async def main(tun: str | None) -> None:
     """Runs both ends in one process and sends something through."""
     key = secrets.token_bytes(32)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    ready = asyncio.Event()
-    device = asyncio.create_task(simulated_device(port, key, ready))
-    await ready.wait()
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    device = asyncio.create_task(simulated_device(listener, key))
 
     ours, sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     bridge, granted = await open_tunnel(f"tcp://127.0.0.1:{port}", key, f"tun:{tun}" if tun else sink)
     print(f"granted: {granted.client_address}, MTU {granted.mtu}, services at {granted.rsd_port}")
     async with bridge:
+        ours.setblocking(False)
         if tun:
             for words in (
                 f"link set {tun} mtu {granted.mtu} up",
@@ -124,7 +122,6 @@ async def main(tun: str | None) -> None:
             print(f"the interface is up: ping {granted.server_address} (Ctrl-C ends)", flush=True)
             await bridge.wait_closed()
         loop = asyncio.get_running_loop()
-        ours.setblocking(False)
         answers = 0
         for n in range(100):
             await loop.sock_sendall(ours, udp(granted.client_address, granted.server_address, b"%d" % n * 50))
