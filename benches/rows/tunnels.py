@@ -12,8 +12,9 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
-from benches.children import BenchError, Child, Children
+from benches.children import BenchError, Child, Children, wait_until
 from benches.figures import OURS, Column, Round, Row, alternate
 from benches.namespaces import Namespace, join
 from benches.peers import wireguard
@@ -115,10 +116,20 @@ def _stand_tls(
         command = [compiled("forwarder")]
     command += ["--tun", tun, "--key", KEY, "--port", str(_PORTS[subject])]
     server = children.start(far.command([*command, "--listen", _FAR]))
+    wait_until(lambda: _listens(server, _PORTS[subject]) or not server.running, f"{subject} listening")
     client = children.start(near.command([*command, "--connect", _FAR]))
     for end in (server, client):
         end.first_line(15)
     return client, server
+
+
+def _listens(child: Child, port: int) -> bool:
+    """Whether somebody in the child's namespace listens on the port (state 0A of the kernel's table)."""
+    try:
+        lines = Path(f"/proc/{child.pid}/net/tcp").read_text().splitlines()[1:]
+    except OSError:
+        return False
+    return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
 
 
 def _stand_wireguard(
