@@ -230,16 +230,16 @@ pub(super) async fn join(
         kind: sink.abilities().kind,
         agreement: None,
     };
-    let mut network = network;
+    let (mut network, mut received) = (network, transport.initial);
     let options = match framing.framing {
         Framing::Superframe => {
             let ours = hello_for(&sink.abilities(), framing.max_packet);
-            let agreement = superframe_hello(&mut network, ours, deadlines.handshake).await?;
+            let agreement = superframe_hello(&mut network, ours, &mut received, deadlines.handshake).await?;
             FramedOptions { agreement: Some(agreement), ..options }
         }
         _ => options,
     };
-    let network = FramedPort::new(network, options, &transport.initial)?;
+    let network = FramedPort::new(network, options, &received)?;
     Ok((Ends::Ports(Box::new(network), sink), Vec::new(), Vec::new()))
 }
 
@@ -255,8 +255,8 @@ fn hello_for(sink: &PortAbilities, max_packet: usize) -> Hello {
 fn sink_port(sink: OpenSide, framing: &FramingOptions, sink_framing: Option<Framing>) -> Result<BoxPort> {
     match sink.opened {
         Opened::Port(port) => {
-            if port.abilities().kind == PacketKind::Ethernet && matches!(framing.framing, Framing::Ip { .. })
-            {
+            let with_length = matches!(framing.framing, Framing::U16 | Framing::U32);
+            if port.abilities().kind == PacketKind::Ethernet && !with_length {
                 return Err(Error::config(
                     "framing",
                     "a TAP carries Ethernet frames, which have no length of their own: use \"u16\" or \"u32\"",

@@ -88,6 +88,12 @@ impl FramedPort {
             ));
         }
         let framing = options.framing;
+        if options.kind == PacketKind::Ethernet && !matches!(framing, Framing::U16 | Framing::U32) {
+            return Err(Error::config(
+                "framing",
+                format!("{:?} carries IP packets; Ethernet frames need \"u16\" or \"u32\"", framing.name()),
+            ));
+        }
         let plain = PortAbilities::plain(options.max_packet.min(framing.longest_packet()), options.kind);
         let (deframer, abilities) = match (framing, options.agreement) {
             (Framing::Superframe, Some(agreement)) => (
@@ -114,7 +120,15 @@ impl FramedPort {
 }
 
 /// Exchanges the superframe hello: both ends send at once, neither waits for the other to begin.
-pub async fn superframe_hello(stream: &mut BoxStream, ours: Hello, deadline: Duration) -> Result<Agreement> {
+///
+/// `received` are bytes that were already read from the stream; what is left of them afterwards is the
+/// port's.
+pub async fn superframe_hello(
+    stream: &mut BoxStream,
+    ours: Hello,
+    received: &mut Vec<u8>,
+    deadline: Duration,
+) -> Result<Agreement> {
     let late = |_| {
         Error::new(
             ErrorKind::HandshakeDeadline,
@@ -130,7 +144,11 @@ pub async fn superframe_hello(stream: &mut BoxStream, ours: Hello, deadline: Dur
     let wire = ours.encode();
     let (mut sent, mut flushed) = (0, false);
     // Not a byte beyond the hello is read: what follows belongs to the port.
-    let (mut answer, mut got, mut theirs) = ([0; HELLO_LEN], 0, None);
+    let mut answer = [0; HELLO_LEN];
+    let mut got = received.len().min(HELLO_LEN);
+    answer[..got].copy_from_slice(&received[..got]);
+    received.drain(..got);
+    let mut theirs = Hello::parse(&answer[..got]).map_err(|error| foreign(&error))?;
     let exchange = poll_fn(|cx| {
         while !flushed {
             let step = if sent < wire.len() {

@@ -278,9 +278,10 @@ async fn hellos_agree_or_say_why_not() {
     let (a, b) = MemoryStream::pair(Manner { capacity: 5, step: 3, records: false });
     let (mut a, mut b): (BoxStream, BoxStream) = (Box::new(a), Box::new(b));
     let few = Offloads { uso: false, ..Offloads::ALL };
+    let [mut none, mut nothing] = [Vec::new(), Vec::new()];
     let (ours, theirs) = tokio::join!(
-        superframe_hello(&mut a, Hello::new(Offloads::ALL, 65_535), deadline),
-        superframe_hello(&mut b, Hello::new(few, 9_000), deadline),
+        superframe_hello(&mut a, Hello::new(Offloads::ALL, 65_535), &mut none, deadline),
+        superframe_hello(&mut b, Hello::new(few, 9_000), &mut nothing, deadline),
     );
     let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
     assert_eq!((ours.send, ours.send_max, ours.receive_max), (few, 9_000, 65_535));
@@ -289,15 +290,38 @@ async fn hellos_agree_or_say_why_not() {
     let (a, b) = MemoryStream::pair(WHOLE);
     b.inject(&[b"HTTP/1.1 400 Bad"]);
     let mut a: BoxStream = Box::new(a);
-    let error = superframe_hello(&mut a, Hello::new(few, 9_000), deadline).await.unwrap_err();
+    let error =
+        superframe_hello(&mut a, Hello::new(few, 9_000), &mut Vec::new(), deadline).await.unwrap_err();
     assert_eq!((error.kind(), error.phase()), (ErrorKind::IncompatiblePeer, Some(Phase::Handshake)));
 
     let (a, b) = MemoryStream::pair(WHOLE);
     b.inject(&[b"SAPP"]);
     drop(b);
     let mut a: BoxStream = Box::new(a);
-    let error = superframe_hello(&mut a, Hello::new(few, 9_000), deadline).await.unwrap_err();
+    let error =
+        superframe_hello(&mut a, Hello::new(few, 9_000), &mut Vec::new(), deadline).await.unwrap_err();
     assert_ne!(error.kind(), ErrorKind::HandshakeDeadline);
+}
+
+#[tokio::test]
+async fn a_hello_that_was_read_before_counts_and_what_follows_is_the_ports() {
+    let hello = Hello::new(Offloads::ALL, 65_535);
+    for early in [3, HELLO_LEN, HELLO_LEN + 5] {
+        let (a, b) = MemoryStream::pair(WHOLE);
+        let wire = [&hello.encode()[..], b"after"].concat();
+        b.inject(&[&wire[early..]]);
+        let mut received = wire[..early].to_vec();
+        let mut a: BoxStream = Box::new(a);
+        let agreed = superframe_hello(&mut a, hello, &mut received, Duration::from_secs(5)).await;
+        assert_eq!(agreed.unwrap(), hello.agree(&hello).unwrap());
+        let mut rest = [0; 5];
+        let n = if early > HELLO_LEN {
+            0
+        } else {
+            poll_fn(|cx| a.poll_read(cx, &mut rest, &mut RecordMarks::ignored())).await.unwrap()
+        };
+        assert_eq!([&received[..], &rest[..n]].concat(), b"after");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +329,7 @@ async fn a_peer_that_says_no_hello_meets_the_deadline() {
     let (a, _b) = MemoryStream::pair(WHOLE);
     let mut a: BoxStream = Box::new(a);
     let hello = Hello::new(Offloads::NONE, 1_500);
-    let error = superframe_hello(&mut a, hello, Duration::from_secs(7)).await.unwrap_err();
+    let error = superframe_hello(&mut a, hello, &mut Vec::new(), Duration::from_secs(7)).await.unwrap_err();
     assert_eq!((error.kind(), error.phase()), (ErrorKind::HandshakeDeadline, Some(Phase::Handshake)));
 }
 
@@ -320,6 +344,13 @@ async fn options_that_cannot_be_are_refused_by_name() {
     assert_eq!(make(&|options| options.max_packet = 1 << 20).field(), Some("max_packet"));
     assert_eq!(make(&|options| options.records_per_write = 0).field(), Some("records_per_write"));
     assert_eq!(make(&|options| options.framing = Framing::Superframe).kind(), ErrorKind::NotStarted);
+    for framing in ["ip", "superframe"] {
+        let error = make(&|options| {
+            options.framing = Framing::from_name(framing).unwrap();
+            options.kind = PacketKind::Ethernet;
+        });
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("framing")));
+    }
 }
 
 #[tokio::test]
