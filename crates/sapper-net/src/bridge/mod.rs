@@ -8,6 +8,7 @@
 mod control;
 mod hello;
 mod open;
+mod running;
 mod state;
 mod task;
 

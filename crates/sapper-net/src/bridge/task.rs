@@ -8,32 +8,26 @@
 mod tests;
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
-use super::state::{BridgeState, BridgeStats, Shared, StopRequest};
+use super::running::{Running, linger};
+use super::state::{BridgeState, BridgeStats, Shared};
 use super::{BridgeDirection, CdTunnelRole, Handshakes};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::tap::{Tap, TapOptions};
-use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode, Sink};
+use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode};
 use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
 use crate::tls::stream::{StreamDirection, TlsStream};
-
-/// A connection that was silent this long gives its buffers back.
-const IDLE_SWEEP: Duration = Duration::from_millis(100);
-
-/// A drain has heard of all that waits when nothing came for this long.
-const SETTLE: Duration = Duration::from_millis(2);
 
 /// Runs a bridge to its end and tells everybody.
 pub(super) async fn run(
@@ -509,126 +503,6 @@ impl Task {
     }
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Sink>> + Send>>;
-
-/// What belongs to the running state only: clocks, and a sink that is being opened.
-struct Running {
-    clock: Pin<Box<Sleep>>,
-    /// Whether the clock runs: it rests while a bridge without an idle deadline is silent.
-    armed: bool,
-    released: bool,
-    last_activity: Instant,
-    idle: Option<Duration>,
-    drain: Option<Drain>,
-    swap: Option<(Opening, Reply)>,
-}
-
-/// An orderly stop under way.
-struct Drain {
-    deadline: Pin<Box<Sleep>>,
-    /// Runs until nothing came for [`SETTLE`]; `None` from then on.
-    settling: Option<Pin<Box<Sleep>>>,
-}
-
-impl Running {
-    fn new(idle: Option<Duration>) -> Self {
-        let now = Instant::now();
-        Self {
-            clock: Box::pin(sleep_until(now + IDLE_SWEEP)),
-            armed: true,
-            released: false,
-            last_activity: now,
-            idle,
-            drain: None,
-            swap: None,
-        }
-    }
-
-    /// How a requested stop is carried out; `None` when its time is over, which is at once where
-    /// nothing is drained.
-    fn poll_drain(
-        &mut self,
-        cx: &mut Context<'_>,
-        request: StopRequest,
-        pump: &mut Pump,
-    ) -> Option<PumpMode> {
-        if !request.drain {
-            return None;
-        }
-        let drain = self.drain.get_or_insert_with(|| {
-            pump.take_activity();
-            Drain {
-                deadline: Box::pin(sleep_until(request.at.into())),
-                settling: Some(Box::pin(sleep_until(Instant::now() + SETTLE))),
-            }
-        });
-        if drain.deadline.deadline() != request.at.into() {
-            drain.deadline.as_mut().reset(request.at.into());
-        }
-        if drain.deadline.as_mut().poll(cx).is_ready() {
-            return None;
-        }
-        while let Some(clock) = &mut drain.settling {
-            if clock.as_mut().poll(cx).is_pending() {
-                return Some(PumpMode::Settle);
-            }
-            if pump.take_activity() {
-                clock.as_mut().reset(Instant::now() + SETTLE);
-            } else {
-                drain.settling = None;
-            }
-        }
-        Some(PumpMode::Drain)
-    }
-
-    fn poll_swap(&mut self, cx: &mut Context<'_>, pump: &mut Pump) {
-        let Some((opening, _)) = &mut self.swap else { return };
-        if let Poll::Ready(sink) = opening.as_mut().poll(cx)
-            && let Some((_, reply)) = self.swap.take()
-        {
-            reply.send(sink.and_then(|sink| pump.swap_sink(sink)).map(|()| Value::Unit));
-        }
-    }
-
-    /// Gives buffers back after a silence and ends a bridge that was silent for too long.
-    fn poll_clock(&mut self, cx: &mut Context<'_>, pump: &mut Pump) -> Poll<Result<()>> {
-        if !self.armed {
-            if !pump.is_active() {
-                return Poll::Pending;
-            }
-            self.armed = true;
-            self.clock.as_mut().reset(Instant::now() + IDLE_SWEEP);
-        }
-        while self.clock.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if pump.take_activity() {
-                self.last_activity = now;
-                self.released = false;
-                self.clock.as_mut().reset(now + IDLE_SWEEP);
-                continue;
-            }
-            if !self.released {
-                pump.release_idle();
-                self.released = true;
-            }
-            let Some(idle) = self.idle else {
-                self.armed = false;
-                return Poll::Pending;
-            };
-            let end = self.last_activity + idle;
-            if now >= end {
-                let text = format!("nothing moved for {:.1} s", idle.as_secs_f64());
-                return Poll::Ready(Err(
-                    Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer)
-                ));
-            }
-            // Looks in between: activity is noted by a flag, not by its time.
-            self.clock.as_mut().reset(end.min(now + idle / 4 + IDLE_SWEEP));
-        }
-        Poll::Pending
-    }
-}
-
 /// TLS counts records; what is below it counts bytes and system calls.
 fn note_layers(stats: &mut BridgeStats, stream: &mut dyn Stream) {
     match stream.tls_mut() {
@@ -671,14 +545,6 @@ fn open_tap(pump: &mut Pump, mut options: TapOptions) -> Result<Tap> {
         }
     }
     Tap::open(&options)
-}
-
-/// Waits until the peer's system has what was sent, at most until the stop's deadline: a TCP connection
-/// that is closed with bytes to read throws away what it has still to send.
-async fn linger(pump: &mut Pump, request: StopRequest) {
-    while request.drain && pump.unconfirmed() > 0 && std::time::Instant::now() < request.at {
-        sleep(SETTLE).await;
-    }
 }
 
 /// close_notify without waiting, for a bridge that ends before payload flowed.
