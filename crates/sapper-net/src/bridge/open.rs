@@ -101,6 +101,9 @@ impl Prepared {
                 return Err(Error::config("tap", "a tap writes packets: set a `framing`"));
             }
         }
+        if let Some(tap) = &tap {
+            tap.check()?;
+        }
         if let Some(framing) = &framing {
             if !(1..=65_535).contains(&framing.max_packet) {
                 return Err(Error::config("max_packet", format!("1 to 65535, not {}", framing.max_packet)));

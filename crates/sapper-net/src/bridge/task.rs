@@ -68,6 +68,8 @@ struct Task {
     handshakes: Option<Handshakes>,
     handshake_replies: Vec<Reply>,
     start: bool,
+    /// Carries bytes, not packets.
+    raw: bool,
     /// Directions that were paused before there was a pump.
     paused: Vec<(Direction, bool)>,
     unused: Vec<u8>,
@@ -81,6 +83,7 @@ impl Task {
         events: Reply,
     ) -> Self {
         Self {
+            raw: prepared.framing.is_none(),
             prepared,
             shared,
             inbox,
@@ -227,8 +230,15 @@ impl Task {
                 None => reply.send(Err(handshake_first())),
             },
             Command::SetTap(tap, reply) => {
-                self.prepared.tap = tap;
-                reply.send(Ok(Value::Unit));
+                let checked = match &tap {
+                    Some(_) if self.raw => Err(no_packets()),
+                    Some(tap) => tap.check(),
+                    None => Ok(()),
+                };
+                if checked.is_ok() {
+                    self.prepared.tap = tap;
+                }
+                reply.send(checked.map(|()| Value::Unit));
             }
             Command::CdTunnel(_, reply) => reply.send(Err(handshake_first())),
             Command::SwapSink(_, reply) => reply.send(Err(Error::new(
@@ -538,10 +548,7 @@ fn open_tap(pump: &mut Pump, mut options: TapOptions) -> Result<Tap> {
     match pump.ends() {
         Ends::Ports(_, sink) => options.kind = sink.abilities().kind,
         Ends::Streams(..) => {
-            return Err(Error::config(
-                "tap",
-                "a tap writes packets: this bridge has no framing and carries bytes",
-            ));
+            return Err(no_packets());
         }
     }
     Tap::open(&options)
@@ -581,6 +588,9 @@ fn tls_facts(prefix: &'static str, info: &HandshakeInfo) -> Vec<(String, String)
     facts
 }
 
+fn no_packets() -> Error {
+    Error::config("tap", "a tap writes packets: this bridge has no framing and carries bytes")
+}
 fn stopped() -> Error {
     Error::new(ErrorKind::Closed, "the bridge was stopped")
 }

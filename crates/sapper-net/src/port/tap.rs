@@ -37,6 +37,20 @@ pub struct TapOptions {
     pub kind: PacketKind,
 }
 
+impl TapOptions {
+    /// Finds a wrong filter without touching the file.
+    pub fn check(&self) -> Result<()> {
+        self.parsed_filter().map(drop)
+    }
+
+    fn parsed_filter(&self) -> Result<Option<Filter>> {
+        let parse = |text: &String| {
+            Filter::parse(text).map_err(|error| Error::config("tap", format!("filter: {error}")))
+        };
+        self.filter.as_ref().map(parse).transpose()
+    }
+}
+
 /// A running tap, shared by the two directions. The file is complete when the last clone is gone.
 #[derive(Clone)]
 pub struct Tap(Arc<Shared>);
@@ -71,12 +85,7 @@ impl Tap {
             PacketKind::Ethernet => LinkType::Ethernet,
             PacketKind::Ip | PacketKind::Opaque => LinkType::Raw,
         };
-        let filter = match &options.filter {
-            Some(text) => {
-                Some(Filter::parse(text).map_err(|error| Error::config("tap", format!("filter: {error}")))?)
-            }
-            None => None,
-        };
+        let filter = options.parsed_filter()?;
         let file = std::fs::File::create(&options.path).map_err(|source| {
             Error::io(ErrorKind::Device, format_args!("create {}", options.path.display()), &source)
                 .with_field("tap")

@@ -1,6 +1,7 @@
 //! Steps of a bridge's life whose order a test from outside cannot choose.
 
 use std::future::{pending, ready};
+use std::time::Duration;
 
 use super::*;
 use crate::mailbox::Mailbox;
