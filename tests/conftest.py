@@ -19,6 +19,8 @@ import uvloop
 from support import needs, netns, programs
 from support.certs import Certificates
 
+pytest_plugins = ["support.hearing"]
+
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,

@@ -1,0 +1,314 @@
+"""A peer that passed the TLS handshake and then attacks: typed errors, in time, nothing left behind."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from sapper.errors import (
+    AuthenticationError,
+    ConnectionLost,
+    HandshakeDeadline,
+    IdleDeadline,
+    IncompatiblePeer,
+    RemoteProtocolError,
+    SapperError,
+    TlsError,
+)
+from sapper.tls import Credentials, create_bridge
+from support.certs import Certificates
+from support.hearing import Hearing, drain, failure
+from support.traffic import Background
+
+KEY = b"a key that nobody may ever read!"
+PSK = Credentials.psk("an identity", KEY)
+#: What bytes from a peer may raise, and nothing else.
+FROM_A_PEER = (RemoteProtocolError, IncompatiblePeer, TlsError, AuthenticationError, ConnectionLost)
+#: A deadline under test, and within how long everything has to be over even on a busy machine.
+SOON, LATEST = 0.15, 10.0
+
+pytestmark = pytest.mark.usefixtures("leak_check")
+
+
+class Enemy:
+    """CPython's ``ssl`` as server, with the records in our hands."""
+
+    def __init__(self, certs: Certificates, end: socket.socket) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certs.server.cert_path, certs.server.key_path)
+        context.num_tickets = 0
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self._socket = end
+        end.settimeout(LATEST)
+
+    def handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._socket.sendall(self._out.read())
+                self._in.write(self._socket.recv(65_536))
+            else:
+                self._socket.sendall(self._out.read())
+                return
+
+    def records(self, data: bytes) -> bytes:
+        """What TLS makes of it, not sent."""
+        self._tls.write(data)
+        return self._out.read()
+
+    def goodbye(self) -> bytes:
+        """Our close_notify, not sent."""
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._out.read()
+
+
+def _attack(
+    certs: Certificates,
+    attack: Callable[[Enemy, socket.socket], None],
+    *,
+    kind: int = socket.SOCK_STREAM,
+    **options: Any,
+) -> tuple[SapperError | None, bytes]:
+    """A client bridge whose server attacks after the handshake: its error, and what reached the sink."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair(socket.AF_UNIX, kind)
+    hearing = Hearing()
+
+    def peer() -> None:
+        enemy = Enemy(certs, far)
+        enemy.handshake()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            attack(enemy, far)
+        drain(far)
+
+    bridge = create_bridge(
+        socket=near,
+        sink=sink,
+        credentials=Credentials.none(roots=certs.ca.cert),
+        server_hostname=certs.name,
+        **{"close_timeout": SOON, **options},
+        **hearing.options(),
+    )
+    with far, end:
+        enemy = Background(peer)
+        error = failure(bridge, hearing, "handshake")
+        enemy.join()
+        end.setblocking(False)
+        arrived = b""
+        with suppress(BlockingIOError, ConnectionResetError):
+            while chunk := end.recv(65_536):
+                arrived += chunk
+    return error, arrived
+
+
+def _ipv6(size: int, next_header: int = 17) -> bytes:
+    return struct.pack(">IHBB", 0x60000000, size, next_header, 64) + bytes(15) + b"\x01" + bytes(15) + b"\x02"
+
+
+HELLO = b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 7, 65_535)
+
+
+def _superframe(virtio: bytes, packet: bytes, length: int | None = None) -> bytes:
+    return struct.pack(">I", length if length is not None else len(virtio) + len(packet)) + virtio + packet
+
+
+def _virtio(
+    flags: int = 0, gso: int = 0, header: int = 0, size: int = 0, start: int = 0, offset: int = 0
+) -> bytes:
+    return struct.pack("<BBHHHH", flags, gso, header, size, start, offset)
+
+
+TCP6 = _ipv6(20 + 3000, 6) + struct.pack(">HHIIBBHHH", 1, 2, 3, 4, 0x50, 0x10, 9, 0, 0) + bytes(3000)
+
+LYING_PACKETS: dict[str, tuple[str, bytes]] = {
+    "u16 of nothing": ("u16", b"\x00\x00"),
+    "u16 too long": ("u16", b"\xff\xff" + bytes(100)),
+    "u32 absurd": ("u32", b"\xff\xff\xff\xff" + bytes(100)),
+    "u32 negative": ("u32", b"\x80\x00\x00\x00"),
+    "u32 of nothing": ("u32", bytes(4)),
+    "ip of no version": ("ip", bytes(40)),
+    "ipv4 where ipv6 is": ("ipv6", b"\x45\x00\x00\x14" + bytes(16)),
+    "ipv6 where ipv4 is": ("ipv4", _ipv6(0)),
+    "ipv4 shorter than its header": ("ipv4", b"\x45\x00\x00\x13" + bytes(16)),
+    "ipv4 with a short header": ("ipv4", b"\x44\x00\x00\x14" + bytes(16)),
+    "ipv6 too long": ("ipv6", _ipv6(65_535) + bytes(100)),
+    "superframe shorter than its header": ("superframe", HELLO + _superframe(b"", bytes(40), 9)),
+    "superframe absurd": ("superframe", HELLO + _superframe(_virtio(), bytes(40), 0xFFFFFFFF)),
+    "superframe of no packet": ("superframe", HELLO + _superframe(_virtio(), b"")),
+    "superframe with unknown flags": ("superframe", HELLO + _superframe(_virtio(flags=0x80), _ipv6(0, 59))),
+    "superframe with an unknown type": ("superframe", HELLO + _superframe(_virtio(gso=0x7F, size=1), TCP6)),
+    "tcp over ipv4 in ipv6": ("superframe", HELLO + _superframe(_virtio(1, 1, 60, 1400, 40, 16), TCP6)),
+    "segments of no bytes": ("superframe", HELLO + _superframe(_virtio(1, 4, 60, 0, 40, 16), TCP6)),
+    "headers beyond the packet": (
+        "superframe",
+        HELLO + _superframe(_virtio(1, 4, 65_535, 1400, 40, 16), TCP6),
+    ),
+    "a checksum beyond the packet": (
+        "superframe",
+        HELLO + _superframe(_virtio(1, 4, 60, 1400, 65_535, 65_535), TCP6),
+    ),
+    "a checksum in the payload": ("superframe", HELLO + _superframe(_virtio(1, 4, 60, 1400, 40, 500), TCP6)),
+    "udp segments of tcp": ("superframe", HELLO + _superframe(_virtio(1, 5, 60, 1400, 40, 16), TCP6)),
+    "an ip length that differs": ("superframe", HELLO + _superframe(_virtio(), _ipv6(1000, 59) + bytes(10))),
+}
+
+
+@pytest.mark.parametrize("case", LYING_PACKETS)
+def test_a_packet_that_lies_ends_the_bridge_and_reaches_nobody(case: str, certs: Certificates) -> None:
+    framing, data = LYING_PACKETS[case]
+    error, arrived = _attack(
+        certs,
+        lambda enemy, far: far.sendall(enemy.records(data)),
+        kind=socket.SOCK_DGRAM,
+        framing=framing,
+        max_packet=1500 if framing != "superframe" else None,
+    )
+    assert type(error) is RemoteProtocolError, repr(error)
+    assert (error.phase, error.direction) == ("transfer", "decapsulate"), repr(error.context)
+    assert arrived == b""
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"SAPPERSF" + struct.pack(">BBHI", 9, 8, 7, 65_535),
+        b"SAPPERSF" + struct.pack(">BBHI", 1, 2, 7, 65_535),
+        b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 7, 0),
+        b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 2, 65_535),
+    ],
+    ids=["http", "newer", "upside down", "takes nothing", "no checksums"],
+)
+def test_a_superframe_hello_that_is_none(hello: bytes, certs: Certificates) -> None:
+    error, _ = _attack(
+        certs,
+        lambda enemy, far: far.sendall(enemy.records(hello)),
+        kind=socket.SOCK_DGRAM,
+        framing="superframe",
+    )
+    assert type(error) is IncompatiblePeer, repr(error)
+    assert error.phase == "handshake"
+
+
+def test_a_superframe_hello_that_never_comes(certs: Certificates) -> None:
+    error, _ = _attack(
+        certs,
+        lambda enemy, far: None,
+        kind=socket.SOCK_DGRAM,
+        framing="superframe",
+        handshake_timeout=0.5,
+    )
+    assert type(error) is HandshakeDeadline, repr(error)
+
+
+def _changed_last(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_records_that_were_changed_cut_or_never_encrypted(certs: Certificates) -> None:
+    def ends_in_the_middle(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"whole") + enemy.records(b"never whole")[:-3])
+        far.shutdown(socket.SHUT_WR)
+
+    def ends_without_goodbye(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"whole"))
+        far.shutdown(socket.SHUT_WR)
+
+    cases: list[tuple[Callable[[Enemy, socket.socket], None], type[SapperError], str | None, bytes]] = [
+        (
+            lambda e, far: far.sendall(e.records(b"whole") + _changed_last(e.records(b"x"))),
+            TlsError,
+            "bad_record_mac",
+            b"whole",
+        ),
+        (ends_in_the_middle, ConnectionLost, "truncated", b"whole"),
+        (ends_without_goodbye, ConnectionLost, "truncated", b"whole"),
+        (lambda e, far: far.sendall(b"\x17\x03\x03\xff\xff" + bytes(70_000)), RemoteProtocolError, None, b""),
+        (lambda e, far: far.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), RemoteProtocolError, None, b""),
+        (lambda e, far: far.sendall(b"\x16\x03\x03\x00\x04\x01\x00\x00\x00"), RemoteProtocolError, None, b""),
+    ]
+    for number, (attack, kind, reason, whole) in enumerate(cases):
+        error, arrived = _attack(certs, attack)
+        assert type(error) is kind, (number, repr(error))
+        assert (error.phase, error.direction, error.reason) == ("transfer", "decapsulate", reason), (
+            number,
+            error.context,
+        )
+        assert arrived in (whole, b""), number
+
+
+def test_a_packet_that_ends_in_the_middle(certs: Certificates) -> None:
+    def attack(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"\x00\x64" + bytes(10)) + enemy.goodbye())
+        far.shutdown(socket.SHUT_WR)
+
+    error, arrived = _attack(certs, attack, kind=socket.SOCK_DGRAM, framing="u16")
+    assert isinstance(error, (RemoteProtocolError, ConnectionLost)), repr(error)
+    assert (error.phase, error.direction, error.reason) == ("transfer", "decapsulate", "truncated")
+    assert arrived == b""
+
+
+def test_data_where_only_ours_may_flow(certs: Certificates) -> None:
+    error, arrived = _attack(
+        certs, lambda enemy, far: far.sendall(enemy.records(b"no")), direction="encrypt-only"
+    )
+    assert type(error) is RemoteProtocolError, repr(error)
+    assert error.phase == "transfer"
+    assert arrived == b""
+
+
+def test_an_orderly_end_is_no_error(certs: Certificates) -> None:
+    def leave(enemy: Enemy, far: socket.socket) -> None:
+        far.sendall(enemy.records(b"all of it") + enemy.goodbye())
+        far.shutdown(socket.SHUT_WR)
+
+    error, arrived = _attack(certs, leave, direction="decrypt-only")
+    assert error is None, repr(error)
+    assert arrived == b"all of it"
+
+
+def test_a_peer_that_says_nothing_more_meets_the_idle_deadline(certs: Certificates) -> None:
+    error, _ = _attack(certs, lambda enemy, far: None, idle_timeout=SOON)
+    assert type(error) is IdleDeadline, repr(error)
+    assert error.phase == "transfer"
+
+
+@pytest.mark.parametrize("drain", [0.0, SOON])
+def test_a_peer_that_never_reads_holds_nobody(drain: float, certs: Certificates) -> None:
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair()
+    hearing = Hearing()
+    with far, end:
+        enemy = Enemy(certs, far)
+        shaking = Background(enemy.handshake)
+        bridge = create_bridge(
+            socket=near,
+            sink=sink,
+            credentials=Credentials.none(roots=certs.ca.cert),
+            server_hostname=certs.name,
+            **hearing.options(),
+        )
+        bridge.handshake_sync()
+        shaking.join()
+        bridge.start()
+        end.settimeout(0.01)
+        until = time.monotonic() + LATEST
+        while not bridge.stats().encapsulate.backpressure:
+            assert time.monotonic() < until
+            with suppress(TimeoutError):
+                end.send(bytes(65_536))
+        begun = time.monotonic()
+        bridge.stop(drain=drain)
+        assert hearing.closed.wait(LATEST)
+        assert time.monotonic() - begun < LATEST / 2
+    assert hearing.errors == []
