@@ -29,19 +29,22 @@ use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
 use crate::tls::stream::{StreamDirection, TlsStream};
 
-/// Runs a bridge to its end and tells everybody.
-pub(super) async fn run(
+/// Runs a bridge to its end and tells everybody. Not an `async fn`, which would keep its arguments
+/// beside what is made of them for as long as the bridge lives.
+pub(super) fn run(
     prepared: Prepared,
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<Box<Command>>,
     events: Reply,
-) {
+) -> impl Future<Output = ()> + Send {
     let mut task = Task::new(prepared, shared, inbox, events);
-    let outcome = match task.live().await {
-        Ok(()) | Err(End::Stopped | End::Told) => None,
-        Err(End::Failed(error)) => Some(error),
-    };
-    task.close(outcome);
+    async move {
+        let outcome = match task.live().await {
+            Ok(()) | Err(End::Stopped | End::Told) => None,
+            Err(End::Failed(error)) => Some(error),
+        };
+        task.close(outcome);
+    }
 }
 
 /// Why a life ended before its time.

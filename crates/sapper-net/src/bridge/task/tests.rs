@@ -18,3 +18,12 @@ async fn a_stop_does_not_undo_a_step_that_need_not_wait() {
     assert!(matches!(task.during(ready(7), true).await, Ok(7)));
     assert!(matches!(task.during(pending::<()>(), true).await, Err(End::Stopped)));
 }
+
+#[test]
+fn an_idle_bridge_is_small() {
+    let (_commands, inbox) = mpsc::channel(1);
+    let events = Reply::new(Mailbox::new().unwrap(), 0);
+    let task = run(Prepared::empty(), Arc::new(Shared::default()), inbox, events);
+    // Its states share their room; what only a hello or a handshake needs is boxed.
+    assert!(size_of_val(&task) <= 2304, "{} bytes", size_of_val(&task));
+}
