@@ -51,6 +51,43 @@ def message(json: str) -> bytes:
     return b"CDTunnel" + struct.pack("!H", len(json)) + json.encode()
 
 
+def vector(size: int, data: bytes) -> bytes:
+    """Data behind its length, as TLS writes it."""
+    return len(data).to_bytes(size) + data
+
+
+def client_hello() -> bytes:
+    """The message without records: a name, two protocols, two versions."""
+    extensions = b"".join(
+        struct.pack("!H", kind) + vector(2, data)
+        for kind, data in [
+            (0, vector(2, b"\0" + vector(2, b"www.example.org"))),
+            (16, vector(2, vector(1, b"h2") + vector(1, b"http/1.1"))),
+            (43, vector(1, b"\3\4\3\3")),
+        ]
+    )
+    suites = vector(1, b"") + vector(2, b"\x13\x01") + vector(1, b"\0")
+    return b"\1" + vector(3, b"\3\3" + bytes(32) + suites + vector(2, extensions))
+
+
+def records(message: bytes, size: int) -> bytes:
+    """TLS handshake records of that size."""
+    return b"".join(
+        b"\x16\3\1" + vector(2, message[at : at + size]) for at in range(0, len(message), size)
+    )
+
+
+def proxy_headers() -> list[bytes]:
+    """PROXY headers: a line, and a binary one with what is known of TLS."""
+    tls = b"\7\0\0\0\0" + b"\x21" + vector(2, b"TLSv1.3") + b"\x22" + vector(2, b"ann")
+    tlvs = b"\1" + vector(2, b"h2") + b"\2" + vector(2, b"a.example") + b"\x20" + vector(2, tls)
+    ends = bytes([192, 0, 2, 7, 198, 51, 100, 9]) + struct.pack("!HH", 50000, 443)
+    return [
+        b"PROXY TCP6 2001:db8::7 ::1 50000 443\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11" + vector(2, ends + tlvs),
+    ]
+
+
 def seeds() -> dict[str, list[bytes]]:
     """Inputs by target."""
     forms = [(version, protocol) for version in (4, 6) for protocol in (TCP, UDP)]
@@ -88,6 +125,8 @@ def seeds() -> dict[str, list[bytes]]:
         "deframer": [bytes([framing, 37]) + data for framing, data in stream.items()],
         "superframe_hello": [b"SAPPERSF" + struct.pack("!BBHI", 1, 1, flags, 65535) for flags in (0, 15)],
         "cdtunnel": [message('{"type":"clientHandshakeRequest","mtu":16000}'), message(reply)],
+        "proxy_protocol": proxy_headers(),
+        "client_hello": [bytes([7]) + records(client_hello(), size) for size in (10, 16384)],
         "filter": [text.encode() + b"\0" + data for text in filters for data in ordinary],
     }
 

@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
 
+pub use crate::parsed::Parsed;
+
 /// What a message begins with.
 pub const MAGIC: [u8; 8] = *b"CDTunnel";
 /// Bytes in front of the JSON.
@@ -42,23 +44,6 @@ pub struct Response {
     pub server_address: IpAddr,
     /// Port of the server's service directory.
     pub rsd_port: u16,
-}
-
-/// What the bytes of a stream are, as far as they are there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed<T> {
-    /// The message is not there whole.
-    NeedMore {
-        /// Bytes from the message's first one that are needed to get further.
-        at_least: usize,
-    },
-    /// A message.
-    Done {
-        /// Bytes that it took: what lies behind them are packets.
-        consumed: usize,
-        /// What it says.
-        value: T,
-    },
 }
 
 /// Why a peer's message is refused.

@@ -7,12 +7,17 @@
 //!   peer); IP headers, checksums, segmentation (GSO) and coalescing (GRO), the virtio-net header.
 //! - [`framing`]: how packets lie in a byte stream.
 //! - [`cdtunnel`]: the hello of device tunnels.
+//! - [`proxy_protocol`]: who is behind a connection, said in front of it.
+//! - [`client_hello`]: what a TLS client asks for, read without touching it.
 //! - [`pcapng`], [`filter`]: what a tap writes, and which packets it wants.
 
 #![forbid(unsafe_code)]
 
 pub mod cdtunnel;
+pub mod client_hello;
 pub mod filter;
 pub mod framing;
 pub mod packet;
+pub mod parsed;
 pub mod pcapng;
+pub mod proxy_protocol;
