@@ -75,6 +75,7 @@ class LoopPost:
         self._next_key = 1
         self._tasks: set[asyncio.Future[Any]] = set()
         self._waiter: threading.Thread | None = None
+        self._closing = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -125,6 +126,8 @@ class LoopPost:
         except Exception as error:  # noqa: BLE001 - a user's call-back may raise anything; the loop hears of it
             self._failed(callback, error)
             return
+        if result is None:
+            return
         if asyncio.iscoroutine(result) or isinstance(result, Awaitable):
             task = asyncio.ensure_future(result)
             self._tasks.add(task)
@@ -167,6 +170,18 @@ class LoopPost:
         return mailbox
 
     def _close_if_idle(self) -> None:
+        """Closes the mailbox soon; not at once, because whoever works in sequence opens it again at once."""
+        if self._mailbox is None or self._handlers or self._futures or self._closing:
+            return
+        loop = self.loop
+        if loop is None or loop.is_closed():
+            self._close()
+        else:
+            self._closing = True
+            loop.call_soon(self._close)
+
+    def _close(self) -> None:
+        self._closing = False
         mailbox = self._mailbox
         if mailbox is None or self._handlers or self._futures:
             return

@@ -11,6 +11,7 @@ Not here: bytes. They do not pass Python (but for the doors that their docstring
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Generator
 from os import PathLike
 from pathlib import Path
@@ -93,6 +94,25 @@ class PumpOptions(Options):
     """No answer of a policy call-back within this means no."""
     tap: TapOptions | None = None
     """Where inner packets are copied to from the start."""
+
+    @functools.cached_property
+    def native(self) -> _native.OptionsDict:
+        """As the binding takes them."""
+        return {
+            "direction": self.direction,
+            "framing": self.framing,
+            "sink_framing": self.sink_framing,
+            "max_packet": self.max_packet or _largest(self.framing),
+            "records_per_write": self.records_per_write,
+            "resync": self.resync,
+            "connect_timeout": self.connect_timeout,
+            "accept_timeout": self.accept_timeout,
+            "handshake_timeout": self.handshake_timeout,
+            "idle_timeout": self.idle_timeout,
+            "close_timeout": self.close_timeout,
+            "policy_timeout": self.policy_timeout,
+            "tap": tap_values(self.tap),
+        }
 
     @classmethod
     def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -414,25 +434,6 @@ def tap_values(tap: TapOptions | None) -> _native.TapDict | None:
     return {"path": tap.path, "filter": tap.filter, "max_bytes": tap.max_bytes, "snap_len": tap.snap_len}
 
 
-def native_options(options: PumpOptions) -> _native.OptionsDict:
-    """A pump's options as the binding takes them."""
-    return {
-        "direction": options.direction,
-        "framing": options.framing,
-        "sink_framing": options.sink_framing,
-        "max_packet": options.max_packet or _largest(options.framing),
-        "records_per_write": options.records_per_write,
-        "resync": options.resync,
-        "connect_timeout": options.connect_timeout,
-        "accept_timeout": options.accept_timeout,
-        "handshake_timeout": options.handshake_timeout,
-        "idle_timeout": options.idle_timeout,
-        "close_timeout": options.close_timeout,
-        "policy_timeout": options.policy_timeout,
-        "tap": tap_values(options.tap),
-    }
-
-
 def build(
     kind: type[P],
     transport: tuple[Taken, _native.TlsSide | None, bytes],
@@ -465,7 +466,7 @@ def build(
             inner.native,
             inner_tls,
             inner.initial_data,
-            native_options(options),
+            options.native,
             policy is not None,
             life.subscribed(),
             life.key,
@@ -501,10 +502,19 @@ def take_both(first: object, first_name: str, second: object, second_name: str) 
         raise
 
 
+@functools.lru_cache(maxsize=64)
+def _checked(given: tuple[tuple[str, Any], ...]) -> PumpOptions:
+    return PumpOptions(**dict(given))
+
+
 def options_from(options: PumpOptions | None, changes: dict[str, Any]) -> PumpOptions:
     """The options of a call: those given as an object, changed by those given by name."""
     given = {name: value for name, value in changes.items() if value is not None}
     if options is None:
+        # Most programs make their pumps in one or two ways: these are checked once.
+        key = tuple(given.items())
+        if all(isinstance(value, str) for _, value in key):
+            return _checked(key)
         return PumpOptions(**given)
     if not isinstance(options, PumpOptions):
         raise config_error("options", f"must be PumpOptions, not {type(options).__name__}", "wrong_type")

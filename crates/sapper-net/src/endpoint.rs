@@ -17,7 +17,7 @@ use crate::port::{BoxPort, PacketKind};
 use crate::stream::BoxStream;
 use crate::stream::address::{Address, UnixAddress};
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
-use crate::stream::fd::{SocketOptions, open_fd};
+use crate::stream::fd::{SocketOptions, open_kind};
 use crate::stream::joined::open_pair;
 use crate::stream::listen::{ListenAddress, ListenOptions, Listener};
 
@@ -96,6 +96,11 @@ impl FdSpec {
         Ok(Self { fd, kind, field, options })
     }
 
+    /// The stream over it, on the event loop that will use it.
+    fn open(self) -> Result<BoxStream> {
+        open_kind(self.fd, self.kind, self.field, &self.options)
+    }
+
     /// What the descriptor is.
     pub fn kind(&self) -> &FdKind {
         &self.kind
@@ -136,12 +141,14 @@ impl EndpointSpec {
                     SocketType::Datagram | SocketType::SeqPacket => {
                         Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip }))
                     }
-                    SocketType::Stream => Ok(Self::Fd(FdSpec::new(fd, field, SocketOptions::default())?)),
+                    SocketType::Stream => {
+                        Ok(Self::Fd(FdSpec { fd, kind, field, options: SocketOptions::default() }))
+                    }
                     SocketType::Other(_) => Err(Error::config(field, format!("a {socket} is no endpoint"))
                         .with_reason("not_an_endpoint")),
                 }
             }
-            _ => Ok(Self::Fd(FdSpec::new(fd, field, SocketOptions::default())?)),
+            _ => Ok(Self::Fd(FdSpec { fd, kind, field, options: SocketOptions::default() })),
         }
     }
 
@@ -186,7 +193,7 @@ impl EndpointSpec {
                 let listener = Listener::adopt(vec![spec.fd], spec.field, &listen)?;
                 accept_one(listener, options.accept).await?
             }
-            Self::Fd(spec) => open_fd(spec.fd, spec.field, &spec.options)?,
+            Self::Fd(spec) => spec.open()?,
             Self::FdPair { read, write } => {
                 open_pair(read.fd, write.fd, [read.field, write.field], &read.options)?
             }

@@ -15,6 +15,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys;
 
 /// Threads when `SAPPER_IO_THREADS` does not say otherwise: one a core, at most this many.
 const MAX_DEFAULT_THREADS: usize = 8;
@@ -26,7 +27,7 @@ struct Shard {
 
 struct Runtime {
     shards: Vec<Shard>,
-    pid: u32,
+    forks: u32,
 }
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -42,7 +43,7 @@ fn runtime() -> Result<&'static Runtime> {
         }
     }
     let runtime = RUNTIME.get().expect("was set above");
-    if runtime.pid != std::process::id() {
+    if runtime.forks != sys::forks() {
         return Err(Error::new(
             ErrorKind::ApiMisuse,
             "this process is a fork of one that already used sapper; its I/O threads do not exist here. \
@@ -77,7 +78,7 @@ fn start() -> Result<Runtime> {
         .map_err(failed)?;
         shards.push(Shard { handle, tasks: Arc::default() });
     }
-    Ok(Runtime { shards, pid: std::process::id() })
+    Ok(Runtime { shards, forks: sys::forks() })
 }
 
 /// Starts a named thread that takes no signals: they are the program's (Python's main thread's), and a

@@ -7,24 +7,24 @@
 use std::mem::ManuallyDrop;
 
 use pyo3::prelude::*;
-use sapper_net::{Error, ErrorKind};
+use sapper_net::{Error, ErrorKind, sys};
 
 use crate::errors;
 
 /// A value that only the process that made it uses and drops.
 pub(crate) struct Local<T> {
     value: ManuallyDrop<T>,
-    pid: u32,
+    forks: u32,
 }
 
 impl<T> Local<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { value: ManuallyDrop::new(value), pid: std::process::id() }
+        Self { value: ManuallyDrop::new(value), forks: sys::forks() }
     }
 
     /// The value, or the error that says what to do in place of a fork.
     pub(crate) fn get(&self, py: Python<'_>) -> PyResult<&T> {
-        if self.pid == std::process::id() {
+        if self.forks == sys::forks() {
             return Ok(&self.value);
         }
         let error = Error::new(
@@ -39,7 +39,7 @@ impl<T> Local<T> {
 
 impl<T> Drop for Local<T> {
     fn drop(&mut self) {
-        if self.pid == std::process::id() {
+        if self.forks == sys::forks() {
             // SAFETY: dropped once, here, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.value) }
         }

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import ssl
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretBytes, model_validator
+from pydantic import BeforeValidator, Field, SecretBytes, model_validator
 
 from sapper import _native
 from sapper._options import Options, config_error
@@ -284,26 +285,17 @@ class TlsConfig(Options):
     danger_ignore_truncation: bool = False
     """An end without close_notify counts as an orderly one."""
 
-    _parsed: Any = PrivateAttr(default=None)
-
     def __init__(self, /, **values: Any) -> None:
         super().__init__(**values)
-        self._parsed = self._parse()
-
-    def __eq__(self, other: object) -> bool:
-        # The parsed form is no part of what the options say.
-        return isinstance(other, TlsConfig) and self.__dict__ == other.__dict__
+        _ = self.native  # parsed now, so that every mistake is told here
 
     def __hash__(self) -> int:
         return hash((self.min_version, self.max_version, self.cipher_suites, self.alpn, self.pins))
 
-    @property
+    @functools.cached_property
     def native(self) -> _native.TlsConfig:
         """The parsed form, for the binding."""
-        if self._parsed is None:  # a copy made by pydantic
-            self._parsed = self._parse()
-        parsed: _native.TlsConfig = self._parsed
-        return parsed
+        return self._parse()
 
     @classmethod
     def of(cls, value: object, *, field: str = "credentials") -> TlsConfig:

@@ -71,23 +71,38 @@ pub struct FdStream {
 /// Call it on the event loop that will use the stream. A socket must be connected; a listening one
 /// is [`super::listen::Listener::adopt`]'s, and what carries packets is no stream.
 pub fn open_fd(fd: OwnedFd, field: &'static str, options: &SocketOptions) -> Result<BoxStream> {
+    let kind = fd::classify(fd.as_fd(), field)?;
+    open_kind(fd, kind, field, options)
+}
+
+/// The same, of a descriptor that was looked at already.
+pub(crate) fn open_kind(
+    fd: OwnedFd,
+    kind: FdKind,
+    field: &'static str,
+    options: &SocketOptions,
+) -> Result<BoxStream> {
     let access = fd::checked_access(fd.as_fd(), field)?;
-    open_one(fd, field, access, options, Arc::default())
+    open_one(fd, kind, field, access, options, Arc::default())
 }
 
 /// The same, in the directions of `access` only.
 pub(super) fn open_one(
     fd: OwnedFd,
+    kind: FdKind,
     field: &'static str,
     access: Access,
     options: &SocketOptions,
     stats: Arc<EndpointStats>,
 ) -> Result<BoxStream> {
-    let kind = fd::classify(fd.as_fd(), field)?;
     let failed = |source: io::Error| {
         Error::io(ErrorKind::Device, format_args!("use {kind}"), &source).with_field(field)
     };
-    let description = descriptor::describe(fd.as_fd(), &kind, access);
+    let description = match kind {
+        // A socket is described by its addresses.
+        FdKind::Socket(_) => String::new(),
+        _ => descriptor::describe(fd.as_fd(), &kind, access),
+    };
     match kind {
         FdKind::Socket(socket) => {
             let mut stream = FdStream::from_socket(fd, socket, field)?;

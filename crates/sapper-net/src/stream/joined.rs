@@ -29,8 +29,12 @@ pub fn open_pair(
             return Err(Error::config(field, message).with_reason("wrong_direction"));
         }
     }
-    let read = open_one(read, fields[0], Access::READ, options, Arc::clone(&stats))?;
-    let write = open_one(write, fields[1], Access::WRITE, options, Arc::clone(&stats))?;
+    let half = |fd: OwnedFd, field, access| {
+        let kind = fd::classify(fd.as_fd(), field)?;
+        open_one(fd, kind, field, access, options, Arc::clone(&stats))
+    };
+    let read = half(read, fields[0], Access::READ)?;
+    let write = half(write, fields[1], Access::WRITE)?;
     Ok(Box::new(JoinedStream::new(read, write, stats)))
 }
 

@@ -1,6 +1,8 @@
 //! The platform, behind small modules. Linux is the one that is tested; what another lacks is said
 //! by an error of kind `Device`, never by a missing symbol.
 
+mod process;
 mod signal;
 
+pub use process::forks;
 pub use signal::Signal;

@@ -1,0 +1,24 @@
+//! Which process this is, without asking the system each time.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static FORKS: AtomicU32 = AtomicU32::new(0);
+static WATCHING: Once = Once::new();
+
+/// How many forks lie between this process and the one that first asked: an object that remembers the
+/// number knows whether it is still in the process that made it. (Every handle is asked that at every
+/// call; `getpid` is a system call.)
+pub fn forks() -> u32 {
+    WATCHING.call_once(|| {
+        // SAFETY: the handler only adds to an atomic, which a fork's child may do, and lives as long as
+        // this library.
+        let outcome = unsafe { libc::pthread_atfork(None, None, Some(forked)) };
+        assert_eq!(outcome, 0, "there is no memory to watch for forks");
+    });
+    FORKS.load(Ordering::Relaxed)
+}
+
+extern "C" fn forked() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
