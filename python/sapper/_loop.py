@@ -215,7 +215,7 @@ class LoopPost:
 def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> None:
     """Waits for messages in place of a loop that cannot, and has the loop take them."""
     while not mailbox.closed:
-        if not mailbox.wait(None):
+        if not mailbox.wait(None) or mailbox.closed:
             continue
         owner = post()
         loop = owner.loop if owner is not None else None
@@ -232,7 +232,10 @@ def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> Non
         except RuntimeError:  # closed in between
             return
         del owner, take
-        taken.wait()
+        # A loop that is closed before its next turn takes nothing any more.
+        while not taken.wait(0.1):
+            if loop.is_closed():
+                return
 
 
 _posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPost] = weakref.WeakKeyDictionary()
