@@ -72,9 +72,7 @@ def client_hello() -> bytes:
 
 def records(message: bytes, size: int) -> bytes:
     """TLS handshake records of that size."""
-    return b"".join(
-        b"\x16\3\1" + vector(2, message[at : at + size]) for at in range(0, len(message), size)
-    )
+    return b"".join(b"\x16\3\1" + vector(2, message[at : at + size]) for at in range(0, len(message), size))
 
 
 def proxy_headers() -> list[bytes]:

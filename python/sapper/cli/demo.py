@@ -116,7 +116,7 @@ class _View:
         found = {"throughput": (ours.bytes / ours.elapsed) / (theirs.bytes / theirs.elapsed)}
         if ours.cpu and theirs.cpu:
             found["cpu_per_gigabyte"] = ours.cpu_per_gigabyte / theirs.cpu_per_gigabyte
-        if ours.latency_p99 and theirs.latency_p99:
+        if scene.tells_latency and ours.latency_p99 and theirs.latency_p99:
             found["latency_p99"] = ours.latency_p99 / theirs.latency_p99
         return found
 
@@ -216,7 +216,7 @@ class _LiveView(_View):
         table.add_row("suite", *(suite for _, _, suite in agreed))
         rates = [self._rate(scene, pump) for pump in PUMPS]
         table.add_row("bytes/s", *(amount(found[0]) + "/s" if found else "" for found in rates))
-        if scene.name != "stream":
+        if scene.framing != "raw":
             table.add_row("packets/s", *(f"{found[1]:,.0f}" if found else "" for found in rates))
         rows: tuple[tuple[str, Callable[[Sample], str]], ...] = (
             ("bytes", lambda one: amount(one.bytes)),
@@ -228,7 +228,9 @@ class _LiveView(_View):
             ("latency p99", lambda one: duration(one.latency_p99)),
         )
         for name, cell in rows:
-            if name == "packets" and scene.name == "stream":
+            if name == "packets" and scene.framing == "raw":
+                continue
+            if name.startswith("latency") and not scene.tells_latency:
                 continue
             table.add_row(name, *(cell(one) if one is not None else "" for one in samples))
         return table

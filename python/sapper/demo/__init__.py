@@ -41,7 +41,7 @@ class Scene:
     """One kind of work.
 
     Attributes:
-        name: ``"packets"``, ``"tun"`` or ``"stream"``.
+        name: ``"packets"``, ``"tun"``, ``"stream"`` or ``"flood"``.
         title: For people.
         unit: What the load consists of.
         size: Bytes of a unit.
@@ -56,6 +56,14 @@ class Scene:
     rate: int
     framing: Literal["raw", "ip", "ipv6"]
 
+    @property
+    def tells_latency(self) -> bool:
+        """Whether latency says something of the pump.
+
+        Where as much as fits is sent, it is the age of what waits in the kernel's buffers.
+        """
+        return self.rate > 0 or self.name == "tun"
+
 
 SCENES: dict[str, Scene] = {
     one.name: one
@@ -69,14 +77,15 @@ SCENES: dict[str, Scene] = {
             "ipv6",
         ),
         Scene("tun", "TCP inside TUN, TLS, TUN, between two network namespaces", "block", 16_384, 0, "ip"),
-        Scene("stream", "a byte stream, both ways, as fast as it goes", "block", 16_384, 0, "raw"),
+        Scene("stream", "a byte stream, 131 MB/s offered each way", "block", 16_384, 8_000, "raw"),
+        Scene("flood", "a byte stream, both ways, as fast as it goes", "block", 16_384, 0, "raw"),
     )
 }
 
 
 def scenes() -> list[Scene]:
     """What this process may show: TUN interfaces need rights that few have."""
-    return [SCENES["tun" if tun.works_here() else "packets"], SCENES["stream"]]
+    return [SCENES["tun" if tun.works_here() else "packets"], SCENES["stream"], SCENES["flood"]]
 
 
 @dataclass(frozen=True, slots=True)
