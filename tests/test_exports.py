@@ -15,6 +15,7 @@ MODULES = [
     "sapper",
     *(f"sapper.{one.name}" for one in pkgutil.iter_modules(sapper.__path__)),
     "sapper.tls.config",
+    "sapper.tls.reload",
     "sapper.tls.bridge",
 ]
 PUBLIC = [name for name in MODULES if "._" not in name]

@@ -3,7 +3,8 @@
 # It converts and does nothing else; the public API is in the Python modules beside it. Every operation
 # that takes time has the arguments ``mailbox`` and ``key`` and posts exactly one message there:
 # ``(key, "done", value)`` or ``(key, "error", exception)``. Subscriptions post ``"started"``,
-# ``"closed"`` (with ``None`` or the exception), ``"lost"`` (with a number), ``"question"``.
+# ``"closed"`` and ``"reloaded"`` (with ``None`` or the exception), ``"lost"`` (with a number),
+# ``"question"``.
 
 from collections.abc import Sequence
 from os import PathLike
@@ -33,21 +34,44 @@ class Question:
 
 # -- tls.rs ----------------------------------------------------------------------------------------
 
-class TlsDict(TypedDict):
-    chain: bytes | None
-    key: bytes | None
+# Bytes, and the file that they came from.
+Material: TypeAlias = tuple[bytes, str | PathLike[str] | None]
+
+class OwnDict(TypedDict):
+    chain: Material | None
+    key: Material | None
+    pkcs12: Material | None
     password: bytes | None
+    ocsp_response: Material | None
+    names: Sequence[str]
+
+class RuleDict(TypedDict):
+    dns: Sequence[str]
+    uri: Sequence[str]
+    email: Sequence[str]
+    ip: Sequence[str]
+    cn: Sequence[str]
+    ou: Sequence[str]
+    pin: Sequence[bytes]
+
+class TlsDict(TypedDict):
+    own: OwnDict | None
+    more: Sequence[OwnDict]
     psks: Sequence[tuple[bytes, bytes]] | None
     psk_hash: Literal["sha256", "sha384"]
-    roots: bytes | Literal["system", "none"] | None
+    roots: Material | Literal["system", "none"] | None
     pins: Sequence[bytes]
     client_auth: Literal["off", "optional", "required"]
+    peer_rules: Sequence[RuleDict]
+    crls: Sequence[Material]
+    ocsp: Literal["off", "check", "require"] | None
     min_version: Literal["TLSv1.2", "TLSv1.3"]
     max_version: Literal["TLSv1.2", "TLSv1.3"]
     cipher_suites: Sequence[str]
     groups: Sequence[str]
     alpn: Sequence[bytes]
     resumption: bool
+    ticket_lifetime: float
     key_log_file: str | PathLike[str] | None
     danger_ignore_server_name: bool
     danger_legacy_renegotiation: bool
@@ -61,6 +85,14 @@ class TlsConfig:
     def __new__(cls, options: TlsDict) -> TlsConfig: ...
     @property
     def engine(self) -> Literal["rustls", "openssl"]: ...
+    def reload(self) -> bool: ...
+
+@final
+class TlsWatch:
+    def __new__(cls, config: TlsConfig, mailbox: Mailbox, key: int) -> TlsWatch: ...
+    def close(self) -> None: ...
+
+def end_point_hash(certificate: bytes) -> bytes | None: ...
 
 # The configuration, whether we are the server, and the name to check (clients).
 TlsSide: TypeAlias = tuple[TlsConfig, bool, str | None]
@@ -108,6 +140,8 @@ class HandshakeDict(TypedDict):
     peer_certificates: list[bytes]
     psk_identity: str | None
     server_name: str | None
+    own_end_point: bytes | None
+    is_client: bool
     resumed: bool
     engine: str
 

@@ -35,7 +35,7 @@
     │  └─ UnknownPeer
     ├─ AuthorizationError
     │  ├─ AclDenied
-    │  └─ PolicyDenied                          a policy said no, or nothing in time
+    │  └─ PolicyDenied                          a rule or policy said no, or nothing in time
     ├─ RpcError
     │  ├─ RemoteError                           the peer's method failed; .code  .data
     │  └─ MethodNotFound
@@ -436,7 +436,7 @@ class AclDenied(AuthorizationError, kind=ErrorKind.ACL_DENIED):
 
 
 class PolicyDenied(AuthorizationError, kind=ErrorKind.POLICY_DENIED):
-    """A policy call-back said no, failed, or gave no answer in time."""
+    """A peer rule or a policy call-back said no, or the call-back failed or gave no answer in time."""
 
 
 class RpcError(SapperError):

@@ -301,3 +301,20 @@ def test_the_demo_runs_without_rights() -> None:
     assert done.returncode == 0, done.stderr
     assert "packets:" in done.stdout
     assert "of the asyncio pump" in done.stdout
+
+
+def test_credentials_of_every_kind_are_taken(made: ThrowawayCertificates, tmp_path: Path) -> None:
+    (tmp_path / "roots.pem").write_bytes(made.authority)
+    (tmp_path / "x.p12").write_bytes(b"garbage")
+    for options, field in [
+        (("--pkcs12", str(tmp_path / "x.p12")), "file"),
+        (("--pkcs12", str(tmp_path / "x.p12"), "--psk-identity", "x"), "pkcs12"),
+        (("--roots", str(tmp_path / "roots.pem"), "--allow", "dns:*"), "peer_rules"),
+        (("--roots", str(tmp_path / "roots.pem"), "--allow", "name:x"), "allow"),
+        (("--roots", str(tmp_path / "roots.pem"), "--crl", str(tmp_path / "none")), "crls.0"),
+        (("--crl", str(tmp_path / "roots.pem")), "crls"),
+        (("--danger-accept-any-certificate", "--ocsp", "require"), "ocsp"),
+    ]:
+        done = run("bridge", "tls://localhost:1", "null:", "--json", *options)
+        assert done.returncode == 2, done.stderr
+        assert json.loads(done.stderr)["error"]["field"] == field

@@ -10,7 +10,7 @@ use sapper_net::stream::RecordMarks;
 use sapper_net::tls::config::TlsConfig;
 use sapper_net::tls::dev_cert::dev_certificates;
 use sapper_net::tls::options::{
-    ClientAuth, Credentials, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
+    ClientAuth, Credentials, OwnCertificate, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
 };
 use sapper_net::tls::{BoxEngine, HandshakeProgress, Role};
 
@@ -54,12 +54,10 @@ struct Kind {
 
 fn kinds() -> Vec<Kind> {
     let made = dev_certificates(&["localhost"], Duration::from_secs(3600)).unwrap();
-    let certificate = |chain: &str, key: &Secret| Credentials::Certificate {
-        chain: chain.as_bytes().to_vec(),
-        key: key.clone(),
-        password: None,
+    let certificate = |chain: &str, key: &Secret| {
+        Credentials::Certificate(OwnCertificate::pair(chain.as_bytes().to_vec(), key.clone()))
     };
-    let roots = || Roots::Own(made.authority.clone().into_bytes());
+    let roots = || Roots::Own(made.authority.clone().into_bytes().into());
     let mut kinds = Vec::new();
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
         let only = |options: TlsOptions| TlsOptions { min_version: version, max_version: version, ..options };

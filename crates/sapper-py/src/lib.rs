@@ -31,7 +31,7 @@ mod _native {
     #[pymodule_export]
     use super::testing::{Load, dev_certificates, handshake_pair_seconds, live_tasks};
     #[pymodule_export]
-    use super::tls::TlsConfig;
+    use super::tls::{TlsConfig, TlsWatch, end_point_hash};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // the name that Python gives it

@@ -106,6 +106,8 @@ fn body_to_py(py: Python<'_>, body: Body<Value, Event>) -> PyResult<(&'static st
         Body::Event(Event::Started) => ("started", py.None()),
         Body::Event(Event::Closed(None)) => ("closed", py.None()),
         Body::Event(Event::Closed(Some(error))) => ("closed", errors::to_object(py, &error)?.unbind()),
+        Body::Event(Event::Reloaded(None)) => ("reloaded", py.None()),
+        Body::Event(Event::Reloaded(Some(error))) => ("reloaded", errors::to_object(py, &error)?.unbind()),
         Body::EventsLost(n) => ("lost", n.into_pyobject(py)?.into_any().unbind()),
         Body::Question(question) => {
             ("question", Question::new(question).into_pyobject(py)?.into_any().unbind())

@@ -1,18 +1,24 @@
 //! TLS configuration: a dictionary of plain options becomes a parsed, shared [`config::TlsConfig`].
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use sapper_net::bridge::Event;
 use sapper_net::tls::Role;
 use sapper_net::tls::config;
 use sapper_net::tls::options::{
-    ClientAuth, Credentials, KeyLog, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
+    CertificateSource, ClientAuth, Credentials, KeyLog, Material, OcspCheck, OwnCertificate, PeerRule,
+    PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
 };
+use sapper_net::tls::reload;
 use sapper_net::{Error, Result};
 
 use crate::errors::OrRaise;
+use crate::mailbox::Mailbox;
+use crate::process::Local;
+use crate::values::seconds;
 
 /// Parsed once, shared by any number of connections.
 #[pyclass(frozen, module = "sapper._native")]
@@ -32,20 +38,23 @@ pub(crate) fn role(server_side: bool, server_name: Option<String>) -> Role {
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct TlsValues {
-    chain: Option<PyBackedBytes>,
-    key: Option<PyBackedBytes>,
-    password: Option<PyBackedBytes>,
+    own: Option<OwnValues>,
+    more: Vec<OwnValues>,
     psks: Option<Vec<(PyBackedBytes, PyBackedBytes)>>,
     psk_hash: String,
     roots: Option<RootsValue>,
     pins: Vec<PyBackedBytes>,
     client_auth: String,
+    peer_rules: Vec<RuleValues>,
+    crls: Vec<MaterialValue>,
+    ocsp: Option<String>,
     min_version: String,
     max_version: String,
     cipher_suites: Vec<String>,
     groups: Vec<String>,
     alpn: Vec<PyBackedBytes>,
     resumption: bool,
+    ticket_lifetime: f64,
     key_log_file: Option<PathBuf>,
     danger_ignore_server_name: bool,
     danger_legacy_renegotiation: bool,
@@ -55,11 +64,85 @@ pub(crate) struct TlsValues {
     danger_ignore_truncation: bool,
 }
 
+/// Bytes, and the file that they came from.
+type MaterialValue = (PyBackedBytes, Option<PathBuf>);
+
+/// A certificate of our own: a chain and a key, or PKCS#12.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct OwnValues {
+    chain: Option<MaterialValue>,
+    key: Option<MaterialValue>,
+    pkcs12: Option<MaterialValue>,
+    password: Option<PyBackedBytes>,
+    ocsp_response: Option<MaterialValue>,
+    names: Vec<String>,
+}
+
+/// A rule on the peer.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct RuleValues {
+    dns: Vec<String>,
+    uri: Vec<String>,
+    email: Vec<String>,
+    ip: Vec<String>,
+    cn: Vec<String>,
+    ou: Vec<String>,
+    pin: Vec<PyBackedBytes>,
+}
+
 /// Roots: bytes of our own, or a word.
 #[derive(FromPyObject)]
 enum RootsValue {
-    Own(PyBackedBytes),
+    Own(MaterialValue),
     Word(String),
+}
+
+fn material((bytes, file): MaterialValue) -> Material {
+    match file {
+        Some(file) => Material::of_file(&*bytes, file),
+        None => Material::from(bytes.to_vec()),
+    }
+}
+
+fn pins(field: &'static str, pins: &[PyBackedBytes]) -> Result<Vec<[u8; 32]>> {
+    pins.iter()
+        .map(|pin| <[u8; 32]>::try_from(&**pin))
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::config(field, "a pin is a SHA-256: 32 bytes"))
+}
+
+impl OwnValues {
+    fn read(self) -> OwnCertificate {
+        let source = match self.pkcs12 {
+            Some(file) => CertificateSource::Pkcs12(material(file)),
+            None => CertificateSource::Pair {
+                chain: self.chain.map(material).unwrap_or_default(),
+                key: self.key.map(material).unwrap_or_default(),
+            },
+        };
+        OwnCertificate {
+            source,
+            password: self.password.map(|password| Secret::new(&*password)),
+            ocsp_response: self.ocsp_response.map(material),
+            names: self.names,
+        }
+    }
+}
+
+impl RuleValues {
+    fn read(self) -> Result<PeerRule> {
+        Ok(PeerRule {
+            dns: self.dns,
+            uri: self.uri,
+            email: self.email,
+            ip: self.ip.iter().map(|text| text.parse()).collect::<Result<_>>()?,
+            cn: self.cn,
+            ou: self.ou,
+            pin: pins("peer_rules", &self.pin)?,
+        })
+    }
 }
 
 #[pymethods]
@@ -77,16 +160,47 @@ impl TlsConfig {
     fn engine(&self) -> &'static str {
         self.inner.engine_name()
     }
+
+    /// Reads the files again; whether anything has changed.
+    fn reload(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| self.inner.reload()).or_raise(py)
+    }
+}
+
+/// The channel binding `tls-server-end-point` of a server's certificate (DER).
+#[pyfunction]
+pub(crate) fn end_point_hash(certificate: &[u8]) -> Option<Vec<u8>> {
+    sapper_net::tls::server_end_point(certificate)
+}
+
+/// Reloads a configuration when its files change, and tells of it: `"reloaded"` with `None` or an error.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct TlsWatch {
+    inner: Local<Mutex<Option<reload::Watch>>>,
+}
+
+#[pymethods]
+impl TlsWatch {
+    #[new]
+    fn new(py: Python<'_>, config: &TlsConfig, mailbox: &Mailbox, key: u64) -> PyResult<Self> {
+        let mailbox = mailbox.shared(py)?;
+        let tell = move |result: Result<()>| mailbox.event(key, Event::Reloaded(result.err()));
+        let watch = reload::Watch::start(Arc::clone(&config.inner), tell).or_raise(py)?;
+        Ok(Self { inner: Local::new(Mutex::new(Some(watch))) })
+    }
+
+    /// Ends it; nothing is told afterwards.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let watch = self.inner.get(py)?.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop(watch));
+        Ok(())
+    }
 }
 
 impl TlsValues {
     fn read(self) -> Result<TlsOptions> {
-        let credentials = match (self.chain, self.psks) {
-            (Some(chain), _) => Credentials::Certificate {
-                chain: chain.to_vec(),
-                key: Secret::new(self.key.as_deref().unwrap_or_default()),
-                password: self.password.map(|password| Secret::new(&*password)),
-            },
+        let credentials = match (self.own, self.psks) {
+            (Some(own), _) => Credentials::Certificate(own.read()),
             (None, Some(psks)) => Credentials::Psk {
                 identities: psks
                     .into_iter()
@@ -105,19 +219,22 @@ impl TlsValues {
         };
         let roots = match self.roots {
             None => Roots::Default,
-            Some(RootsValue::Own(bytes)) => Roots::Own(bytes.to_vec()),
+            Some(RootsValue::Own(own)) => Roots::Own(material(own)),
             Some(RootsValue::Word(text)) => {
                 word("roots", &text, &[("system", Roots::System), ("none", Roots::DangerNone)])?
             }
         };
         let versions = [("TLSv1.2", TlsVersion::V1_2), ("TLSv1.3", TlsVersion::V1_3)];
-        let pins = self.pins.iter().map(|pin| {
-            <[u8; 32]>::try_from(&**pin).map_err(|_| Error::config("pins", "a pin is a SHA-256: 32 bytes"))
+        let ocsp = self.ocsp.as_deref().map(|text| {
+            let words =
+                [("off", OcspCheck::Off), ("check", OcspCheck::IfStapled), ("require", OcspCheck::Required)];
+            word("ocsp", text, &words)
         });
         Ok(TlsOptions {
             credentials,
+            more_certificates: self.more.into_iter().map(OwnValues::read).collect(),
             roots,
-            pins: pins.collect::<Result<_>>()?,
+            pins: pins("pins", &self.pins)?,
             client_auth: word(
                 "client_auth",
                 &self.client_auth,
@@ -127,6 +244,9 @@ impl TlsValues {
                     ("required", ClientAuth::Required),
                 ],
             )?,
+            peer_rules: self.peer_rules.into_iter().map(RuleValues::read).collect::<Result<_>>()?,
+            crls: self.crls.into_iter().map(material).collect(),
+            ocsp: ocsp.transpose()?,
             verifier: None,
             min_version: word("min_version", &self.min_version, &versions)?,
             max_version: word("max_version", &self.max_version, &versions)?,
@@ -134,6 +254,7 @@ impl TlsValues {
             groups: self.groups,
             alpn: self.alpn.iter().map(|protocol| protocol.to_vec()).collect(),
             resumption: self.resumption,
+            ticket_lifetime: seconds("ticket_lifetime")(self.ticket_lifetime)?,
             key_log: self.key_log_file.map_or(KeyLog::None, KeyLog::File),
             danger_ignore_server_name: self.danger_ignore_server_name,
             danger_legacy_renegotiation: self.danger_legacy_renegotiation,

@@ -37,6 +37,8 @@ struct HandshakeValues {
     peer_certificates: Vec<Vec<u8>>,
     psk_identity: Option<String>,
     server_name: Option<String>,
+    own_end_point: Option<Vec<u8>>,
+    is_client: bool,
     resumed: bool,
     engine: &'static str,
 }
@@ -59,6 +61,8 @@ fn handshake<'py>(py: Python<'py>, info: &HandshakeInfo) -> PyResult<Bound<'py, 
         peer_certificates: info.peer_certificates.clone(),
         psk_identity: info.psk_identity.clone(),
         server_name: info.server_name.clone(),
+        own_end_point: info.own_end_point.as_deref().map(<[u8]>::to_vec),
+        is_client: info.is_client,
         resumed: info.resumed,
         engine: info.engine,
     }

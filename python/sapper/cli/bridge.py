@@ -16,7 +16,7 @@ from sapper._options import config_error
 from sapper.cli._run import Report, run
 from sapper.endpoint import Stdio, parse
 from sapper.pump import Framing, PumpOptions, TapOptions
-from sapper.tls import Credentials, TlsConfig
+from sapper.tls import Credentials, PeerRules, TlsConfig
 
 __all__ = ["PASSWORD_VARIABLE", "PSK_VARIABLE", "bridge"]
 
@@ -56,9 +56,22 @@ def bridge(
     ] = None,
     cert: Annotated[Path | None, _tls_option("Own certificate chain, PEM or DER.")] = None,
     key: Annotated[Path | None, _tls_option(f"Its key. A password is read from {PASSWORD_VARIABLE}.")] = None,
+    pkcs12: Annotated[
+        Path | None, _tls_option(f"Both in one PKCS#12 file. A password is read from {PASSWORD_VARIABLE}.")
+    ] = None,
     roots: Annotated[str | None, _tls_option("Whom to believe: a file of certificates, or 'system'.")] = None,
     pin: Annotated[
         list[str] | None, _tls_option("SHA-256 of a public key that the peer must have; repeatable.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        _tls_option(
+            "Only a peer whose certificate has this: cn:NAME, ou, dns, uri, email, ip, pin; repeatable."
+        ),
+    ] = None,
+    crl: Annotated[list[Path] | None, _tls_option("A certificate revocation list; repeatable.")] = None,
+    ocsp: Annotated[
+        Literal["off", "check", "require"] | None, _tls_option("Whether to look at a stapled OCSP response.")
     ] = None,
     psk_identity: Annotated[
         str | None, _tls_option("Name of a pre-shared key; TLS 1.2 allows an empty one.")
@@ -150,9 +163,12 @@ def bridge(
         tap=TapOptions(path=tap, filter=tap_filter, max_bytes=tap_max_bytes) if tap else None,
     )
     tls = {
-        "credentials": _credentials(cert, key, psk_identity, psk_file),
+        "credentials": _credentials(cert, key, pkcs12, psk_identity, psk_file),
         "roots": Path(roots) if roots not in (None, "system") else roots,
         "pins": tuple(pin) if pin else None,
+        "peer_rules": tuple(_rule(text) for text in allow) if allow else None,
+        "crls": tuple(crl) if crl else None,
+        "ocsp": ocsp,
         "alpn": tuple(alpn.split(",")) if alpn else None,
         "min_version": min_tls and f"TLSv{min_tls}",
         "max_version": max_tls and f"TLSv{max_tls}",
@@ -193,9 +209,24 @@ def _merged(kind: type[T], path: Path | None, table: str, **given: Any) -> T:
     return kind.from_mapping({**kept, **{name: value for name, value in given.items() if value is not None}})
 
 
+def _rule(text: str) -> PeerRules:
+    kind, colon, value = text.partition(":")
+    if not colon or kind not in PeerRules.model_fields:
+        raise config_error(
+            "allow", f"{text!r} is not one of {', '.join(PeerRules.model_fields)}, a colon, a value"
+        )
+    return PeerRules.from_mapping({kind: (value,)})
+
+
 def _credentials(
-    cert: Path | None, key: Path | None, identity: str | None, psk_file: Path | None
+    cert: Path | None, key: Path | None, pkcs12: Path | None, identity: str | None, psk_file: Path | None
 ) -> Credentials | None:
+    if pkcs12 is not None:
+        if any(one is not None for one in (cert, key, identity, psk_file)):
+            raise config_error(
+                "pkcs12", "a PKCS#12 file has both certificate and key: give nothing beside it"
+            )
+        return Credentials.pkcs12(pkcs12, os.environ.get(PASSWORD_VARIABLE))
     if cert is not None or key is not None:
         if cert is None or key is None:
             raise config_error("key" if key is None else "cert", "--cert and --key belong together")

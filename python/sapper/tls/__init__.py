@@ -5,7 +5,8 @@
 """
 
 from sapper.tls.bridge import Bridge, CdTunnelParameters, HandshakeInfo, Peer, create_bridge
-from sapper.tls.config import Credentials, TlsConfig
+from sapper.tls.config import Credentials, PeerRules, TlsConfig
+from sapper.tls.reload import TlsWatch
 
 __all__ = [
     "Bridge",
@@ -13,6 +14,8 @@ __all__ = [
     "Credentials",
     "HandshakeInfo",
     "Peer",
+    "PeerRules",
     "TlsConfig",
+    "TlsWatch",
     "create_bridge",
 ]

@@ -23,6 +23,7 @@ from sapper._life import Callback, ErrorCallback, Policy
 from sapper._loop import running_post
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
+from sapper.errors import ApiMisuseError
 from sapper.pump import Framing, Pump, PumpOptions, TapOptions, build, options_from, take_both
 from sapper.tls.config import Credentials, TlsConfig
 
@@ -41,6 +42,8 @@ class HandshakeInfo:
         peer_certificates: The peer's chain in DER, its own certificate first.
         psk_identity: Identity of the pre-shared key, where one was used (servers).
         server_name: Name that the client asked for (servers).
+        is_client: Whether we were the client.
+        own_end_point: The channel binding of our own certificate (servers); see :attr:`server_end_point`.
         resumed: Whether an earlier session was resumed.
         engine: ``"rustls"`` or ``"openssl"``.
     """
@@ -52,8 +55,20 @@ class HandshakeInfo:
     peer_certificates: tuple[bytes, ...] = field(repr=False)
     psk_identity: str | None
     server_name: str | None
+    is_client: bool
+    own_end_point: bytes | None = field(repr=False)
     resumed: bool
     engine: str
+
+    @property
+    def server_end_point(self) -> bytes | None:
+        """The channel binding ``tls-server-end-point`` (RFC 5929): a hash of the server's certificate.
+
+        ``None`` without a certificate, and for one whose signature has no hash of its own (Ed25519).
+        """
+        if self.is_client and self.peer_certificates:
+            return _native.end_point_hash(self.peer_certificates[0])
+        return self.own_end_point
 
     @property
     def peer_certificate(self) -> bytes | None:
@@ -71,6 +86,8 @@ class HandshakeInfo:
             peer_certificates=tuple(values["peer_certificates"]),
             psk_identity=values["psk_identity"],
             server_name=values["server_name"],
+            is_client=values["is_client"],
+            own_end_point=values["own_end_point"],
             resumed=values["resumed"],
             engine=values["engine"],
         )
@@ -219,6 +236,19 @@ class Bridge(Pump):
             lambda mailbox, key: export(label, context, length, mailbox, key)
         )
         return material
+
+    async def channel_binding(self) -> bytes:
+        """The channel binding ``tls-exporter`` (RFC 9266): the same at both ends, and nowhere else.
+
+        The other one, ``tls-server-end-point``, is :attr:`HandshakeInfo.server_end_point`.
+
+        Raises:
+            ApiMisuseError: This is TLS 1.2, for which it is not defined without further conditions.
+            NotStartedError: The handshake is not done yet.
+        """
+        if _agreed(await self._opened()).version != "TLSv1.3":
+            raise ApiMisuseError("the channel binding tls-exporter needs TLS 1.3")
+        return await self.export_keying_material("EXPORTER-Channel-Binding", 32, b"")
 
     async def update_keys(self) -> None:
         """New keys for our sending direction (TLS 1.3).

@@ -18,16 +18,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretBytes, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, model_validator
 
 from sapper import _native
 from sapper._options import Options, config_error
+from sapper.tls.reload import ReloadCallback, TlsWatch
 
 __all__ = [
     "CertificateCredentials",
     "Credentials",
+    "FileBytes",
     "Material",
     "NoCredentials",
+    "OwnCertificate",
+    "PeerRules",
+    "Pkcs12Credentials",
     "PskCredentials",
     "TlsConfig",
 ]
@@ -38,20 +43,52 @@ Material = bytes | str | PathLike[str]
 Version = Literal["TLSv1.2", "TLSv1.3"]
 
 
-def _read_material(value: object) -> object:
+class FileBytes(bytes):
+    """The content of a file, with its path: a reload reads it again. Equal to the same bytes without."""
+
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a file.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        try:
+            self = cls(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        self.path = path.absolute()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _file_bytes, (bytes(self), self.path)
+
+
+def _file_bytes(content: bytes, path: Path) -> FileBytes:
+    self = FileBytes(content)
+    self.path = path
+    return self
+
+
+def _read_material(value: object) -> bytes:
     """Bytes and PEM text as they are, a path by what the file holds."""
     if isinstance(value, SecretBytes):
+        value = value.get_secret_value()
+    if isinstance(value, bytes):
         return value
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str) and "-----BEGIN" in value:
         return value.encode()
     if isinstance(value, str | PathLike):
-        try:
-            return Path(value).read_bytes()
-        except OSError as error:
-            raise ValueError(f"cannot read {Path(value)}: {error.strerror}") from None
-    return value
+        return FileBytes.read(Path(value))
+    raise ValueError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
+
+
+def _read_secret(value: object) -> SecretBytes:
+    return SecretBytes(_read_material(value))
 
 
 def _read_psk(value: object) -> object:
@@ -81,15 +118,28 @@ def _as_bytes(value: object) -> object:
     return value.encode() if isinstance(value, str) else value
 
 
-_Public = Annotated[bytes, BeforeValidator(_read_material), Field(repr=False)]
-_Secret = Annotated[SecretBytes, BeforeValidator(_read_material)]
+def _read_if_given(value: object) -> bytes | None:
+    return None if value is None else _read_material(value)
+
+
+def _as_list(value: object) -> object:
+    return (value,) if isinstance(value, str | bytes) else value
+
+
+_Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+_Content = Annotated[bytes, PlainValidator(_read_material)]
+_Public = Annotated[bytes, PlainValidator(_read_material), Field(repr=False)]
+_Response = Annotated[bytes | None, PlainValidator(_read_if_given), Field(repr=False)]
+_Secret = Annotated[SecretBytes, PlainValidator(_read_secret)]
 _PskKey = Annotated[SecretBytes, BeforeValidator(_read_psk)]
 _Pin = Annotated[bytes, BeforeValidator(_read_pin)]
 _Word = Annotated[bytes, BeforeValidator(_as_bytes)]
 
 
 class Credentials(Options):
-    """What one end proves to the other. Made by :meth:`psk`, :meth:`psks`, :meth:`certificate`, :meth:`none`.
+    """What one end proves to the other.
+
+    Made by :meth:`certificate`, :meth:`pkcs12`, :meth:`psk`, :meth:`psks`, :meth:`none`.
 
     Keys never show in ``repr``, logs or errors.
     """
@@ -131,8 +181,12 @@ class Credentials(Options):
         password: bytes | str | None = None,
         roots: Material | Literal["system"] | None = None,
         pins: tuple[bytes | str, ...] | list[bytes | str] = (),
+        ocsp_response: Material | None = None,
+        names: tuple[str, ...] | list[str] = (),
     ) -> CertificateCredentials:
         """A certificate with its key.
+
+        What comes from a path can be read again (:meth:`TlsConfig.reload`, :meth:`TlsConfig.watch`).
 
         Args:
             chain: The chain, our own certificate first: PEM, or DER of one certificate.
@@ -141,12 +195,57 @@ class Credentials(Options):
             roots: Whom to believe about the peer's certificate. On a server they also turn on
                 ``client_auth="required"`` unless a :class:`TlsConfig` says otherwise.
             pins: SHA-256 of the public keys of which the peer's chain must have one.
+            ocsp_response: An OCSP response (DER) that a server staples; the chain must have the issuer.
+            names: Names (SNI) for which a server shows it, ``*.`` in front for any one label; empty is
+                those in the certificate.
 
         Raises:
             ConfigError: A file cannot be read or a value has the wrong type.
         """
         return CertificateCredentials.from_mapping(
-            {"chain": chain, "key": key, "password": _bytes(password), "roots": roots, "pins": tuple(pins)}
+            {
+                "chain": chain,
+                "key": key,
+                "password": _bytes(password),
+                "roots": roots,
+                "pins": tuple(pins),
+                "ocsp_response": ocsp_response,
+                "names": tuple(names),
+            }
+        )
+
+    @staticmethod
+    def pkcs12(
+        file: bytes | PathLike[str] | str,
+        password: bytes | str | None = None,
+        *,
+        roots: Material | Literal["system"] | None = None,
+        pins: tuple[bytes | str, ...] | list[bytes | str] = (),
+        ocsp_response: Material | None = None,
+        names: tuple[str, ...] | list[str] = (),
+    ) -> Pkcs12Credentials:
+        """A certificate with its key and its chain in one PKCS#12 file (``.p12``, ``.pfx``).
+
+        Args:
+            file: The file, or its content.
+            password: Opens it.
+            roots: As in :meth:`certificate`, and so are the others.
+            pins: As there.
+            ocsp_response: As there.
+            names: As there.
+
+        Raises:
+            ConfigError: The file cannot be read or a value has the wrong type.
+        """
+        return Pkcs12Credentials.from_mapping(
+            {
+                "file": file,
+                "password": _bytes(password),
+                "roots": roots,
+                "pins": tuple(pins),
+                "ocsp_response": ocsp_response,
+                "names": tuple(names),
+            }
         )
 
     @staticmethod
@@ -167,7 +266,7 @@ def _read_roots(value: object) -> object:
     return value if value is None or value == "system" else _read_material(value)
 
 
-_Roots = Annotated[Literal["system"] | bytes | None, BeforeValidator(_read_roots), Field(repr=False)]
+_Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]
 
 
 class PskCredentials(Credentials):
@@ -205,7 +304,32 @@ def _read_key_file(path: object) -> bytes:
         return content
 
 
-class CertificateCredentials(Credentials):
+class OwnCertificate(Credentials):
+    """What a certificate of our own has, wherever it and its key are."""
+
+    password: SecretBytes | None = None
+    """Opens an encrypted key, or the PKCS#12 file."""
+    roots: _Roots = None
+    """Whom to believe about the peer's certificate."""
+    pins: tuple[_Pin, ...] = ()
+    """SHA-256 of the public keys of which the peer's chain must have one."""
+    ocsp_response: _Response = None
+    """An OCSP response (DER) that a server staples."""
+    names: tuple[str, ...] = ()
+    """Names (SNI) for which a server shows it; empty is those in the certificate."""
+
+    def _native_values(self) -> _native.OwnDict:
+        return {
+            "chain": None,
+            "key": None,
+            "pkcs12": None,
+            "password": self.password.get_secret_value() if self.password is not None else None,
+            "ocsp_response": _material(self.ocsp_response) if self.ocsp_response is not None else None,
+            "names": list(self.names),
+        }
+
+
+class CertificateCredentials(OwnCertificate):
     """A certificate with its key; see :meth:`Credentials.certificate`."""
 
     kind: Literal["certificate"] = "certificate"
@@ -213,12 +337,28 @@ class CertificateCredentials(Credentials):
     """The chain, our own certificate first."""
     key: _Secret
     """The key."""
-    password: SecretBytes | None = None
-    """Opens an encrypted key."""
-    roots: _Roots = None
-    """Whom to believe about the peer's certificate."""
-    pins: tuple[_Pin, ...] = ()
-    """SHA-256 of the public keys of which the peer's chain must have one."""
+
+    def _native_values(self) -> _native.OwnDict:
+        values = super()._native_values()
+        values["chain"], values["key"] = _material(self.chain), _material(self.key.get_secret_value())
+        return values
+
+
+class Pkcs12Credentials(OwnCertificate):
+    """A certificate with its key in one file; see :meth:`Credentials.pkcs12`."""
+
+    kind: Literal["pkcs12"] = "pkcs12"
+    file: _Secret
+    """The file."""
+
+    def _native_values(self) -> _native.OwnDict:
+        values = super()._native_values()
+        values["pkcs12"] = _material(self.file.get_secret_value())
+        return values
+
+
+def _material(content: bytes) -> _native.Material:
+    return bytes(content), getattr(content, "path", None)
 
 
 class NoCredentials(Credentials):
@@ -232,15 +372,50 @@ class NoCredentials(Credentials):
 
 
 AnyCredentials = Annotated[
-    PskCredentials | CertificateCredentials | NoCredentials, Field(discriminator="kind")
+    PskCredentials | CertificateCredentials | Pkcs12Credentials | NoCredentials, Field(discriminator="kind")
 ]
+_OneMore = Annotated[CertificateCredentials | Pkcs12Credentials, Field(discriminator="kind")]
+
+
+class PeerRules(Options):
+    """One kind of welcome peer. Each list that is given must have an entry that its certificate fits.
+
+    Rules are asked natively, after the chain was verified and before any application data. A peer that
+    none of :attr:`TlsConfig.peer_rules` fits gets the alert ``access_denied``.
+    """
+
+    dns: _Names = ()
+    """DNS names of its subject alternative names; ``*.`` in front stands for any one label."""
+    uri: _Names = ()
+    """URIs of its subject alternative names; ``*`` at the end stands for any rest."""
+    email: _Names = ()
+    """Mail addresses of its subject alternative names."""
+    ip: _Names = ()
+    """Networks (``10.0.0.0/8``) or addresses that hold an address of its subject alternative names."""
+    cn: _Names = ()
+    """Common names of its subject."""
+    ou: _Names = ()
+    """Organizational units of its subject."""
+    pin: Annotated[tuple[_Pin, ...], BeforeValidator(_as_list)] = ()
+    """SHA-256 of its own public key (SubjectPublicKeyInfo)."""
+
+    def _native_values(self) -> _native.RuleDict:
+        return {
+            "dns": list(self.dns),
+            "uri": list(self.uri),
+            "email": list(self.email),
+            "ip": list(self.ip),
+            "cn": list(self.cn),
+            "ou": list(self.ou),
+            "pin": list(self.pin),
+        }
 
 
 class TlsConfig(Options):
     """All options of TLS, for clients and servers alike; parsed once, shared by any number of connections.
 
     Reads TOML with :meth:`from_toml`: the same names, ``[credentials]`` with ``kind = "psk"``,
-    ``"certificate"`` or ``"none"``; files by their paths relative to the TOML file.
+    ``"certificate"``, ``"pkcs12"`` or ``"none"``; files by their paths relative to the TOML file.
 
     Raises:
         ConfigError: A value is wrong, a key does not match its certificate, a suite does not exist, …;
@@ -249,6 +424,9 @@ class TlsConfig(Options):
 
     credentials: AnyCredentials = NoCredentials()
     """What we prove to the peer."""
+    more_credentials: tuple[_OneMore, ...] = ()
+    """Further certificates of a server, chosen by the name that the client asks for (SNI); ``credentials``
+    are shown where none fits. Of several for one name the first that the client can verify is shown."""
     roots: _Roots = None
     """Whom to believe about the peer's certificate: ``"system"``, or PEM or DER of our own.
     ``None`` is the credentials' roots, else the pins alone where there are pins, else the system's."""
@@ -256,6 +434,14 @@ class TlsConfig(Options):
     """SHA-256 of the public keys (SubjectPublicKeyInfo) of which the peer's chain must have one."""
     client_auth: Literal["off", "optional", "required"] | None = None
     """Whether a server asks for certificates. ``None``: required where roots or pins are given."""
+    peer_rules: tuple[PeerRules, ...] = ()
+    """Who is welcome among those whose certificate is good: whoever fits one of these. Empty is all."""
+    crls: Annotated[tuple[_Content, ...], Field(repr=False)] = ()
+    """Certificate revocation lists, PEM or DER: each certificate of a chain must be covered by one that is
+    valid now. They need roots of our own."""
+    ocsp: Literal["off", "check", "require"] | None = None
+    """Whether a client looks at its server's stapled OCSP response: ``"check"`` where there is one (or the
+    certificate announces one), ``"require"`` always. ``None`` is ``"check"``, in legacy modes ``"off"``."""
     min_version: Version = "TLSv1.2"
     """Oldest version to speak."""
     max_version: Version = "TLSv1.3"
@@ -268,6 +454,9 @@ class TlsConfig(Options):
     """Application protocols, best first."""
     resumption: bool = True
     """Whether sessions of certificates may be resumed."""
+    ticket_lifetime: float = 21_600.0
+    """Seconds after which a server encrypts its session tickets with a new key, at most 21600. They are
+    accepted for twice as long."""
     key_log_file: Path | None = None
     """Session secrets are appended here for a packet analyser. Whoever reads it reads the traffic."""
     danger_accept_any_certificate: bool = False
@@ -340,24 +529,29 @@ class TlsConfig(Options):
         credentials = self.credentials
         return _native.TlsConfig(
             {
-                "chain": credentials.chain if isinstance(credentials, CertificateCredentials) else None,
-                "key": credentials.key.get_secret_value()
-                if isinstance(credentials, CertificateCredentials)
-                else None,
-                "password": _password(credentials),
+                "own": credentials._native_values() if isinstance(credentials, OwnCertificate) else None,
+                "more": [one._native_values() for one in self.more_credentials],
                 "psks": [(name, key.get_secret_value()) for name, key in credentials.identities.items()]
                 if isinstance(credentials, PskCredentials)
                 else None,
                 "psk_hash": credentials.hash if isinstance(credentials, PskCredentials) else "sha256",
-                "roots": "none" if self.danger_accept_any_certificate else roots,
+                "roots": "none"
+                if self.danger_accept_any_certificate
+                else _material(roots)
+                if isinstance(roots, bytes)
+                else roots,
                 "pins": list(pins),
                 "client_auth": client_auth,
+                "peer_rules": [rule._native_values() for rule in self.peer_rules],
+                "crls": [_material(one) for one in self.crls],
+                "ocsp": self.ocsp,
                 "min_version": self.min_version,
                 "max_version": self.max_version,
                 "cipher_suites": list(self.cipher_suites),
                 "groups": list(self.groups),
                 "alpn": list(self.alpn),
                 "resumption": self.resumption,
+                "ticket_lifetime": self.ticket_lifetime,
                 "key_log_file": self.key_log_file,
                 "danger_ignore_server_name": self.danger_ignore_server_name,
                 "danger_legacy_renegotiation": self.danger_legacy_renegotiation,
@@ -368,30 +562,62 @@ class TlsConfig(Options):
             }
         )
 
+    def reload(self) -> bool:
+        """Reads the files that options came from again. New connections get it, running ones go on.
+
+        The fields of this object say what was there at first. Sessions from before are not resumed.
+
+        Returns:
+            Whether anything has changed.
+
+        Raises:
+            ConfigError: What is there now cannot be used; what was there stays in use.
+        """
+        return self.native.reload()
+
+    def watch(self, on_reload: ReloadCallback | None = None) -> TlsWatch:
+        """Does :meth:`reload` by itself when the files change, until the watch is closed.
+
+        Args:
+            on_reload: Called after each attempt: with ``None``, or with the error that says why what was
+                there stays in use. It runs on the event loop that is running now; without one, on the
+                call-backs' thread. Without it failures go to the log ``sapper``.
+
+        Raises:
+            ConfigError: Nothing came from a file.
+        """
+        return TlsWatch(self.native, on_reload)
+
+    @model_validator(mode="after")
+    def _default_for_more(self) -> Self:
+        for one in self.more_credentials:
+            for name in ("roots", "pins"):
+                if getattr(one, name):
+                    raise config_error("more_credentials", f"{name} belong to the configuration as a whole")
+        return self
+
     @classmethod
     def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        def path(text: object) -> object:
+            is_path = isinstance(text, str) and text != "system" and "-----BEGIN" not in text
+            return folder / text if is_path and isinstance(text, str) else text
+
         def resolved(table: dict[str, Any], *names: str) -> dict[str, Any]:
-            table = dict(table)
-            for name in names:
-                text = table.get(name)
-                if isinstance(text, str) and text != "system" and "-----BEGIN" not in text:
-                    table[name] = folder / text
-            return table
+            return {name: path(value) if name in names else value for name, value in table.items()}
+
+        def certificate(table: Any) -> Any:
+            if not isinstance(table, dict):
+                return table
+            names = ["chain", "file", "roots", "key_file", "ocsp_response"]
+            if table.get("kind", "certificate") == "certificate":
+                names.append("key")
+            return resolved(table, *names)
 
         values = resolved(values, "roots", "key_log_file")
-        credentials = values.get("credentials")
-        if isinstance(credentials, dict):
-            names = (
-                "chain",
-                "roots",
-                "key_file",
-                *(("key",) if credentials.get("kind") == "certificate" else ()),
-            )
-            values["credentials"] = resolved(credentials, *names)
+        if "credentials" in values:
+            values["credentials"] = certificate(values["credentials"])
+        if isinstance(values.get("more_credentials"), list):
+            values["more_credentials"] = [certificate(one) for one in values["more_credentials"]]
+        if isinstance(values.get("crls"), list):
+            values["crls"] = [path(one) for one in values["crls"]]
         return values
-
-
-def _password(credentials: Credentials) -> bytes | None:
-    if isinstance(credentials, CertificateCredentials) and credentials.password is not None:
-        return credentials.password.get_secret_value()
-    return None

@@ -35,13 +35,15 @@ pub enum Value {
     Bytes(Vec<u8>),
 }
 
-/// What happened to a bridge.
+/// What happened to a bridge, or to what it is made from.
 #[derive(Debug)]
 pub enum Event {
     /// Payload flows.
     Started,
     /// It ended by itself or was stopped; `None` is an orderly end. Posted once, last.
     Closed(Option<Error>),
+    /// Files of a TLS configuration were read again; an error says why what was there stays in use.
+    Reloaded(Option<Error>),
 }
 
 /// Where the answer of an operation goes.

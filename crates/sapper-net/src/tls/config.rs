@@ -8,22 +8,38 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
 
 use openssl::ssl::SslContext;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
 
 use super::credentials::{CertifiedCredentials, PskCredentials, read_certificates};
-use super::options::{ClientAuth, Credentials, KeyLog, PskHash, Roots, TlsOptions, TlsVersion};
+use super::options::{
+    ClientAuth, Credentials, KeyLog, LONGEST_TICKET_LIFETIME, OcspCheck, PskHash, Roots, TlsOptions,
+    TlsVersion,
+};
+use super::peer_rules::PeerRules;
+use super::revocation::{self, StapleCheck};
+use super::shown::ShownCertificates;
 use super::suites::{Auth, DEFAULT_GROUPS, GROUPS, Group, SUITES, Suite, similar_suites};
-use super::verify::{ChainVerifier, OwnRoots, PeerVerifier, ReplacedVerifier, Trust};
+use super::verify::{ChainVerifier, GuardedVerifier, OwnRoots, PeerVerifier, ReplacedVerifier, Trust};
 use super::{BoxEngine, Role, openssl_config, openssl_engine, rustls_config, rustls_engine};
 use crate::error::{Error, Result};
 
 /// Credentials, verification, versions and suites, ready for use. Share it by `Arc`.
 pub struct TlsConfig {
+    /// What new connections get. Running ones keep what they have.
+    loaded: RwLock<Arc<Loaded>>,
+    /// As they were last loaded, for the next reload. Held during one.
+    options: Mutex<TlsOptions>,
+}
+
+/// Options as they were at one moment.
+struct Loaded {
     settings: Settings,
     rustls_client: OnceLock<Result<Arc<rustls::ClientConfig>>>,
     rustls_server: OnceLock<Result<Arc<rustls::ServerConfig>>>,
@@ -49,9 +65,12 @@ enum Library {
 /// The checked options.
 pub(crate) struct Settings {
     pub(crate) credentials: OurCredentials,
-    /// The certificate in rustls' form, where rustls does the handshakes.
-    pub(crate) certified_key: Option<Arc<rustls::sign::CertifiedKey>>,
+    /// Certificates in rustls' form, where rustls does the handshakes.
+    pub(crate) shown: Option<Arc<ShownCertificates>>,
+    /// For OpenSSL without the rules: it has no alert for their refusal.
     pub(crate) verifier: Arc<dyn PeerVerifier>,
+    /// The rules that the verifier does not know.
+    pub(crate) later_rules: Arc<PeerRules>,
     /// The same, where it asks the system.
     system: Option<Arc<ChainVerifier>>,
     /// A server tells its clients their names.
@@ -63,6 +82,7 @@ pub(crate) struct Settings {
     pub(crate) groups: Vec<&'static Group>,
     pub(crate) alpn: Vec<Vec<u8>>,
     pub(crate) resumption: bool,
+    pub(crate) ticket_lifetime: Duration,
     pub(crate) key_log: Option<Arc<KeyLogSink>>,
     pub(crate) legacy_renegotiation: bool,
     pub(crate) security_level_0: bool,
@@ -75,8 +95,62 @@ pub(crate) struct Settings {
 impl TlsConfig {
     /// Checks the options; an error names the field.
     pub fn new(options: &TlsOptions) -> Result<Self> {
+        let key_log = KeyLogSink::open(&options.key_log)?.map(Arc::new);
+        let loaded = Loaded::new(options, key_log)?;
+        Ok(Self { loaded: RwLock::new(Arc::new(loaded)), options: Mutex::new(options.clone()) })
+    }
+
+    /// A new connection's engine.
+    pub fn engine(&self, role: &Role) -> Result<BoxEngine> {
+        self.loaded().engine(role)
+    }
+
+    /// Reads all files again; whether anything has changed. New connections get it, running ones go on.
+    /// Sessions from before are not resumed: what they were decided by is gone. After an error (which
+    /// names the field) everything stays as it was.
+    pub fn reload(&self) -> Result<bool> {
+        let mut options = self.options.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fresh = options.read_again()?;
+        let same = fresh.credentials == options.credentials
+            && fresh.more_certificates == options.more_certificates
+            && fresh.roots == options.roots
+            && fresh.crls == options.crls;
+        if same {
+            return Ok(false);
+        }
+        let before = self.loaded();
+        let after = Loaded::new(&fresh, before.settings.key_log.clone())?;
+        // OpenSSL judges keys when its context is made, and must do so before the old one is gone.
+        after.make_as(&before)?;
+        *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(after);
+        *options = fresh;
+        Ok(true)
+    }
+
+    /// The files that [`reload`](Self::reload) reads.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.options.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).files()
+    }
+
+    /// Which library does the handshakes: `"rustls"` or `"openssl"`.
+    pub fn engine_name(&self) -> &'static str {
+        self.loaded().engine_name()
+    }
+
+    /// Whether an end without close_notify counts as an orderly one.
+    pub fn allows_truncation(&self) -> bool {
+        self.loaded().settings.ignore_truncation
+    }
+
+    fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+impl Loaded {
+    fn new(options: &TlsOptions, key_log: Option<Arc<KeyLogSink>>) -> Result<Self> {
         Ok(Self {
-            settings: Settings::new(options)?,
+            settings: Settings::new(options, key_log)?,
             rustls_client: OnceLock::new(),
             rustls_server: OnceLock::new(),
             openssl_client: OnceLock::new(),
@@ -84,57 +158,74 @@ impl TlsConfig {
         })
     }
 
-    /// A new connection's engine.
-    pub fn engine(&self, role: &Role) -> Result<BoxEngine> {
+    fn engine(&self, role: &Role) -> Result<BoxEngine> {
         let name = self.settings.check_role(role)?;
         match self.settings.library {
             Library::Rustls => match role {
-                Role::Client { .. } => {
-                    let config = once(&self.rustls_client, || rustls_config::client(&self.settings))?;
-                    rustls_engine::client(Arc::clone(config), name)
-                }
-                Role::Server => {
-                    let config = once(&self.rustls_server, || rustls_config::server(&self.settings))?;
-                    rustls_engine::server(Arc::clone(config))
-                }
+                Role::Client { .. } => rustls_engine::client(Arc::clone(self.rustls_client()?), name),
+                Role::Server => rustls_engine::server(Arc::clone(self.rustls_server()?)),
             },
             Library::Openssl => {
                 let is_client = matches!(role, Role::Client { .. });
-                let slot = if is_client { &self.openssl_client } else { &self.openssl_server };
-                let context = once(slot, || openssl_config::context(&self.settings, is_client))?;
-                openssl_engine::engine(context, &self.settings, is_client, name)
+                openssl_engine::engine(self.openssl(is_client)?, &self.settings, is_client, name)
             }
         }
     }
 
-    /// Which library does the handshakes: `"rustls"` or `"openssl"`.
-    pub fn engine_name(&self) -> &'static str {
+    fn rustls_client(&self) -> Result<&Arc<rustls::ClientConfig>> {
+        once(&self.rustls_client, || rustls_config::client(&self.settings))
+    }
+
+    fn rustls_server(&self) -> Result<&Arc<rustls::ServerConfig>> {
+        once(&self.rustls_server, || rustls_config::server(&self.settings))
+    }
+
+    fn openssl(&self, is_client: bool) -> Result<&SslContext> {
+        let slot = if is_client { &self.openssl_client } else { &self.openssl_server };
+        once(slot, || openssl_config::context(&self.settings, is_client))
+    }
+
+    /// Makes what another one had made by now.
+    fn make_as(&self, other: &Self) -> Result<()> {
+        if other.rustls_client.get().is_some() {
+            self.rustls_client()?;
+        }
+        if other.rustls_server.get().is_some() {
+            self.rustls_server()?;
+        }
+        if other.openssl_client.get().is_some() {
+            self.openssl(true)?;
+        }
+        if other.openssl_server.get().is_some() {
+            self.openssl(false)?;
+        }
+        Ok(())
+    }
+
+    fn engine_name(&self) -> &'static str {
         match self.settings.library {
             Library::Rustls => "rustls",
             Library::Openssl => "openssl",
         }
     }
-
-    /// Whether an end without close_notify counts as an orderly one.
-    pub fn allows_truncation(&self) -> bool {
-        self.settings.ignore_truncation
-    }
 }
 
 impl fmt::Debug for TlsConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let credentials = match &self.settings.credentials {
+        let loaded = self.loaded();
+        let settings = &loaded.settings;
+        let credentials = match &settings.credentials {
             OurCredentials::None => "none".to_owned(),
             OurCredentials::Certificate(c) => format!("a chain of {}", c.chain.len()),
             OurCredentials::Psk(psk) => format!("{} pre-shared keys", psk.identities.len()),
         };
-        let suites: Vec<_> = self.settings.suites.iter().map(|s| s.iana).collect();
+        let suites: Vec<_> = settings.suites.iter().map(|s| s.iana).collect();
         f.debug_struct("TlsConfig")
-            .field("engine", &self.engine_name())
+            .field("engine", &loaded.engine_name())
             .field("credentials", &credentials)
-            .field("verifier", &self.settings.verifier)
-            .field("min_version", &self.settings.min_version.as_str())
-            .field("max_version", &self.settings.max_version.as_str())
+            .field("verifier", &settings.verifier)
+            .field("min_version", &settings.min_version.as_str())
+            .field("max_version", &settings.max_version.as_str())
             .field("suites", &suites)
             .finish_non_exhaustive()
     }
@@ -146,7 +237,7 @@ fn once<T>(slot: &OnceLock<Result<T>>, make: impl FnOnce() -> Result<T>) -> Resu
 }
 
 impl Settings {
-    fn new(options: &TlsOptions) -> Result<Self> {
+    fn new(options: &TlsOptions, key_log: Option<Arc<KeyLogSink>>) -> Result<Self> {
         if options.min_version > options.max_version {
             return Err(Error::config(
                 "min_version",
@@ -171,15 +262,21 @@ impl Settings {
             || options.danger_legacy_renegotiation
             || options.danger_security_level_0
             || suites.iter().any(|s| s.legacy);
-        let certified_key = match &credentials {
-            OurCredentials::Certificate(own) if !wants_openssl => Some(rustls_config::certified_key(own)?),
-            _ => None,
-        };
+        let shown = load_shown(options, &credentials, wants_openssl)?;
+        if !(Duration::from_secs(1)..=LONGEST_TICKET_LIFETIME).contains(&options.ticket_lifetime) {
+            let longest = LONGEST_TICKET_LIFETIME.as_secs();
+            return Err(Error::config("ticket_lifetime", format!("must be from 1 to {longest} seconds")));
+        }
         // A version without a suite of its own is not spoken.
         let spoken = |version| suites.iter().any(|s| s.version == version);
         let min_version = if spoken(TlsVersion::V1_2) { TlsVersion::V1_2 } else { TlsVersion::V1_3 };
         let max_version = if spoken(TlsVersion::V1_3) { TlsVersion::V1_3 } else { TlsVersion::V1_2 };
         let loaded = load_verifier(options)?;
+        let rules = load_rules(options)?;
+        let staple = load_staple_check(options, wants_openssl, loaded.own_roots.as_deref())?;
+        let (rules, later_rules) =
+            if wants_openssl { (Arc::default(), rules) } else { (rules, Arc::default()) };
+        let verifier = Arc::new(GuardedVerifier { verifier: loaded.verifier, staple, rules });
         if options.client_auth != ClientAuth::Off && options.verifier.is_none() {
             let nobody =
                 loaded.own_roots.is_none() && options.pins.is_empty() && options.roots != Roots::DangerNone;
@@ -192,8 +289,9 @@ impl Settings {
         }
         Ok(Self {
             credentials,
-            certified_key,
-            verifier: loaded.verifier,
+            shown,
+            verifier,
+            later_rules,
             system: loaded.system.filter(|_| !psk),
             own_roots: loaded.own_roots,
             client_auth: options.client_auth,
@@ -203,7 +301,8 @@ impl Settings {
             groups,
             alpn: options.alpn.clone(),
             resumption: options.resumption,
-            key_log: KeyLogSink::open(&options.key_log)?.map(Arc::new),
+            ticket_lifetime: options.ticket_lifetime,
+            key_log,
             legacy_renegotiation: options.danger_legacy_renegotiation,
             security_level_0: options.danger_security_level_0,
             ignore_truncation: options.danger_ignore_truncation,
@@ -259,8 +358,8 @@ fn parse_server_name(name: &str) -> Result<ServerName<'static>> {
 fn load_credentials(options: &TlsOptions) -> Result<OurCredentials> {
     Ok(match &options.credentials {
         Credentials::None => OurCredentials::None,
-        Credentials::Certificate { chain, key, password } => {
-            OurCredentials::Certificate(Arc::new(CertifiedCredentials::load(chain, key, password.as_ref())?))
+        Credentials::Certificate(own) => {
+            OurCredentials::Certificate(Arc::new(CertifiedCredentials::load(own)?))
         }
         Credentials::Psk { identities, hash } => OurCredentials::Psk(Arc::new(PskCredentials::check(
             identities,
@@ -279,9 +378,89 @@ fn check_psk_has_no_certificates(options: &TlsOptions, psk: bool) -> Result<()> 
         () if !options.pins.is_empty() => "pins",
         () if options.client_auth != ClientAuth::Off => "client_auth",
         () if options.verifier.is_some() => "verifier",
+        () if !options.more_certificates.is_empty() => "more_credentials",
+        () if !options.peer_rules.is_empty() => "peer_rules",
+        () if !options.crls.is_empty() => "crls",
+        () if options.ocsp.is_some() => "ocsp",
         () => return Ok(()),
     };
     Err(Error::config(field, "with a pre-shared key there is no certificate to check"))
+}
+
+/// Certificates as rustls shows them.
+fn load_shown(
+    options: &TlsOptions,
+    credentials: &OurCredentials,
+    wants_openssl: bool,
+) -> Result<Option<Arc<ShownCertificates>>> {
+    let own = match (credentials, &options.credentials) {
+        (OurCredentials::Certificate(certified), Credentials::Certificate(own)) => Some((certified, own)),
+        _ => None,
+    };
+    let Some((certified, own)) = own else {
+        if options.more_certificates.is_empty() {
+            return Ok(None);
+        }
+        let text = "one is chosen where no name fits: give it as credentials";
+        return Err(Error::config("more_credentials", text));
+    };
+    if wants_openssl {
+        for (field, given) in [
+            ("more_credentials", !options.more_certificates.is_empty()),
+            ("ocsp_response", own.ocsp_response.is_some()),
+            ("names", !own.names.is_empty()),
+        ] {
+            if given {
+                return Err(Error::config(
+                    field,
+                    "legacy modes and suites know one certificate and no staple",
+                ));
+            }
+        }
+        return Ok(None);
+    }
+    let mut shown = ShownCertificates::new(certified, own)?;
+    for (index, own) in options.more_certificates.iter().enumerate() {
+        let added = CertifiedCredentials::load(own).and_then(|certified| shown.add(&certified, own));
+        added.map_err(|error| {
+            let field = error.field().unwrap_or("certificate");
+            let text = format!("number {}: {field}: {}", index + 1, error.message());
+            Error::config("more_credentials", text)
+        })?;
+    }
+    Ok(Some(Arc::new(shown)))
+}
+
+fn load_rules(options: &TlsOptions) -> Result<Arc<PeerRules>> {
+    let rules = PeerRules::new(&options.peer_rules)?;
+    if !rules.is_empty() && options.roots == Roots::DangerNone && options.pins.is_empty() {
+        return Err(Error::config(
+            "peer_rules",
+            "names in a certificate that nobody has checked say nothing: give roots or pins",
+        ));
+    }
+    Ok(Arc::new(rules))
+}
+
+fn load_staple_check(
+    options: &TlsOptions,
+    wants_openssl: bool,
+    roots: Option<&OwnRoots>,
+) -> Result<StapleCheck> {
+    let nobody = options.roots == Roots::DangerNone;
+    let wanted = match options.ocsp {
+        None if wants_openssl || nobody => OcspCheck::Off,
+        None => OcspCheck::IfStapled,
+        Some(OcspCheck::Off) => OcspCheck::Off,
+        Some(_) if wants_openssl => {
+            return Err(Error::config("ocsp", "legacy modes and suites know no stapled responses"));
+        }
+        Some(_) if nobody => {
+            return Err(Error::config("ocsp", "nobody is asked about the peer's certificate: leave it away"));
+        }
+        Some(wanted) => wanted,
+    };
+    Ok(StapleCheck::new(wanted, roots.map_or_else(Vec::new, |roots| roots.certificates().to_vec())))
 }
 
 struct LoadedVerifier {
@@ -302,6 +481,10 @@ fn load_verifier(options: &TlsOptions) -> Result<LoadedVerifier> {
             provider: Arc::clone(&provider),
         })
     };
+    let crls = revocation::read_crls(&options.crls)?;
+    if !crls.is_empty() && (options.verifier.is_some() || !matches!(options.roots, Roots::Own(_))) {
+        return Err(Error::config("crls", "revocation lists belong to roots of your own: give them too"));
+    }
     let loaded =
         |verifier, needs_name| LoadedVerifier { verifier, system: None, own_roots: None, needs_name };
     if let Some(verifier) = &options.verifier {
@@ -319,8 +502,9 @@ fn load_verifier(options: &TlsOptions) -> Result<LoadedVerifier> {
             LoadedVerifier { system: Some(Arc::clone(&system)), ..loaded(system, check_name) }
         }
         Roots::DangerNone => loaded(chain(Trust::Nobody, false), false),
-        Roots::Own(bytes) => {
-            let roots = Arc::new(OwnRoots::new(read_certificates(bytes, "roots")?)?);
+        Roots::Own(material) => {
+            let certificates = read_certificates(material.expose(), "roots")?;
+            let roots = Arc::new(OwnRoots::new(certificates, crls, &provider)?);
             let verifier = chain(Trust::Own(Arc::clone(&roots)), check_name);
             LoadedVerifier { own_roots: Some(roots), ..loaded(verifier, check_name) }
         }

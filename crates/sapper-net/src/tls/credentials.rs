@@ -1,12 +1,13 @@
-//! Reading certificates and keys: PEM or DER, told apart by their first bytes. OpenSSL reads the
-//! keys, because it knows all the old formats and their encryption; both engines get the result.
+//! Reading certificates and keys: PEM or DER, told apart by their first bytes, and PKCS#12. OpenSSL reads
+//! the keys, because it knows all the old formats and their encryption; both engines get the result.
 
 use openssl::error::ErrorStack;
+use openssl::pkcs12::Pkcs12;
 use openssl::pkey::{PKey, Private};
-use openssl::x509::X509;
+use openssl::x509::{X509, X509VerifyResult};
 use zeroize::Zeroizing;
 
-use super::options::{PskHash, PskIdentity, Secret};
+use super::options::{CertificateSource, OwnCertificate, PskHash, PskIdentity, Secret};
 use crate::error::{Error, Result};
 
 /// OpenSSL's own limits (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
@@ -24,19 +25,20 @@ pub(crate) struct CertifiedCredentials {
 
 impl CertifiedCredentials {
     /// Reads and checks both; an error names the field.
-    pub(crate) fn load(chain: &[u8], key: &Secret, password: Option<&Secret>) -> Result<Self> {
-        let chain = read_certificates(chain, "chain")?
-            .into_iter()
-            .enumerate()
-            .map(|(index, der)| {
-                X509::from_der(&der)
-                    .map_err(|_| Error::config("chain", format!("certificate {} cannot be read", index + 1)))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let key = read_key(key, password)?;
+    pub(crate) fn load(own: &OwnCertificate) -> Result<Self> {
+        let password = own.password.as_ref();
+        let (chain, key, field) = match &own.source {
+            CertificateSource::Pair { chain, key } => {
+                (read_chain(chain.expose())?, read_key(key.expose(), password)?, "chain")
+            }
+            CertificateSource::Pkcs12(file) => {
+                let (chain, key) = read_pkcs12(file.expose(), password)?;
+                (chain, key, "file")
+            }
+        };
         let public = chain[0]
             .public_key()
-            .map_err(|_| Error::config("chain", "the certificate's public key is of an unknown kind"))?;
+            .map_err(|_| Error::config(field, "the certificate's public key is of an unknown kind"))?;
         if !public.public_eq(&key) {
             // public_eq leaves a message behind when the kinds of the keys differ.
             let _ = ErrorStack::get();
@@ -46,6 +48,12 @@ impl CertifiedCredentials {
             ));
         }
         Ok(Self { chain, key })
+    }
+
+    /// The DNS names in the certificate (its subject alternative names), lower case.
+    pub(crate) fn dns_names(&self) -> Vec<String> {
+        let names = self.chain[0].subject_alt_names();
+        names.iter().flatten().filter_map(|name| name.dnsname().map(str::to_ascii_lowercase)).collect()
     }
 
     /// The chain in DER.
@@ -161,8 +169,52 @@ fn is_der(bytes: &[u8]) -> bool {
     bytes.first() == Some(&0x30)
 }
 
-fn read_key(key: &Secret, password: Option<&Secret>) -> Result<PKey<Private>> {
-    let bytes = key.expose();
+fn read_chain(bytes: &[u8]) -> Result<Vec<X509>> {
+    read_certificates(bytes, "chain")?
+        .into_iter()
+        .enumerate()
+        .map(|(index, der)| {
+            X509::from_der(&der)
+                .map_err(|_| Error::config("chain", format!("certificate {} cannot be read", index + 1)))
+        })
+        .collect()
+}
+
+/// A certificate with its key, and those above it in the order in which they signed each other.
+fn read_pkcs12(bytes: &[u8], password: Option<&Secret>) -> Result<(Vec<X509>, PKey<Private>)> {
+    let wrong = |what: &str| Error::config("file", what);
+    let file = Pkcs12::from_der(bytes).map_err(|_| wrong("this is no PKCS#12 file"))?;
+    let given = password.map_or(&[][..], Secret::expose);
+    let text = std::str::from_utf8(given)
+        .ok()
+        .filter(|text| !text.contains('\0'))
+        .ok_or_else(|| Error::config("password", "a PKCS#12 file's password is text without a zero byte"))?;
+    let parsed = file.parse2(text).map_err(|stack| {
+        let says = |word: &str| stack.errors().iter().any(|e| e.reason().is_some_and(|r| r.contains(word)));
+        match (says("mac verify"), password) {
+            (true, None) => Error::config("password", "the PKCS#12 file needs a password"),
+            (true, Some(_)) => Error::config("password", "the password does not open the PKCS#12 file"),
+            (false, _) if says("unsupported") => wrong(
+                "it is encrypted with an algorithm that is not known here (an old one such as RC2); write it \
+                 again with AES-256",
+            ),
+            (false, _) => wrong("the PKCS#12 file cannot be read"),
+        }
+    })?;
+    let key = parsed.pkey.ok_or_else(|| wrong("the file holds no key"))?;
+    let leaf = parsed.cert.ok_or_else(|| wrong("the file holds no certificate for its key"))?;
+    let mut others: Vec<X509> = parsed.ca.into_iter().flatten().collect();
+    let mut chain = vec![leaf];
+    let mut last = 0;
+    while let Some(index) = others.iter().position(|above| above.issued(&chain[last]) == X509VerifyResult::OK)
+    {
+        chain.push(others.remove(index));
+        last += 1;
+    }
+    Ok((chain, key))
+}
+
+fn read_key(bytes: &[u8], password: Option<&Secret>) -> Result<PKey<Private>> {
     if bytes.is_empty() {
         return Err(Error::config("key", "no key was given"));
     }

@@ -28,6 +28,7 @@ pub mod alert {
     pub const INTERNAL_ERROR: u8 = 80;
     pub const USER_CANCELED: u8 = 90;
     pub const NO_RENEGOTIATION: u8 = 100;
+    pub const BAD_CERTIFICATE_STATUS_RESPONSE: u8 = 113;
     pub const UNKNOWN_PSK_IDENTITY: u8 = 115;
     pub const CERTIFICATE_REQUIRED: u8 = 116;
     pub const NO_APPLICATION_PROTOCOL: u8 = 120;
@@ -59,7 +60,7 @@ pub mod alert {
             109 => "missing_extension",
             110 => "unsupported_extension",
             112 => "unrecognized_name",
-            113 => "bad_certificate_status_response",
+            BAD_CERTIFICATE_STATUS_RESPONSE => "bad_certificate_status_response",
             UNKNOWN_PSK_IDENTITY => "unknown_psk_identity",
             CERTIFICATE_REQUIRED => "certificate_required",
             NO_APPLICATION_PROTOCOL => "no_application_protocol",
@@ -83,6 +84,10 @@ pub enum CertificateReason {
     SelfSigned,
     /// It was taken back.
     Revoked,
+    /// No revocation list that is valid now covers it or one that signed it.
+    RevocationUnknown,
+    /// Its stapled OCSP response is missing, wrong or too old.
+    BadStaple,
     /// No pin matches.
     PinMismatch,
     /// A signature is wrong.
@@ -97,6 +102,8 @@ pub enum CertificateReason {
     UnsupportedAlgorithm,
     /// A replaced verifier said no.
     Rejected,
+    /// It is good, and no peer rule fits it.
+    NotAllowed,
 }
 
 impl CertificateReason {
@@ -108,6 +115,8 @@ impl CertificateReason {
         Self::UnknownIssuer,
         Self::SelfSigned,
         Self::Revoked,
+        Self::RevocationUnknown,
+        Self::BadStaple,
         Self::PinMismatch,
         Self::BadSignature,
         Self::UnsuitablePurpose,
@@ -115,6 +124,7 @@ impl CertificateReason {
         Self::Malformed,
         Self::UnsupportedAlgorithm,
         Self::Rejected,
+        Self::NotAllowed,
     ];
 
     /// The word that crosses the seam (`error.reason`).
@@ -126,6 +136,8 @@ impl CertificateReason {
             Self::UnknownIssuer => "unknown_issuer",
             Self::SelfSigned => "self_signed",
             Self::Revoked => "revoked",
+            Self::RevocationUnknown => "revocation_unknown",
+            Self::BadStaple => "bad_staple",
             Self::PinMismatch => "pin_mismatch",
             Self::BadSignature => "bad_signature",
             Self::UnsuitablePurpose => "unsuitable_purpose",
@@ -133,6 +145,7 @@ impl CertificateReason {
             Self::Malformed => "malformed",
             Self::UnsupportedAlgorithm => "unsupported_algorithm",
             Self::Rejected => "rejected",
+            Self::NotAllowed => "not_allowed",
         }
     }
 
@@ -141,9 +154,10 @@ impl CertificateReason {
         match self {
             Self::Expired | Self::NotYetValid => alert::CERTIFICATE_EXPIRED,
             Self::WrongName | Self::Malformed => alert::BAD_CERTIFICATE,
-            Self::UnknownIssuer | Self::SelfSigned => alert::UNKNOWN_CA,
+            Self::UnknownIssuer | Self::SelfSigned | Self::RevocationUnknown => alert::UNKNOWN_CA,
+            Self::BadStaple => alert::BAD_CERTIFICATE_STATUS_RESPONSE,
             Self::Revoked => alert::CERTIFICATE_REVOKED,
-            Self::PinMismatch | Self::Rejected => alert::ACCESS_DENIED,
+            Self::PinMismatch | Self::Rejected | Self::NotAllowed => alert::ACCESS_DENIED,
             Self::BadSignature => alert::DECRYPT_ERROR,
             Self::UnsuitablePurpose => alert::UNSUPPORTED_CERTIFICATE,
             Self::Missing => alert::CERTIFICATE_REQUIRED,
@@ -169,7 +183,11 @@ impl Rejection {
 
     /// The error that the user gets.
     pub(crate) fn into_error(self) -> Error {
-        Error::new(ErrorKind::Certificate, self.message)
+        let kind = match self.reason {
+            CertificateReason::NotAllowed => ErrorKind::PolicyDenied,
+            _ => ErrorKind::Certificate,
+        };
+        Error::new(kind, self.message)
             .with_reason(self.reason.as_str())
             .with_alert(self.reason.alert())
             .with_direction(Direction::Decapsulate)

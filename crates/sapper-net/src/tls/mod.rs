@@ -12,14 +12,19 @@ pub mod dev_cert;
 pub mod failure;
 mod greeting;
 mod key_schedule;
+mod material;
 mod openssl_config;
 mod openssl_engine;
 mod openssl_ffi;
 pub mod options;
+mod peer_rules;
 mod record;
+pub mod reload;
+mod revocation;
 mod rustls_config;
 mod rustls_engine;
 mod scene;
+mod shown;
 pub mod stream;
 mod suites;
 mod traffic;
@@ -130,10 +135,31 @@ pub struct HandshakeInfo {
     pub psk_identity: Option<String>,
     /// Name that the client asked for (servers).
     pub server_name: Option<String>,
+    /// Whether we were the client.
+    pub is_client: bool,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+    /// The channel binding `tls-server-end-point` (RFC 5929) of our own certificate (servers).
+    pub own_end_point: Option<Arc<[u8]>>,
     /// Which engine did it.
     pub engine: &'static str,
+}
+
+impl HandshakeInfo {
+    /// The channel binding `tls-server-end-point` (RFC 5929): a hash of the server's certificate. There is
+    /// none without a certificate, and none for one whose signature has no hash of its own (Ed25519).
+    pub fn server_end_point(&self) -> Option<Vec<u8>> {
+        if let Some(own) = &self.own_end_point {
+            return Some(own.to_vec());
+        }
+        // On servers the peer's certificate is a client's, and is no server's end point.
+        self.peer_certificates.first().filter(|_| self.is_client).and_then(|der| server_end_point(der))
+    }
+}
+
+/// The channel binding `tls-server-end-point` of a server's certificate (DER).
+pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    openssl_ffi::end_point_hash(openssl::x509::X509::from_der(certificate).ok()?.as_ref())
 }
 
 /// Which end of a handshake we are.

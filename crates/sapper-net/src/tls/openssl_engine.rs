@@ -15,10 +15,11 @@ use rustls::pki_types::ServerName;
 use zeroize::Zeroizing;
 
 use super::config::{OurCredentials, Settings};
-use super::failure::{self, CertificateReason, alert, misuse};
+use super::failure::{self, CertificateReason, Rejection, alert, misuse};
 use super::key_schedule::{Exporter, Hash, key_block};
 use super::openssl_ffi::{self, Wire};
 use super::options::TlsVersion;
+use super::peer_rules::PeerRules;
 use super::record::{Aead, DirectionKeys, HANDSHAKE, HEADER};
 use super::scene::{Scene, SessionSecrets, with_scene};
 use super::suites::{Group, Suite};
@@ -64,6 +65,10 @@ struct Library {
     scene: Option<Box<Scene>>,
     is_client: bool,
     psk: bool,
+    /// Asked when the handshake is done.
+    rules: Arc<PeerRules>,
+    /// The channel binding `tls-server-end-point` of our own certificate.
+    end_point: Option<Arc<[u8]>>,
     may_renegotiate: bool,
     done: bool,
     write_closed: bool,
@@ -108,6 +113,13 @@ pub(crate) fn engine(
             psk: scene.psk.is_some(),
             scene: Some(scene),
             is_client,
+            rules: Arc::clone(&settings.later_rules),
+            end_point: match &settings.credentials {
+                OurCredentials::Certificate(own) if !is_client => {
+                    openssl_ffi::end_point_hash(&own.chain[0]).map(Arc::from)
+                }
+                _ => None,
+            },
             may_renegotiate: settings.legacy_renegotiation,
             done: false,
             write_closed: false,
@@ -133,8 +145,15 @@ impl TlsEngine for OpensslEngine {
             Err(error) => Err(error),
         };
         let (info, traffic) = finish.inspect_err(|_| self.failed = true)?;
+        let welcome = library.check_rules(&info);
         if let Some(traffic) = traffic {
             self.state = State::Traffic(Box::new(traffic));
+        }
+        if let Err(rejection) = welcome {
+            // OpenSSL has no such alert within a handshake, so the first record after it tells the peer.
+            self.fatal_alert(rejection.reason.alert(), outgoing);
+            self.failed = true;
+            return Err(rejection.into_error());
         }
         Ok(HandshakeProgress::Done(Box::new(info)))
     }
@@ -212,6 +231,11 @@ impl TlsEngine for OpensslEngine {
 }
 
 impl Library {
+    fn check_rules(&self, info: &HandshakeInfo) -> Result<(), Rejection> {
+        // A server's client may have come without a certificate, where that is allowed.
+        info.peer_certificates.first().map_or(Ok(()), |certificate| self.rules.check(certificate))
+    }
+
     /// One step; true when it is done.
     fn handshake(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) -> Result<bool> {
         let before = outgoing.len();
@@ -286,6 +310,8 @@ impl Library {
                 true => None,
                 false => self.ssl.servername(NameType::HOST_NAME).map(str::to_owned),
             },
+            is_client: self.is_client,
+            own_end_point: self.end_point.clone(),
             resumed: false,
             engine: NAME,
         };

@@ -7,7 +7,11 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
 use foreign_types::ForeignTypeRef;
+use openssl::asn1::{Asn1GeneralizedTimeRef, Asn1Time, Asn1TimeRef};
+use openssl::hash::{MessageDigest, hash};
+use openssl::nid::Nid;
 use openssl::ssl::{Ssl, SslContextBuilder, SslRef, SslSessionRef};
+use openssl::x509::X509Ref;
 use openssl_sys as ffi;
 
 use super::credentials::PskCredentials;
@@ -43,6 +47,13 @@ unsafe extern "C" {
     fn SSL_SESSION_get_max_fragment_length(s: *const ffi::SSL_SESSION) -> u8;
     fn SSL_CIPHER_find(ssl: *mut ffi::SSL, id: *const c_uchar) -> *const ffi::SSL_CIPHER;
     fn SSL_free_buffers(ssl: *mut ffi::SSL) -> c_int;
+    fn X509_get_signature_info(
+        x: *mut ffi::X509,
+        digest: *mut c_int,
+        key: *mut c_int,
+        bits: *mut c_int,
+        flags: *mut u32,
+    ) -> c_int;
     fn X509_STORE_CTX_get0_untrusted(ctx: *const ffi::X509_STORE_CTX) -> *mut ffi::stack_st_X509;
 }
 
@@ -84,6 +95,38 @@ pub(crate) fn max_fragment_code(session: &SslSessionRef) -> u8 {
 pub(crate) fn free_buffers(ssl: &SslRef) {
     // SAFETY: the object is alive. It refuses by itself where a buffer is in use.
     unsafe { SSL_free_buffers(ssl.as_ptr()) };
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds(time: &Asn1GeneralizedTimeRef) -> Option<i64> {
+    // SAFETY: a generalized time is one of the two forms of an ASN1_TIME, and it is alive.
+    let time = unsafe { Asn1TimeRef::from_ptr(time.as_ptr().cast()) };
+    let since = Asn1Time::from_unix(0).ok()?.diff(time).ok()?;
+    Some(i64::from(since.days) * 86_400 + i64::from(since.secs))
+}
+
+/// The hash of a server's certificate for the channel binding `tls-server-end-point` (RFC 5929, section
+/// 4.1): by the hash of its own signature, SHA-256 in place of MD5 and SHA-1. A signature without one
+/// (Ed25519) has none.
+pub(crate) fn end_point_hash(certificate: &X509Ref) -> Option<Vec<u8>> {
+    let mut digest = 0;
+    // SAFETY: the certificate is alive; places that are not wanted may be null.
+    let known = unsafe {
+        X509_get_signature_info(
+            certificate.as_ptr(),
+            &mut digest,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            ptr::null_mut(),
+        )
+    };
+    let digest = match Nid::from_raw(digest) {
+        _ if known != 1 => return None,
+        Nid::MD5 | Nid::SHA1 => MessageDigest::sha256(),
+        nid => MessageDigest::from_nid(nid)?,
+    };
+    let der = certificate.to_der().ok()?;
+    hash(digest, &der).ok().map(|hash| hash.to_vec())
 }
 
 /// Runs a call-back's body; a panic must not unwind into C.
@@ -280,12 +323,15 @@ fn verify_code(reason: CertificateReason) -> c_int {
             ffi::X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
         }
         CertificateReason::Revoked => ffi::X509_V_ERR_CERT_REVOKED,
+        CertificateReason::RevocationUnknown => ffi::X509_V_ERR_UNABLE_TO_GET_CRL,
         CertificateReason::BadSignature => ffi::X509_V_ERR_CERT_SIGNATURE_FAILURE,
         CertificateReason::UnsuitablePurpose => ffi::X509_V_ERR_INVALID_PURPOSE,
         CertificateReason::Malformed
         | CertificateReason::Missing
         | CertificateReason::PinMismatch
         | CertificateReason::UnsupportedAlgorithm
+        | CertificateReason::BadStaple
+        | CertificateReason::NotAllowed
         | CertificateReason::Rejected => ffi::X509_V_ERR_CERT_REJECTED,
     }
 }

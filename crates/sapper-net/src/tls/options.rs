@@ -4,10 +4,14 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+pub use super::material::Material;
+pub use super::peer_rules::{IpRange, PeerRule};
 use super::verify::PeerVerifier;
+use crate::error::Result;
 
 /// Bytes that show neither in `Debug` nor in memory after use (private keys, passwords).
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -37,20 +41,13 @@ impl fmt::Debug for Secret {
 }
 
 /// What we prove to the peer with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Credentials {
     /// Nothing: a client that only checks its server.
     #[default]
     None,
     /// A certificate and its key.
-    Certificate {
-        /// The chain, our own certificate first: PEM, or DER of one certificate.
-        chain: Vec<u8>,
-        /// The key: PEM or DER; PKCS#8 (also encrypted), PKCS#1 or SEC1.
-        key: Secret,
-        /// Password of an encrypted key.
-        password: Option<Secret>,
-    },
+    Certificate(OwnCertificate),
     /// Keys that both ends have already.
     Psk {
         /// One for a client; as many as there are peers for a server.
@@ -58,6 +55,48 @@ pub enum Credentials {
         /// The hash the keys belong to in TLS 1.3, where it decides which suites can be used.
         hash: PskHash,
     },
+}
+
+/// A certificate of our own with its key, and what belongs to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnCertificate {
+    /// Where both are.
+    pub source: CertificateSource,
+    /// Password of an encrypted key, or of the PKCS#12 file.
+    pub password: Option<Secret>,
+    /// An OCSP response (DER) that a server staples to it.
+    pub ocsp_response: Option<Material>,
+    /// Names (SNI) for which a server shows it, `*.` in front for any one label; empty for those that
+    /// the certificate itself has.
+    pub names: Vec<String>,
+}
+
+/// Where a certificate and its key are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateSource {
+    /// One beside the other.
+    Pair {
+        /// The chain, our own certificate first: PEM, or DER of one certificate.
+        chain: Material,
+        /// The key: PEM or DER; PKCS#8 (also encrypted), PKCS#1 or SEC1.
+        key: Material,
+    },
+    /// Both in one PKCS#12 file.
+    Pkcs12(Material),
+}
+
+impl Default for CertificateSource {
+    fn default() -> Self {
+        Self::Pair { chain: Material::default(), key: Material::default() }
+    }
+}
+
+impl OwnCertificate {
+    /// A chain and its key, and nothing else.
+    pub fn pair(chain: impl Into<Material>, key: impl Into<Material>) -> Self {
+        let source = CertificateSource::Pair { chain: chain.into(), key: key.into() };
+        Self { source, ..Self::default() }
+    }
 }
 
 /// A pre-shared key and its name.
@@ -88,7 +127,7 @@ pub enum Roots {
     /// The system's roots.
     System,
     /// Only these: PEM, or DER of one certificate.
-    Own(Vec<u8>),
+    Own(Material),
     /// Nobody is asked: any certificate is accepted (pins still count).
     DangerNone,
 }
@@ -98,7 +137,7 @@ impl fmt::Debug for Roots {
         match self {
             Self::Default => f.write_str("Default"),
             Self::System => f.write_str("System"),
-            Self::Own(bytes) => write!(f, "Own({} bytes)", bytes.len()),
+            Self::Own(material) => write!(f, "Own({material:?})"),
             Self::DangerNone => f.write_str("DangerNone"),
         }
     }
@@ -113,6 +152,18 @@ pub enum ClientAuth {
     /// It asks; a client without one is welcome, one with a bad one is not.
     Optional,
     /// It insists.
+    Required,
+}
+
+/// Whether a client looks at its server's stapled OCSP response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OcspCheck {
+    /// It does not.
+    Off,
+    /// Where there is one it must say that the certificate is good; where the certificate itself
+    /// announces one (RFC 7633) there must be one.
+    IfStapled,
+    /// There must be one.
     Required,
 }
 
@@ -158,11 +209,17 @@ impl fmt::Debug for KeyLog {
     }
 }
 
+/// The default of [`TlsOptions::ticket_lifetime`], and the longest: rustls' own keys are no older.
+pub const LONGEST_TICKET_LIFETIME: Duration = Duration::from_secs(6 * 60 * 60);
+
 /// All options of TLS, for clients and servers alike. The names are those of the public API.
 #[derive(Clone, Debug)]
 pub struct TlsOptions {
     /// What we prove to the peer with.
     pub credentials: Credentials,
+    /// Further certificates of a server, chosen by the name that the client asks for; `credentials` is
+    /// shown where none fits.
+    pub more_certificates: Vec<OwnCertificate>,
     /// Whom we believe about the peer's certificate.
     pub roots: Roots,
     /// SHA-256 of the public key (SubjectPublicKeyInfo) of the peer's certificate, or of one that
@@ -170,6 +227,14 @@ pub struct TlsOptions {
     pub pins: Vec<[u8; 32]>,
     /// Whether a server asks for certificates.
     pub client_auth: ClientAuth,
+    /// Who is welcome among those whose certificate is good: whoever fits one of these. Empty for all.
+    pub peer_rules: Vec<PeerRule>,
+    /// Certificate revocation lists, PEM or DER. Where there are any, each certificate of a chain must
+    /// be covered by one that is valid now.
+    pub crls: Vec<Material>,
+    /// Whether a client looks at a stapled OCSP response. `None` is [`OcspCheck::IfStapled`], in legacy
+    /// modes (which know no staples) [`OcspCheck::Off`].
+    pub ocsp: Option<OcspCheck>,
     /// Replaces the check of the chain and of the name. Pins still count.
     pub verifier: Option<Arc<dyn PeerVerifier>>,
     /// Oldest version to speak.
@@ -184,6 +249,8 @@ pub struct TlsOptions {
     pub alpn: Vec<Vec<u8>>,
     /// Whether sessions of certificates may be resumed.
     pub resumption: bool,
+    /// After how long a server encrypts its tickets with a new key. They are accepted for twice as long.
+    pub ticket_lifetime: Duration,
     /// Where session secrets are written.
     pub key_log: KeyLog,
     /// A client does not compare its server's name with the certificate.
@@ -204,9 +271,13 @@ impl Default for TlsOptions {
     fn default() -> Self {
         Self {
             credentials: Credentials::None,
+            more_certificates: Vec::new(),
             roots: Roots::Default,
             pins: Vec::new(),
             client_auth: ClientAuth::Off,
+            peer_rules: Vec::new(),
+            crls: Vec::new(),
+            ocsp: None,
             verifier: None,
             min_version: TlsVersion::V1_2,
             max_version: TlsVersion::V1_3,
@@ -214,6 +285,7 @@ impl Default for TlsOptions {
             groups: Vec::new(),
             alpn: Vec::new(),
             resumption: true,
+            ticket_lifetime: LONGEST_TICKET_LIFETIME,
             key_log: KeyLog::None,
             danger_ignore_server_name: false,
             danger_legacy_renegotiation: false,
@@ -222,5 +294,57 @@ impl Default for TlsOptions {
             danger_short_psk: false,
             danger_ignore_truncation: false,
         }
+    }
+}
+
+impl TlsOptions {
+    /// The same options with every file read again; an error names the field.
+    pub(crate) fn read_again(&self) -> Result<Self> {
+        let mut fresh = self.clone();
+        fresh.each_material(|material, field| {
+            *material = material.again(field)?;
+            Ok(())
+        })?;
+        Ok(fresh)
+    }
+
+    /// The files that anything was read from.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        // Nothing here can fail.
+        let _ = self.clone().each_material(|material, _| {
+            files.extend(material.file().map(Into::into));
+            Ok(())
+        });
+        files
+    }
+
+    fn each_material(
+        &mut self,
+        mut act: impl FnMut(&mut Material, &'static str) -> Result<()>,
+    ) -> Result<()> {
+        if let Roots::Own(roots) = &mut self.roots {
+            act(roots, "roots")?;
+        }
+        for crl in &mut self.crls {
+            act(crl, "crls")?;
+        }
+        let own = match &mut self.credentials {
+            Credentials::Certificate(own) => Some(own),
+            _ => None,
+        };
+        for own in own.into_iter().chain(&mut self.more_certificates) {
+            match &mut own.source {
+                CertificateSource::Pair { chain, key } => {
+                    act(chain, "chain")?;
+                    act(key, "key")?;
+                }
+                CertificateSource::Pkcs12(file) => act(file, "file")?,
+            }
+            if let Some(response) = &mut own.ocsp_response {
+                act(response, "ocsp_response")?;
+            }
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -11,11 +12,13 @@ use rustls::crypto::aws_lc_rs::{ALL_CIPHER_SUITES, ALL_KX_GROUPS, Ticketer, defa
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{
+    ClientHello, NoClientAuth, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
+};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, NamedGroup, OtherError,
-    ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    ServerConfig, SignatureScheme, SupportedProtocolVersion, TicketRotator,
 };
 
 use super::config::{KeyLogSink, Settings};
@@ -23,6 +26,7 @@ use super::credentials::CertifiedCredentials;
 use super::failure::{CertificateReason, Rejection};
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
+use super::shown::ShownCertificates;
 use super::suites::Group;
 use super::verify::{PeerCertificates, PeerVerifier};
 use crate::error::{Error, ErrorKind, Result};
@@ -86,8 +90,11 @@ pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
         .map_err(failed("these versions and suites"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match &settings.certified_key {
-        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(own)))),
+    let mut config = match &settings.shown {
+        Some(own) => {
+            let key = Arc::clone(own.default().key());
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols.clone_from(&settings.alpn);
@@ -104,8 +111,8 @@ pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
 /// The configuration of servers.
 pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
     let provider = provider(settings);
-    let certified = settings
-        .certified_key
+    let shown = settings
+        .shown
         .clone()
         .ok_or_else(|| Error::config("credentials", "a server needs a certificate or a pre-shared key"))?;
     let verifier: Arc<dyn ClientCertVerifier> = match settings.client_auth {
@@ -120,12 +127,12 @@ pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
         .with_protocol_versions(&versions(settings))
         .map_err(failed("these versions and suites"))?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(Resolver(certified)));
+        .with_cert_resolver(Arc::new(Resolver(shown)));
     config.alpn_protocols.clone_from(&settings.alpn);
     // Tickets carry the session themselves: a server keeps nothing per client.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     if settings.resumption {
-        config.ticketer = Ticketer::new().map_err(failed("tickets"))?;
+        config.ticketer = ticketer(settings.ticket_lifetime)?;
     } else {
         config.send_tls13_tickets = 0;
     }
@@ -134,18 +141,54 @@ pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// Gives our one certificate, and notes the name that the client asked for.
-#[derive(Debug)]
-struct Resolver(Arc<CertifiedKey>);
+/// Seals and opens tickets; each key is used for `lifetime`, and its tickets are accepted for twice that.
+fn ticketer(lifetime: Duration) -> Result<Arc<dyn ProducesTickets>> {
+    /// rustls gives its own ticketer shared and wants it owned.
+    #[derive(Debug)]
+    struct Shared(Arc<dyn ProducesTickets>);
+
+    impl ProducesTickets for Shared {
+        fn enabled(&self) -> bool {
+            self.0.enabled()
+        }
+        fn lifetime(&self) -> u32 {
+            self.0.lifetime()
+        }
+        fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+            self.0.encrypt(plain)
+        }
+        fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+            self.0.decrypt(cipher)
+        }
+    }
+
+    let seconds = lifetime.as_secs().max(1).try_into().unwrap_or(u32::MAX);
+    let rotator = TicketRotator::new(seconds, || match Ticketer::new() {
+        Ok(shared) => Ok(Box::new(Shared(shared))),
+        Err(_) => Err(rustls::crypto::GetRandomFailed),
+    });
+    Ok(Arc::new(rotator.map_err(failed("tickets"))?))
+}
+
+/// Gives the certificate for the name that the client asked for, and notes both.
+struct Resolver(Arc<ShownCertificates>);
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Resolver")
+    }
+}
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let fits = self.0.key.choose_scheme(hello.signature_schemes()).is_some();
+        let name = hello.server_name().map(str::to_ascii_lowercase);
+        let shown = self.0.choose(name.as_deref(), hello.signature_schemes());
         on_stage(|scene| {
-            scene.server_name = hello.server_name().map(str::to_owned);
-            scene.no_common_signature = !fits;
+            scene.server_name = name;
+            scene.no_common_signature = shown.is_none();
+            scene.end_point = shown.and_then(|shown| shown.end_point.clone());
         });
-        fits.then(|| Arc::clone(&self.0))
+        shown.map(|shown| Arc::clone(shown.key()))
     }
 }
 
@@ -232,10 +275,12 @@ fn certificate_error(rejection: &Rejection) -> CertificateError {
         CertificateReason::WrongName => CertificateError::NotValidForName,
         CertificateReason::UnknownIssuer | CertificateReason::SelfSigned => CertificateError::UnknownIssuer,
         CertificateReason::Revoked => CertificateError::Revoked,
+        CertificateReason::RevocationUnknown => CertificateError::UnknownRevocationStatus,
+        CertificateReason::BadStaple => CertificateError::InvalidOcspResponse,
         CertificateReason::BadSignature => CertificateError::BadSignature,
         CertificateReason::UnsuitablePurpose => CertificateError::InvalidPurpose,
         CertificateReason::Malformed | CertificateReason::Missing => CertificateError::BadEncoding,
-        CertificateReason::PinMismatch | CertificateReason::Rejected => {
+        CertificateReason::PinMismatch | CertificateReason::Rejected | CertificateReason::NotAllowed => {
             CertificateError::ApplicationVerificationFailure
         }
         CertificateReason::UnsupportedAlgorithm => {

@@ -288,6 +288,8 @@ impl Handshake {
                 .unwrap_or_default(),
             psk_identity: None,
             server_name: scene.server_name.take().filter(|_| !is_client),
+            is_client,
+            own_end_point: scene.end_point.take(),
             resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
             engine: NAME,
         };

@@ -26,6 +26,8 @@ pub(crate) struct Scene {
     pub(crate) secrets: SessionSecrets,
     /// Clients: the name they asked for. Servers: the name that the client asked for.
     pub(crate) server_name: Option<String>,
+    /// Servers: the channel binding `tls-server-end-point` of the certificate that was shown.
+    pub(crate) end_point: Option<Arc<[u8]>>,
     /// Why the verifier refused the peer.
     pub(crate) rejection: Option<Rejection>,
     /// Identity of the pre-shared key that was looked up.

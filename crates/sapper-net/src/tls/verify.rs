@@ -9,15 +9,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::digest;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::client::{
+    VerifierBuilderError, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, RootCertStore};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::failure::{CertificateReason, Rejection};
+use super::peer_rules::PeerRules;
+use super::revocation::StapleCheck;
 use crate::error::{Error, Result};
 
 /// What a peer showed in a handshake.
@@ -59,18 +64,48 @@ fn malformed() -> Rejection {
 pub(crate) struct OwnRoots {
     store: Arc<RootCertStore>,
     certificates: Vec<Vec<u8>>,
+    /// Made once: they parse the revocation lists.
+    clients: Arc<dyn ClientCertVerifier>,
+    /// Only where there are revocation lists; without them rustls' function does it.
+    servers: Option<Arc<WebPkiServerVerifier>>,
 }
 
 impl OwnRoots {
-    /// Anchors of these certificates (DER).
-    pub(crate) fn new(certificates: Vec<Vec<u8>>) -> Result<Self> {
+    /// Anchors of these certificates (DER). Where there are revocation lists, they must cover each
+    /// certificate below an anchor.
+    pub(crate) fn new(
+        certificates: Vec<Vec<u8>>,
+        crls: Vec<CertificateRevocationListDer<'static>>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self> {
         let mut store = RootCertStore::empty();
         for (index, certificate) in certificates.iter().enumerate() {
             store.add(CertificateDer::from(certificate.as_slice())).map_err(|e| {
                 Error::config("roots", format!("certificate {} cannot be a root: {e}", index + 1))
             })?;
         }
-        Ok(Self { store: Arc::new(store), certificates })
+        let store = Arc::new(store);
+        let unreadable = |e: VerifierBuilderError| {
+            let text =
+                format!("a list cannot be read ({e}); it must be of version 2, with a number (RFC 5280)");
+            Error::config("crls", text)
+        };
+        let servers = match crls.is_empty() {
+            true => None,
+            false => Some(
+                WebPkiServerVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(provider))
+                    .with_crls(crls.clone())
+                    .enforce_revocation_expiration()
+                    .build()
+                    .map_err(unreadable)?,
+            ),
+        };
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(provider))
+            .with_crls(crls)
+            .enforce_revocation_expiration()
+            .build()
+            .map_err(unreadable)?;
+        Ok(Self { store, certificates, clients, servers })
     }
 
     /// Names of these roots, as a server tells its clients.
@@ -135,27 +170,55 @@ impl ChainVerifier {
             check_dates(peer.chain[0])?;
             return self.verify_name(peer);
         }
-        self.verify_chain(peer, &roots.store)?;
+        let (leaf, rest) = owned(peer);
+        let result = match &roots.servers {
+            _ if peer.peer_is_client => {
+                roots.clients.verify_client_cert(&leaf, &rest, UnixTime::now()).map(drop)
+            }
+            Some(servers) => {
+                // It compares the name last, when all else is good; the name is checked below.
+                let nobody = ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
+                match servers.verify_server_cert(&leaf, &rest, &nobody, &[], UnixTime::now()) {
+                    Err(rustls::Error::InvalidCertificate(
+                        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                    )) => Ok(()),
+                    other => other.map(drop),
+                }
+            }
+            None => self.verify_server_chain(&leaf, &rest, &roots.store),
+        };
+        result.map_err(|e| rejection(&e, peer.chain[0]))?;
         self.verify_name(peer)
     }
 
-    /// The chain up to one of `roots`, without the name.
-    fn verify_chain(&self, peer: &PeerCertificates<'_>, roots: &Arc<RootCertStore>) -> Result<(), Rejection> {
-        let leaf = CertificateDer::from(peer.chain[0]);
-        let rest: Vec<_> = peer.chain[1..].iter().map(|der| CertificateDer::from(*der)).collect();
+    /// The chain up to one of `anchors`, without the name.
+    fn verify_chain(
+        &self,
+        peer: &PeerCertificates<'_>,
+        anchors: &Arc<RootCertStore>,
+    ) -> Result<(), Rejection> {
+        let (leaf, rest) = owned(peer);
         let result = if peer.peer_is_client {
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(&self.provider))
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(anchors), Arc::clone(&self.provider))
                 .build()
                 .map_err(|e| Rejection::new(CertificateReason::UnknownIssuer, e.to_string()))?
                 .verify_client_cert(&leaf, &rest, UnixTime::now())
-                .map(|_| ())
+                .map(drop)
         } else {
-            ParsedCertificate::try_from(&leaf).and_then(|leaf| {
-                let algorithms = self.provider.signature_verification_algorithms.all;
-                verify_server_cert_signed_by_trust_anchor(&leaf, roots, &rest, UnixTime::now(), algorithms)
-            })
+            self.verify_server_chain(&leaf, &rest, anchors)
         };
         result.map_err(|e| rejection(&e, peer.chain[0]))
+    }
+
+    fn verify_server_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        anchors: &RootCertStore,
+    ) -> Result<(), rustls::Error> {
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let leaf = ParsedCertificate::try_from(leaf)?;
+        verify_server_cert_signed_by_trust_anchor(&leaf, anchors, rest, UnixTime::now(), algorithms)
     }
 
     fn verify_name(&self, peer: &PeerCertificates<'_>) -> Result<(), Rejection> {
@@ -180,8 +243,7 @@ impl ChainVerifier {
         // The platform always compares a name. Where the user does not want that, it gets one that
         // the certificate has.
         let name = if self.check_name { expected_name(peer)? } else { any_name_of(peer.chain[0])? };
-        let leaf = CertificateDer::from(peer.chain[0]);
-        let rest: Vec<_> = peer.chain[1..].iter().map(|der| CertificateDer::from(*der)).collect();
+        let (leaf, rest) = owned(peer);
         verifier
             .verify_server_cert(&leaf, &rest, &name, peer.ocsp, UnixTime::now())
             .map(|_| ())
@@ -258,6 +320,28 @@ impl PeerVerifier for ReplacedVerifier {
     }
 }
 
+/// What comes after the question who signed it, whoever answered that: the staple, then the rules.
+#[derive(Debug)]
+pub(crate) struct GuardedVerifier {
+    pub(crate) verifier: Arc<dyn PeerVerifier>,
+    pub(crate) staple: StapleCheck,
+    pub(crate) rules: Arc<PeerRules>,
+}
+
+impl PeerVerifier for GuardedVerifier {
+    fn verify(&self, peer: &PeerCertificates<'_>) -> Result<(), Rejection> {
+        self.verifier.verify(peer)?;
+        self.staple.check(peer)?;
+        self.rules.check(peer.chain[0])
+    }
+}
+
+/// The chain in rustls' form.
+fn owned<'a>(peer: &PeerCertificates<'a>) -> (CertificateDer<'a>, Vec<CertificateDer<'a>>) {
+    let rest = peer.chain[1..].iter().map(|der| CertificateDer::from(*der)).collect();
+    (CertificateDer::from(peer.chain[0]), rest)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -331,10 +415,10 @@ pub(crate) fn rejection(error: &rustls::Error, leaf: &[u8]) -> Rejection {
             }
             CertificateError::Revoked => Reason::Revoked,
             CertificateError::UnknownIssuer if is_self_issued(leaf) => Reason::SelfSigned,
-            CertificateError::UnknownIssuer
-            | CertificateError::UnknownRevocationStatus
+            CertificateError::UnknownIssuer => Reason::UnknownIssuer,
+            CertificateError::UnknownRevocationStatus
             | CertificateError::ExpiredRevocationList
-            | CertificateError::ExpiredRevocationListContext { .. } => Reason::UnknownIssuer,
+            | CertificateError::ExpiredRevocationListContext { .. } => Reason::RevocationUnknown,
             CertificateError::BadSignature => Reason::BadSignature,
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Reason::WrongName
@@ -352,6 +436,7 @@ pub(crate) fn rejection(error: &rustls::Error, leaf: &[u8]) -> Rejection {
             other => reason_by_name(&format!("{other:?}"), leaf),
         },
         rustls::Error::NoCertificatesPresented => Reason::Missing,
+        rustls::Error::InvalidCertRevocationList(_) => Reason::RevocationUnknown,
         _ => Reason::Rejected,
     };
     let text = match error {
@@ -363,6 +448,9 @@ pub(crate) fn rejection(error: &rustls::Error, leaf: &[u8]) -> Rejection {
             "the peer's certificate is self-signed and not among the roots; add it to roots or pin it"
                 .to_owned()
         }
+        Reason::RevocationUnknown => format!(
+            "no revocation list that is valid now covers the peer's certificate and those that signed it ({text})"
+        ),
         Reason::UnknownIssuer => format!("nobody among the roots has signed the peer's certificate ({text})"),
         _ => format!("the peer's certificate is not acceptable: {text}"),
     };

@@ -18,7 +18,7 @@ use sapper_net::mailbox::{Body, Mailbox};
 use sapper_net::tls::Role;
 use sapper_net::tls::config::TlsConfig;
 use sapper_net::tls::dev_cert::dev_certificates;
-use sapper_net::tls::options::{Credentials, PskIdentity, Roots, Secret, TlsOptions};
+use sapper_net::tls::options::{Credentials, OwnCertificate, PskIdentity, Roots, Secret, TlsOptions};
 use sapper_proto::cdtunnel;
 use sapper_proto::framing::Framing;
 
@@ -50,15 +50,14 @@ pub fn psk() -> Configs {
 pub fn certificates() -> Configs {
     let dev = dev_certificates(&["localhost"], Duration::from_secs(3600)).unwrap();
     let server = TlsOptions {
-        credentials: Credentials::Certificate {
-            chain: dev.server.chain.clone().into_bytes(),
-            key: dev.server.key.clone(),
-            password: None,
-        },
+        credentials: Credentials::Certificate(OwnCertificate::pair(
+            dev.server.chain.clone().into_bytes(),
+            dev.server.key.clone(),
+        )),
         ..TlsOptions::default()
     };
     let client =
-        TlsOptions { roots: Roots::Own(dev.authority.clone().into_bytes()), ..TlsOptions::default() };
+        TlsOptions { roots: Roots::Own(dev.authority.clone().into_bytes().into()), ..TlsOptions::default() };
     Configs {
         client: Arc::new(TlsConfig::new(&client).unwrap()),
         server: Arc::new(TlsConfig::new(&server).unwrap()),

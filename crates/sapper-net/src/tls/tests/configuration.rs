@@ -20,11 +20,10 @@ fn refused(options: &TlsOptions) -> Error {
 
 fn credentials(chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>, password: Option<&str>) -> TlsOptions {
     TlsOptions {
-        credentials: Credentials::Certificate {
-            chain: chain.into(),
-            key: Secret::new(key.into()),
+        credentials: Credentials::Certificate(OwnCertificate {
             password: password.map(|p| Secret::new(p.as_bytes())),
-        },
+            ..OwnCertificate::pair(chain.into(), key.into())
+        }),
         ..TlsOptions::default()
     }
 }
@@ -53,7 +52,7 @@ fn keys_and_chains_are_pem_or_der_in_any_dress() {
     let (text, key) = (format!("words before\n{chain}\nwords after"), key.private_key_to_pkcs8().unwrap());
     works(&credentials(text, key, None));
     let roots = X509::from_pem(certificates().authority.as_bytes()).unwrap().to_der().unwrap();
-    let client = TlsOptions { roots: Roots::Own(roots), ..TlsOptions::default() };
+    let client = TlsOptions { roots: Roots::Own(roots.into()), ..TlsOptions::default() };
     connected(&client, &server_options());
 }
 
@@ -101,7 +100,7 @@ fn self_signed(key: &PKey<openssl::pkey::Private>) -> Vec<u8> {
 fn rsa_and_edwards_keys_work_with_both_engines() {
     for key in [PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap(), PKey::generate_ed25519().unwrap()] {
         let chain = self_signed(&key);
-        let client = TlsOptions { roots: Roots::Own(chain.clone()), ..TlsOptions::default() };
+        let client = TlsOptions { roots: Roots::Own(chain.clone().into()), ..TlsOptions::default() };
         for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
             for legacy in [false, true] {
                 let set = |options| TlsOptions { danger_security_level_0: legacy, ..only(version, options) };
@@ -148,8 +147,8 @@ fn what_cannot_be_read_is_named() {
         (credentials(chain.clone(), [0x30, 0x03, 1, 2, 3], None), "key"),
         (credentials(chain.clone(), other, None), "key"),
         (credentials(chain.clone(), rsa, None), "key"),
-        (TlsOptions { roots: Roots::Own(Vec::new()), ..TlsOptions::default() }, "roots"),
-        (TlsOptions { roots: Roots::Own(b"none".to_vec()), ..TlsOptions::default() }, "roots"),
+        (TlsOptions { roots: Roots::Own(Vec::new().into()), ..TlsOptions::default() }, "roots"),
+        (TlsOptions { roots: Roots::Own(b"none".to_vec().into()), ..TlsOptions::default() }, "roots"),
         (
             TlsOptions {
                 min_version: TlsVersion::V1_3,
@@ -249,7 +248,7 @@ fn secrets_do_not_show() {
     let mut options = server_options();
     let secret = String::from_utf8(certificates().server.key.expose().to_vec()).unwrap();
     let line = secret.lines().nth(1).unwrap();
-    if let Credentials::Certificate { password, .. } = &mut options.credentials {
+    if let Credentials::Certificate(OwnCertificate { password, .. }) = &mut options.credentials {
         *password = Some(Secret::new("open sesame"));
     }
     let psk = psk_options(b"x", b"the pre-shared key of the tests!");

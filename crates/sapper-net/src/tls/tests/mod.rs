@@ -3,9 +3,13 @@
 mod configuration;
 mod foreign;
 mod handshakes;
+mod identities;
 mod long;
 mod pipe;
 mod psk;
+mod reloading;
+mod revocation;
+mod rules;
 mod streams;
 mod traffic;
 mod verification;
@@ -15,7 +19,9 @@ use std::time::Duration;
 use super::bench::{EngineEnd, EnginePair};
 use super::config::TlsConfig;
 use super::dev_cert::{DevCertificates, DevIdentity, dev_certificates};
-use super::options::{Credentials, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion};
+use super::options::{
+    Credentials, OwnCertificate, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
+};
 use super::{OpenState, Role};
 use crate::error::{Error, Result};
 use crate::stream::RecordMarks;
@@ -34,11 +40,7 @@ pub(super) fn other_authority() -> String {
 }
 
 pub(super) fn certificate(identity: &DevIdentity) -> Credentials {
-    Credentials::Certificate {
-        chain: identity.chain.clone().into_bytes(),
-        key: identity.key.clone(),
-        password: None,
-    }
+    Credentials::Certificate(OwnCertificate::pair(identity.chain.clone().into_bytes(), identity.key.clone()))
 }
 
 pub(super) fn server_options() -> TlsOptions {
@@ -46,7 +48,10 @@ pub(super) fn server_options() -> TlsOptions {
 }
 
 pub(super) fn client_options() -> TlsOptions {
-    TlsOptions { roots: Roots::Own(certificates().authority.clone().into_bytes()), ..TlsOptions::default() }
+    TlsOptions {
+        roots: Roots::Own(certificates().authority.clone().into_bytes().into()),
+        ..TlsOptions::default()
+    }
 }
 
 pub(super) fn psk(identity: &[u8], key: &[u8]) -> PskIdentity {

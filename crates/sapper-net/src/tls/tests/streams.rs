@@ -376,7 +376,7 @@ fn the_failing_side_tells_the_other_by_alert() {
     run(async {
         let (a, b) = pipe(1 << 20);
         let client =
-            TlsOptions { roots: Roots::Own(other_authority().into_bytes()), ..TlsOptions::default() };
+            TlsOptions { roots: Roots::Own(other_authority().into_bytes().into()), ..TlsOptions::default() };
         let server = server_options();
         let (client, server) = tokio::join!(shake(a, &client, role()), shake(b, &server, Role::Server));
         let (client, server) = (client.err().unwrap(), server.err().unwrap());

@@ -63,7 +63,7 @@ fn with(credentials: &DevIdentity) -> TlsOptions {
 }
 
 fn trusting(roots: &str) -> TlsOptions {
-    TlsOptions { roots: Roots::Own(roots.as_bytes().to_vec()), ..TlsOptions::default() }
+    TlsOptions { roots: Roots::Own(roots.as_bytes().to_vec().into()), ..TlsOptions::default() }
 }
 
 fn pin(identity: &DevIdentity) -> [u8; 32] {
@@ -232,7 +232,7 @@ fn a_pinned_authority_must_have_signed_the_leaf() {
     let forged = DevIdentity { chain: format!("{}{}", impostor.chain, middle.pem()), key: impostor.key };
     each_kind(|what, kind| {
         let pinned = |pin, roots| kind(TlsOptions { pins: vec![pin], roots, ..TlsOptions::default() });
-        let own = || Roots::Own(root.pem().into_bytes());
+        let own = || Roots::Own(root.pem().into_bytes().into());
         connected(&pinned(middle_pin, Roots::Default), &kind(with(&full)));
         connected(&pinned(middle_pin, own()), &kind(with(&full)));
         // The root is not sent, but it is among our own.
@@ -256,7 +256,7 @@ fn mutual_tls_asks_insists_and_checks() {
     let stranger = self_signed(|_| ());
     each_kind(|what, kind| {
         let asking = |client_auth| {
-            let roots = Roots::Own(certificates().authority.clone().into_bytes());
+            let roots = Roots::Own(certificates().authority.clone().into_bytes().into());
             kind(TlsOptions { client_auth, roots, ..server_options() })
         };
         let showing = |identity: &DevIdentity| {

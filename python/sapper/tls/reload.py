@@ -1,0 +1,62 @@
+"""Credentials that live in files and change while the program runs.
+
+Not here: how files are read and compared; that is native, on a thread named ``sapper-watch``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from sapper import _native
+from sapper._loop import current_loop, post_of
+from sapper._options import config_error
+from sapper.errors import SapperError
+
+__all__ = ["ReloadCallback", "TlsWatch"]
+
+logger = logging.getLogger("sapper")
+
+#: Hears of each reload: ``None``, or the error that says why what was there stays in use.
+ReloadCallback = Callable[[SapperError | None], object]
+
+
+class TlsWatch:
+    """Reloads a :class:`TlsConfig` when its files change. Made by :meth:`TlsConfig.watch`; close it."""
+
+    def __init__(self, config: _native.TlsConfig, on_reload: ReloadCallback | None) -> None:
+        if on_reload is not None and not callable(on_reload):
+            raise config_error("on_reload", "must be callable", "wrong_type")
+        self._post = post_of(current_loop())
+        self._on_reload = on_reload
+        mailbox, self._key = self._post.subscribe(self._hear)
+        try:
+            self._native: _native.TlsWatch | None = _native.TlsWatch(config, mailbox, self._key)
+        except BaseException:
+            self._post.unsubscribe(self._key)
+            raise
+
+    def close(self) -> None:
+        """Ends it. Nothing is reloaded or told afterwards; what was loaded stays."""
+        native, self._native = self._native, None
+        if native is not None:
+            native.close()
+            self._post.unsubscribe(self._key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _hear(self, tag: str, value: Any) -> None:
+        if tag != "reloaded":  # of events that were lost there is nothing to say: the next one tells
+            return
+        if self._on_reload is not None:
+            self._post.run(self._on_reload, value)
+        elif value is not None:
+            logger.error("sapper: TLS files were not reloaded, those from before stay in use: %s", value)
