@@ -87,6 +87,10 @@ class LoopPost:
         """Identifier of the thread that runs the loop."""
         return self._thread
 
+    def is_here(self) -> bool:
+        """Whether this is the loop's thread."""
+        return threading.get_ident() == self._thread
+
     async def call(self, operation: Operation, told: Callable[[SapperError], None] | None = None) -> Any:
         """Starts a native operation and waits for its one answer.
 

@@ -12,6 +12,8 @@ Who closes what afterwards:
   fetched; bytes that wait to be written go out first; the transport is aborted and its descriptor
   lives on in us. A transport without a descriptor is used as it is, through the foreign door
   (:mod:`sapper._foreign`): every byte then passes Python.
+- :class:`sapper.stream.ByteStream` and its kind: their native half changes hands, with what was fetched
+  and not read; no byte passes Python from then on.
 - text, ``(host, port)``, :class:`sapper.endpoint.Endpoint`: opened by us.
 """
 
@@ -24,7 +26,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from sapper import _native, endpoint
 from sapper._loop import current_loop
@@ -41,8 +43,15 @@ class HasFileno(Protocol):
         """The descriptor."""
 
 
+class HandsOver(Protocol):
+    """A stream of this package that a program reads and writes: it gives its native half away."""
+
+    def _hand_over(self, name: str) -> Taken:
+        """The half, prepared."""
+
+
 #: What an endpoint argument takes.
-EndpointLike = (
+EndpointLike: TypeAlias = (
     str
     | int
     | endpoint.Endpoint
@@ -52,6 +61,8 @@ EndpointLike = (
     | tuple[asyncio.StreamReader, asyncio.StreamWriter]
     | tuple[str, int]
     | tuple[int | HasFileno, int | HasFileno]
+    | HandsOver
+    | tuple[HandsOver, HandsOver]
 )
 
 #: Largest buffer that a StreamReader can have filled; it is taken whole.
@@ -107,6 +118,8 @@ def take(what: object, name: str) -> Taken:
         return _described(what, name)
     if isinstance(what, bool):
         raise _wrong_type(what, name)
+    if (hand_over := _hand_over_of(what)) is not None:
+        return hand_over(name)
     if isinstance(what, int):
         return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
     if isinstance(what, ssl.SSLSocket | ssl.SSLObject):
@@ -124,8 +137,41 @@ def take(what: object, name: str) -> Taken:
                 return _described(endpoint.Tcp(first, second), name)
             except SapperError as error:
                 raise config_error(name, str(error)) from None
+        if _hand_over_of(first) is not None or _hand_over_of(second) is not None:
+            return _joined(first, second, name)
         return Taken(_native.Endpoint.fd(_descriptor(first, name), _descriptor(second, name), None, name))
     return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
+
+
+def _hand_over_of(what: object) -> Callable[[str], Taken] | None:
+    return getattr(what, "_hand_over", None)
+
+
+def _joined(first: object, second: object, name: str) -> Taken:
+    """One to read and one to write, of which at least one is a stream of ours."""
+    if first is second:
+        return take(first, name)
+    read = take(first, name)
+    try:
+        write = take(second, name)
+    except BaseException:
+        read.give_back()
+        raise
+
+    def both(one: Callable[[], None], other: Callable[[], None]) -> Callable[[], None]:
+        def call() -> None:
+            one()
+            other()
+
+        return call
+
+    return Taken(
+        _native.Endpoint.joined(read.native, write.native),
+        initial_data=read.initial_data,
+        commit=both(read.commit, write.commit),
+        undo=both(read.undo, write.undo),
+        end=both(read.end, write.end),
+    )
 
 
 def must_be_open(number: int, name: str) -> None:
@@ -140,7 +186,8 @@ def becomes_ours(what: object) -> object:
     """What the caller loses by giving it, and so cannot give twice; None where it is duplicated or named."""
     if isinstance(what, tuple) and len(what) == 2 and isinstance(what[1], asyncio.StreamWriter):
         return what[1].transport
-    return what if isinstance(what, socket.socket) or _is_transport(what) else None
+    ours = isinstance(what, socket.socket) or _is_transport(what) or _hand_over_of(what) is not None
+    return what if ours else None
 
 
 def _described(what: endpoint.Endpoint, name: str) -> Taken:

@@ -207,6 +207,13 @@ class Pump:
         self._native.stop(drain)
         return _Closing(self)
 
+    def abort(self) -> None:
+        """Ends the pump at once and without a goodbye: the network's peer sees a connection that broke off.
+
+        :meth:`stop` says close_notify also where it cuts something off; this does not.
+        """
+        self._native.abort()
+
     async def aclose(self) -> None:
         """Ends the pump orderly: ``stop`` with the default drain (``close_timeout``), then waits.
 

@@ -5,6 +5,7 @@
 //! that will use the endpoint.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -17,9 +18,10 @@ use crate::port::{BoxPort, PacketKind};
 use crate::stream::BoxStream;
 use crate::stream::address::{Address, UnixAddress};
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
+use crate::stream::door::Door;
 use crate::stream::fd::{SocketOptions, open_kind};
-use crate::stream::joined::open_pair;
-use crate::stream::listen::{ListenAddress, ListenOptions, Listener};
+use crate::stream::joined::{join, open_pair};
+use crate::stream::listen::{AcceptedSocket, ListenAddress, ListenOptions, Listener};
 
 /// One end of a bridge, not open yet.
 pub enum EndpointSpec {
@@ -52,6 +54,12 @@ pub enum EndpointSpec {
     },
     /// A stream that exists already and needs no event loop: a foreign transport, memory.
     Stream(BoxStream),
+    /// The half behind a program's door, which is the bridge's from the opening on.
+    Door(Arc<Door>),
+    /// An accepted connection.
+    Accepted(AcceptedSocket),
+    /// What the first one gives to read, and the second one takes to write.
+    Joined(Box<(EndpointSpec, EndpointSpec)>),
     /// Whole packets.
     Port(PortSpec),
 }
@@ -162,7 +170,8 @@ impl EndpointSpec {
     pub fn is_port(&self) -> bool {
         match self {
             Self::Tcp { .. } | Self::Unix(_) | Self::Listen { .. } => false,
-            Self::Fd(_) | Self::FdPair { .. } | Self::Stream(_) => false,
+            Self::Fd(_) | Self::FdPair { .. } | Self::Stream(_) | Self::Door(_) | Self::Accepted(_) => false,
+            Self::Joined(halves) => halves.0.is_port() || halves.1.is_port(),
             Self::Port(_) => true,
         }
     }
@@ -172,7 +181,9 @@ impl EndpointSpec {
         match self {
             Self::Listen { .. } => true,
             Self::Fd(spec) => spec.is_listener(),
-            Self::Tcp { .. } | Self::Unix(_) | Self::FdPair { .. } | Self::Stream(_) | Self::Port(_) => false,
+            Self::Joined(halves) => halves.0.is_listener() || halves.1.is_listener(),
+            Self::Tcp { .. } | Self::Unix(_) | Self::FdPair { .. } | Self::Stream(_) => false,
+            Self::Door(_) | Self::Accepted(_) | Self::Port(_) => false,
         }
     }
 
@@ -198,11 +209,25 @@ impl EndpointSpec {
                 open_pair(read.fd, write.fd, [read.field, write.field], &read.options)?
             }
             Self::Stream(stream) => stream,
+            Self::Door(door) => door.take()?,
+            Self::Accepted(socket) => Box::new(socket.open()?),
+            Self::Joined(halves) => {
+                let (read, write) = *halves;
+                let read = Box::pin(read.open_stream(options)).await?;
+                join(read, Box::pin(write.open_stream(options)).await?)
+            }
             Self::Port(spec) => {
                 return Ok(Opened::Port(open_port(spec, options.max_packet, deadline).await?));
             }
         };
         Ok(Opened::Stream(stream))
+    }
+
+    async fn open_stream(self, options: &OpenOptions) -> Result<BoxStream> {
+        match self.open(options).await? {
+            Opened::Stream(stream) => Ok(stream),
+            Opened::Port(_) => Err(Error::new(ErrorKind::Config, "packets cannot be joined to a stream")),
+        }
     }
 }
 

@@ -169,6 +169,18 @@ impl Bridge {
         Ok(())
     }
 
+    /// Ends at once, without a goodbye.
+    fn abort(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.get(py)?.abort();
+        Ok(())
+    }
+
+    /// Our and the peer's network address on the transport, as text.
+    fn addresses(&self, py: Python<'_>) -> PyResult<(Option<String>, Option<String>)> {
+        let (local, peer) = self.inner.get(py)?.addresses();
+        Ok((local.map(|address| address.to_string()), peer.map(|address| address.to_string())))
+    }
+
     fn wait_closed(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
         self.inner.get(py)?.wait_closed(mailbox.reply(py, key)?);
         Ok(())

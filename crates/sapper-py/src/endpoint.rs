@@ -43,11 +43,9 @@ impl Endpoint {
 
 /// The name of the argument that an endpoint came in.
 fn field_name(field: &str) -> Result<&'static str> {
-    word(
-        "field",
-        field,
-        &[("socket", "socket"), ("sink", "sink"), ("network", "network"), ("A", "A"), ("B", "B")],
-    )
+    const NAMES: [&str; 10] =
+        ["socket", "sink", "network", "A", "B", "stream", "input", "output", "cleartext", "ciphertext"];
+    word("field", field, &NAMES.map(|name| (name, name)))
 }
 
 #[pymethods]
@@ -132,6 +130,13 @@ impl Endpoint {
         Self::file(py, PathBuf::from("/dev/null"), "r+", field)
     }
 
+    /// What the first one gives to read, and the second one takes to write.
+    #[staticmethod]
+    fn joined(py: Python<'_>, read: &Self, write: &Self) -> PyResult<Self> {
+        let halves = (read.take(py)?, write.take(py)?);
+        Ok(Self::new(EndpointSpec::Joined(Box::new(halves))))
+    }
+
     #[staticmethod]
     fn counter(py: Python<'_>, field: &str) -> PyResult<Self> {
         field_name(field).or_raise(py)?;
@@ -193,13 +198,13 @@ impl Endpoint {
     }
 }
 
-fn duplicate(number: i64, field: &'static str) -> Result<OwnedFd> {
+pub(crate) fn duplicate(number: i64, field: &'static str) -> Result<OwnedFd> {
     // A number beyond i32 is no descriptor; -1 says so in the words of the one that checks.
     fd::duplicate(i32::try_from(number).unwrap_or(-1), field)
 }
 
 /// A path, or with `@` in front an abstract name.
-fn unix_address(path: &str) -> UnixAddress {
+pub(crate) fn unix_address(path: &str) -> UnixAddress {
     match path.strip_prefix('@') {
         Some(name) => UnixAddress::Abstract(name.as_bytes().to_vec()),
         None => UnixAddress::Path(PathBuf::from(path)),

@@ -7,6 +7,7 @@
 mod bridge;
 mod endpoint;
 mod errors;
+mod listener;
 mod mailbox;
 mod payload;
 mod process;
@@ -25,13 +26,17 @@ mod _native {
     #[pymodule_export]
     use super::errors::error_kinds;
     #[pymodule_export]
+    use super::listener::{Arrival, Listener};
+    #[pymodule_export]
     use super::mailbox::{Mailbox, Question};
     #[pymodule_export]
-    use super::payload::ForeignTransport;
+    use super::payload::{ForeignTransport, StreamDoor};
     #[pymodule_export]
     use super::testing::{Load, dev_certificates, handshake_pair_seconds, live_tasks};
     #[pymodule_export]
     use super::tls::{TlsConfig, TlsWatch, end_point_hash};
+    #[pymodule_export]
+    use super::values::describe_certificate;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // the name that Python gives it

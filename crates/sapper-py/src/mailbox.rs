@@ -14,6 +14,7 @@ use sapper_net::mailbox::{self, Body, Subject};
 use sapper_net::{Error, ErrorKind};
 
 use crate::errors::{self, OrRaise};
+use crate::listener::Arrival;
 use crate::payload;
 use crate::process::Local;
 use crate::values;
@@ -121,6 +122,10 @@ fn value_to_py(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {
         Value::Handshakes(both) => values::handshakes(py, &both)?.into_py_any(py)?,
         Value::CdTunnel(parameters) => values::cdtunnel(py, &parameters)?.into_any().unbind(),
         Value::Bytes(bytes) => payload::to_python(py, &bytes).into_any().unbind(),
+        Value::Addresses(addresses) => {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().into_py_any(py)?
+        }
+        Value::Arrival(arrival) => Arrival::new(*arrival).into_pyobject(py)?.into_any().unbind(),
     })
 }
 

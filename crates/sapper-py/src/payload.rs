@@ -1,16 +1,19 @@
 //! The one door for bytes. Payload passes Python here and nowhere else, where a user opened it:
 //!
+//! - a stream that a program reads and writes itself ([`StreamDoor`]);
 //! - a transport that has no descriptor ([`ForeignTransport`]);
 //! - bytes that were read too far, before the start (`initial_data`) or after the end (`unused_data`),
 //!   and keying material.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use sapper_net::bridge::Value;
 use sapper_net::endpoint::EndpointSpec;
+use sapper_net::stream::door::{Door, Read};
 use sapper_net::stream::foreign::{ForeignHandle, ToSend, foreign};
 use sapper_net::{Error, ErrorKind};
 
@@ -82,4 +85,142 @@ impl ForeignTransport {
             ToSend::Broken(error) => Err(errors::to_py(py, &error)),
         }
     }
+}
+
+/// A program's half of a stream in memory. No call waits; the mailbox gets one message when a call that
+/// found nothing, or no room, may do better.
+///
+/// A byte is copied once between here and a Python object: out of the half's memory, or into it.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct StreamDoor {
+    door: Local<Arc<Door>>,
+    far: Mutex<Option<EndpointSpec>>,
+}
+
+#[pymethods]
+impl StreamDoor {
+    #[new]
+    fn new(py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<Self> {
+        let (door, far) = Door::new(CAPACITY, notify(py, mailbox, key)?);
+        let far = Some(EndpointSpec::Stream(Box::new(far)));
+        Ok(Self { door: Local::new(door), far: Mutex::new(far) })
+    }
+
+    /// Two that are each other's peer.
+    #[staticmethod]
+    fn pair(py: Python<'_>, mailbox: &Mailbox, key: u64, other_key: u64) -> PyResult<(Self, Self)> {
+        let (one, other) = Door::pair(CAPACITY, notify(py, mailbox, key)?, notify(py, mailbox, other_key)?);
+        let door = |door| Self { door: Local::new(door), far: Mutex::new(None) };
+        Ok((door(one), door(other)))
+    }
+
+    /// The other half, for a bridge; once.
+    fn far_end(&self, py: Python<'_>) -> PyResult<Endpoint> {
+        let spec = self.far.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let spec = spec.ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "the other half was taken already"));
+        Ok(Endpoint::new(spec.or_raise(py)?))
+    }
+
+    /// This half, for a bridge: it is the bridge's from its opening on.
+    fn near_end(&self, py: Python<'_>) -> PyResult<Endpoint> {
+        Ok(Endpoint::new(EndpointSpec::Door(Arc::clone(self.door.get(py)?))))
+    }
+
+    /// Bytes that a read would give now.
+    fn available(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.door.get(py)?.available())
+    }
+
+    /// What is there, at most `max_bytes`: nothing (`None`), bytes, or the end (`b""`).
+    fn read<'py>(&self, py: Python<'py>, max_bytes: usize) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let door = self.door.get(py)?;
+        // Only we take bytes out, so what is there now is there in the next call, unless it was reset.
+        let room = door.available().min(max_bytes);
+        if room == 0 {
+            let mut one = [0];
+            return Ok(match door.read(&mut one).or_raise(py)? {
+                Read::Bytes(n) => Some(to_python(py, &one[..n])),
+                Read::Nothing => None,
+                Read::End => Some(to_python(py, b"")),
+            });
+        }
+        let mut found = Read::Nothing;
+        let bytes = PyBytes::new_with(py, room, |buf| {
+            found = door.read(buf).or_raise(py)?;
+            Ok(())
+        })?;
+        Ok(match found {
+            Read::Bytes(n) if n == room => Some(bytes),
+            Read::Bytes(n) => Some(to_python(py, &bytes.as_bytes()[..n])),
+            Read::Nothing => None,
+            Read::End => Some(to_python(py, b"")),
+        })
+    }
+
+    /// The same into a writable buffer; how many bytes, 0 at the end, `None` for nothing.
+    fn read_into(&self, py: Python<'_>, buffer: &Bound<'_, PyAny>) -> PyResult<Option<usize>> {
+        let buffer = contiguous(py, buffer, true)?;
+        let (start, len) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
+        if len == 0 {
+            return Err(Error::config("buffer", "has no room")).or_raise(py);
+        }
+        // SAFETY: the exporter keeps `len` contiguous writable bytes there until the buffer is released,
+        // which is after the last use. Nothing here runs Python code meanwhile.
+        let room = unsafe { std::slice::from_raw_parts_mut(start, len) };
+        Ok(match self.door.get(py)?.read(room).or_raise(py)? {
+            Read::Bytes(n) => Some(n),
+            Read::Nothing => None,
+            Read::End => Some(0),
+        })
+    }
+
+    /// Writes the front of `data`; how many bytes there was room for.
+    fn write(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let buffer = contiguous(py, data, false)?;
+        let (start, len) = (buffer.buf_ptr().cast::<u8>(), buffer.len_bytes());
+        if len == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the exporter keeps `len` contiguous bytes there until the buffer is released, which is
+        // after the last use. Nothing here runs Python code meanwhile.
+        let bytes = unsafe { std::slice::from_raw_parts(start, len) };
+        self.door.get(py)?.write(bytes).or_raise(py)
+    }
+
+    /// No more bytes follow.
+    fn write_eof(&self, py: Python<'_>) -> PyResult<()> {
+        self.door.get(py)?.write_eof().or_raise(py)
+    }
+
+    /// Both directions are broken off.
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        self.door.get(py)?.reset();
+        Ok(())
+    }
+
+    /// Nothing more will be read.
+    fn abandon_reading(&self, py: Python<'_>) -> PyResult<()> {
+        self.door.get(py)?.abandon_reading();
+        Ok(())
+    }
+}
+
+fn notify(py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<impl Fn() + Send + Sync + 'static> {
+    let listener = mailbox.shared(py)?;
+    Ok(move || listener.done(key, Ok(Value::Unit)))
+}
+
+/// A view of an object's bytes, which lie in one piece.
+fn contiguous(py: Python<'_>, object: &Bound<'_, PyAny>, writable: bool) -> PyResult<PyUntypedBuffer> {
+    let wrong = |why: &str| Err(Error::config("data", why).with_reason("wrong_type")).or_raise(py);
+    let Ok(buffer) = PyUntypedBuffer::get(object) else {
+        return wrong("must be bytes, or a buffer of bytes");
+    };
+    if !buffer.is_c_contiguous() {
+        return wrong("must lie in one piece");
+    }
+    if writable && buffer.readonly() {
+        return wrong("must be writable");
+    }
+    Ok(buffer)
 }

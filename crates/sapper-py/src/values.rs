@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 use sapper_net::bridge::{FlowSnapshot, Handshakes, SideSnapshot, StatsSnapshot};
-use sapper_net::tls::HandshakeInfo;
+use sapper_net::tls::{HandshakeInfo, certificate};
 use sapper_net::{Error, Result};
 use sapper_proto::cdtunnel;
+
+use crate::errors::OrRaise;
 
 /// Longest time that an option may state: a century, which fits every clock.
 const LONGEST: f64 = 100.0 * 365.0 * 86_400.0;
@@ -188,4 +190,24 @@ fn endpoint(side: SideSnapshot) -> EndpointValues {
         receive_calls: side.receive_calls,
         send_calls: side.send_calls,
     }
+}
+
+/// What a certificate says of itself, in the words of Python's `ssl`; times are seconds since 1970.
+#[pyfunction]
+pub(crate) fn describe_certificate<'py>(py: Python<'py>, der: &[u8]) -> PyResult<Bound<'py, PyDict>> {
+    let said = certificate::describe(der).or_raise(py)?;
+    let name = |name: certificate::Name| -> PyResult<Bound<'py, PyTuple>> {
+        let parts: Vec<_> = name.into_iter().map(|part| PyTuple::new(py, part)).collect::<PyResult<_>>()?;
+        PyTuple::new(py, parts)
+    };
+    let values = PyDict::new(py);
+    values.set_item("subject", name(said.subject)?)?;
+    values.set_item("issuer", name(said.issuer)?)?;
+    values.set_item("version", said.version)?;
+    values.set_item("serialNumber", said.serial)?;
+    values.set_item("notBefore", said.not_before)?;
+    values.set_item("notAfter", said.not_after)?;
+    values.set_item("subjectAltName", PyTuple::new(py, said.alternative_names)?)?;
+    values.set_item("signatureAlgorithm", said.signature_algorithm)?;
+    Ok(values)
 }

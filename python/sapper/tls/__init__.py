@@ -1,12 +1,15 @@
-"""TLS: credentials, configuration, and the bridge that moves payload natively.
+"""TLS: credentials, configuration, streams, and the bridge that moves payload natively.
 
 - :class:`Credentials` and :class:`TlsConfig`: what both ends prove and believe.
+- :func:`connect`, :func:`start_client`, :func:`start_server`: TLS as a stream that a program reads and
+  writes.
 - :func:`create_bridge`: TLS over one endpoint, cleartext at another, no byte in Python.
 """
 
 from sapper.tls.bridge import Bridge, CdTunnelParameters, HandshakeInfo, Peer, create_bridge
 from sapper.tls.config import Credentials, PeerRules, TlsConfig
 from sapper.tls.reload import TlsWatch
+from sapper.tls.stream import TlsStream, connect, start_client, start_server
 
 __all__ = [
     "Bridge",
@@ -16,6 +19,10 @@ __all__ = [
     "Peer",
     "PeerRules",
     "TlsConfig",
+    "TlsStream",
     "TlsWatch",
+    "connect",
     "create_bridge",
+    "start_client",
+    "start_server",
 ]

@@ -367,14 +367,14 @@ def create_bridge(
         },
     )
     config = TlsConfig.of(credentials)
-    policy = _asked(peer_policy)
+    policy = asked(peer_policy)
     network, inner = take_both(socket, "socket", sink, "sink")
     try:
-        network_tls = _side(network, config, server_side, server_hostname, "server_hostname")
+        network_tls = side(network, config, server_side, server_hostname, "server_hostname")
         inner_tls = None
         if inner.tls is not None:
             inner_config = TlsConfig.of(sink_credentials, field="sink_credentials")
-            inner_tls = _side(inner, inner_config, False, sink_hostname, "sink_hostname")
+            inner_tls = side(inner, inner_config, False, sink_hostname, "sink_hostname")
         elif sink_credentials is not None:
             raise config_error("sink_credentials", "are for a sink that is a tls: or tls-listen: endpoint")
     except BaseException:
@@ -392,7 +392,7 @@ def create_bridge(
     )
 
 
-def _side(
+def side(
     taken: Taken, config: TlsConfig, server_side: bool, hostname: str | None, name: str
 ) -> _native.TlsSide:
     """TLS on one end: the configuration, whether we are the server, the name to check."""
@@ -413,7 +413,8 @@ def _side(
     return (config.native, False, hostname if hostname is not None else taken.host)
 
 
-def _asked(policy: PeerPolicy | None) -> Policy | None:
+def asked(policy: PeerPolicy | None) -> Policy | None:
+    """A call-back as the life of a pump takes it."""
     if policy is None:
         return None
     if not callable(policy):

@@ -1,5 +1,6 @@
 //! The handle: what any thread may ask of a bridge.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use crate::error::{Direction, Error, ErrorKind, Result};
 use crate::mailbox::Mailbox;
 use crate::port::tap::TapOptions;
 use crate::runtime;
+use crate::stream::address::Address;
+use crate::stream::listen::service::Arrival;
 
 /// Commands that wait at most: each is a call that somebody made and none takes long, so more than
 /// this means a caller in a loop, who is told `Busy`.
@@ -22,7 +25,7 @@ const COMMANDS: usize = 64;
 /// The mailbox of the control plane.
 pub type ControlMailbox = Mailbox<Value, Event>;
 
-/// What a finished operation gives.
+/// What a finished operation, or a listener, gives.
 #[derive(Debug)]
 pub enum Value {
     /// Nothing but its success.
@@ -33,6 +36,10 @@ pub enum Value {
     CdTunnel(Box<cdtunnel::Response>),
     /// Keying material, or bytes read too far.
     Bytes(Vec<u8>),
+    /// Where a listener listens.
+    Addresses(Vec<Address>),
+    /// Somebody connected to a listener.
+    Arrival(Box<Arrival>),
 }
 
 /// What happened to a bridge, or to what it is made from.
@@ -194,6 +201,14 @@ impl Bridge {
         self.launch();
     }
 
+    /// Ends the bridge at once and without a goodbye: the peer sees that it was cut off (a reset, where
+    /// the carrier has one). Never fails.
+    pub fn abort(&self) {
+        self.shared.request_abort();
+        let _ = self.commands.try_send(Box::new(Command::Stop));
+        self.launch();
+    }
+
     /// Answers [`Value::Unit`] when everything is closed and every resource given back: at once where
     /// that is the case. An error that ended the bridge was told by [`Event::Closed`] and is not
     /// repeated here.
@@ -204,6 +219,11 @@ impl Bridge {
     /// Where its life is.
     pub fn state(&self) -> BridgeState {
         self.shared.state()
+    }
+
+    /// Our and the peer's network address on the transport, where it has them; known once it is open.
+    pub fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        self.shared.addresses()
     }
 
     /// Counters now.

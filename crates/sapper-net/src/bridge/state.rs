@@ -1,5 +1,6 @@
 //! What the handle and the task share: the state, the stop request, who waits for the end, counters.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -133,9 +134,13 @@ struct Inner {
     /// Latest moment of the end, once a stop was asked for.
     stop_at: Option<Instant>,
     drain: bool,
+    /// Nothing is said to the peer at the end.
+    aborted: bool,
     waiting: Vec<Reply>,
     stats: BridgeStats,
     descriptions: (String, String),
+    /// The transport's, ours and the peer's.
+    addresses: (Option<SocketAddr>, Option<SocketAddr>),
     started_at: Option<Instant>,
     unused: Option<Vec<u8>>,
     watched: bool,
@@ -148,9 +153,11 @@ impl Default for Inner {
             start_called: false,
             stop_at: None,
             drain: false,
+            aborted: false,
             waiting: Vec::new(),
             stats: BridgeStats::default(),
             descriptions: Default::default(),
+            addresses: (None, None),
             started_at: None,
             unused: None,
             watched: false,
@@ -229,6 +236,15 @@ impl Shared {
         self.stop_wanted.notify_one();
     }
 
+    pub(super) fn request_abort(&self) {
+        self.lock().aborted = true;
+        self.request_stop(Duration::ZERO);
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.lock().aborted
+    }
+
     pub(super) fn stop_request(&self) -> Option<StopRequest> {
         let inner = self.lock();
         inner.stop_at.map(|at| StopRequest { at, drain: inner.drain })
@@ -271,6 +287,14 @@ impl Shared {
             .as_mut()
             .map(std::mem::take)
             .ok_or_else(|| Error::new(ErrorKind::Busy, "the bridge is not closed yet"))
+    }
+
+    pub(super) fn set_addresses(&self, local: Option<SocketAddr>, peer: Option<SocketAddr>) {
+        self.lock().addresses = (local, peer);
+    }
+
+    pub(super) fn addresses(&self) -> (Option<SocketAddr>, Option<SocketAddr>) {
+        self.lock().addresses
     }
 
     pub(super) fn update_stats(&self, change: impl FnOnce(&mut BridgeStats, &mut (String, String))) {

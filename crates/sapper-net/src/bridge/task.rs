@@ -178,7 +178,10 @@ impl Task {
                         self.start = true;
                         continue;
                     }
-                    say_goodbye(&mut ends.transport.opened).await;
+                    match &mut ends.transport.opened {
+                        Opened::Stream(stream) if self.shared.is_aborted() => stream.reset(0),
+                        opened => say_goodbye(opened).await,
+                    }
                     return Err(End::Stopped);
                 }
                 command = self.inbox.recv() => command.ok_or(End::Stopped)?,
@@ -361,6 +364,21 @@ impl Task {
         {
             linger(&mut pump, request).await;
         }
+        if let (Err(End::Failed(error)), Ends::Streams(_, sink)) = (&outcome, pump.ends()) {
+            sink.fail(error);
+        }
+        if self.shared.is_aborted() {
+            // No goodbye: what was cut off must not look like an orderly end.
+            match pump.ends() {
+                Ends::Streams(network, _) => network.reset(0),
+                Ends::Ports(network, _) => {
+                    if let Some(stream) = network.stream_mut() {
+                        stream.reset(0);
+                    }
+                }
+            }
+            return outcome;
+        }
         // What can be said without waiting is said: close_notify, also of a direction that never ran, or
         // the alert of an error. It is said once.
         poll_fn(|cx| {
@@ -449,6 +467,9 @@ impl Task {
     }
 
     fn note_open(&self, ends: &OpenEnds) {
+        if let Opened::Stream(stream) = &ends.transport.opened {
+            self.shared.set_addresses(stream.local_address(), stream.peer_address());
+        }
         self.shared.update_stats(|stats, descriptions| {
             for (side, prefix) in [(Some(&ends.transport), "transport"), (ends.sink.as_ref(), "sink")] {
                 let Some(OpenSide { info: Some(info), .. }) = side else { continue };

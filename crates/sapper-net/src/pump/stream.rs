@@ -66,6 +66,11 @@ impl StreamFlow {
             return Ok(FlowState::Ended);
         }
         for _ in 0..ROUNDS {
+            if !destination.is_wanted() {
+                // Whoever was to have it has gone, and meant to: that is an end of this direction alone.
+                self.waiting.consume(self.waiting.len());
+                return Ok(self.end());
+            }
             if !self.waiting.is_empty() {
                 if !self.write(cx, destination, active)? {
                     return Ok(FlowState::Open);

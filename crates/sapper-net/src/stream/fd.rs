@@ -62,6 +62,7 @@ pub struct FdStream {
     stats: Arc<EndpointStats>,
     description: String,
     peer: Option<SocketAddr>,
+    local: Option<SocketAddr>,
     /// Given back to the listener when the stream goes.
     permit: Option<Permit>,
 }
@@ -177,6 +178,7 @@ impl FdStream {
             stats: Arc::default(),
             description,
             peer: None,
+            local: None,
             permit: None,
         }
     }
@@ -211,6 +213,9 @@ impl FdStream {
         let mut stream = Self::new(io, kind, Access { read: true, write: true }, description);
         if let Address::Inet(peer) = peer {
             stream.peer = Some(*peer);
+        }
+        if let Address::Inet(local) = local {
+            stream.local = Some(*local);
         }
         stream
     }
@@ -460,6 +465,10 @@ impl Stream for FdStream {
 
     fn peer_address(&self) -> Option<SocketAddr> {
         self.peer
+    }
+
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.local
     }
 
     fn describe(&self) -> String {

@@ -10,8 +10,9 @@ mod tests;
 
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
+use super::door::waker;
 use super::memory::{self, Flush, MemoryStream};
 use super::{RecordMarks, Stream};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -37,17 +38,6 @@ pub enum ToSend {
     Broken(Error),
 }
 
-struct Notify<F>(F);
-
-impl<F: Fn() + Send + Sync + 'static> Wake for Notify<F> {
-    fn wake(self: Arc<Self>) {
-        (self.0)();
-    }
-    fn wake_by_ref(self: &Arc<Self>) {
-        (self.0)();
-    }
-}
-
 /// A stream and its outer side, with room for `capacity` bytes each way.
 ///
 /// `notify` is called on whatever thread made the news, without a lock held, once for each time that
@@ -59,7 +49,7 @@ pub fn foreign(
     notify: impl Fn() + Send + Sync + 'static,
 ) -> (MemoryStream, ForeignHandle) {
     let (stream, mut outer) = memory::endpoint(capacity, description, Flush::Taken, Arc::default());
-    let waker = Waker::from(Arc::new(Notify(notify)));
+    let waker = waker(notify);
     // The first byte is news too.
     let nothing_yet = outer.poll_readable(&mut Context::from_waker(&waker));
     debug_assert!(nothing_yet.is_pending());

@@ -38,6 +38,11 @@ pub fn open_pair(
     Ok(Box::new(JoinedStream::new(read, write, stats)))
 }
 
+/// Reads from one stream and writes to another; what else they could do is not used.
+pub fn join(read: BoxStream, write: BoxStream) -> BoxStream {
+    Box::new(JoinedStream::new(read, write, Arc::default()))
+}
+
 /// Reads from one stream and writes to another.
 pub(super) struct JoinedStream {
     read: BoxStream,
@@ -86,6 +91,15 @@ impl Stream for JoinedStream {
         self.read.stop(code);
     }
 
+    fn fail(&mut self, why: &Error) {
+        self.read.fail(why);
+        self.write.fail(why);
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.write.is_wanted()
+    }
+
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -101,6 +115,10 @@ impl Stream for JoinedStream {
 
     fn peer_address(&self) -> Option<SocketAddr> {
         self.read.peer_address()
+    }
+
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.read.local_address()
     }
 
     fn describe(&self) -> String {

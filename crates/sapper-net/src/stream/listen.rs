@@ -4,6 +4,7 @@
 //! descriptors. What is accepted is a [`FdStream`] that gives its place back when it goes.
 
 mod bind;
+pub mod service;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +59,18 @@ struct ListenSocket {
 pub struct Accepted {
     /// The stream, which holds a place of the listener's limit.
     pub stream: FdStream,
+    /// Who connected.
+    pub peer: Address,
+    /// To which of our addresses.
+    pub local: Address,
+}
+
+/// An accepted connection that no event loop watches yet: it is opened where it will be used.
+pub struct AcceptedSocket {
+    fd: OwnedFd,
+    is_tcp: bool,
+    options: SocketOptions,
+    permit: Permit,
     /// Who connected.
     pub peer: Address,
     /// To which of our addresses.
@@ -150,6 +163,23 @@ impl Listener {
     /// The next connection. Waits while the limit is reached or the system has no room. If cancelled,
     /// no connection is lost.
     pub async fn accept(&mut self) -> Result<Accepted> {
+        loop {
+            let socket = self.accept_socket().await?;
+            let (peer, local) = (socket.peer.clone(), socket.local.clone());
+            match socket.open() {
+                Ok(stream) => return Ok(Accepted { stream, peer, local }),
+                // It is not any more what it was a moment ago, or this process has no room for it.
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "an accepted connection cannot be used");
+                    self.stats.aborted.add(1);
+                    sleep(EXHAUSTED_PAUSE.0).await;
+                }
+            }
+        }
+    }
+
+    /// The same for an event loop that is not this one.
+    pub async fn accept_socket(&mut self) -> Result<AcceptedSocket> {
         if self.sockets.is_empty() {
             return Err(Error::new(ErrorKind::Closed, "the listener is closed"));
         }
@@ -166,14 +196,14 @@ impl Listener {
         loop {
             let (source, local) = match poll_fn(|cx| self.poll_accept(cx)).await {
                 Ok((fd, peer, at)) => {
-                    let (is_tcp, local) = (self.sockets[at].is_tcp, &self.sockets[at].local);
-                    match self.accepted(fd, is_tcp, local, &peer) {
-                        Ok((mut stream, local)) => {
-                            stream.hold(Permit { _place: place });
+                    let (is_tcp, listening_at) = (self.sockets[at].is_tcp, &self.sockets[at].local);
+                    match local_address(&fd, listening_at) {
+                        Ok(local) => {
                             self.stats.accepted.add(1);
-                            return Ok(Accepted { stream, peer, local });
+                            let (options, permit) = (self.options.clone(), Permit { _place: place });
+                            return Ok(AcceptedSocket { fd, is_tcp, options, permit, peer, local });
                         }
-                        Err(source) => (source, local),
+                        Err(source) => (source, listening_at),
                     }
                 }
                 Err((source, at)) => (source, &self.sockets[at].local),
@@ -238,30 +268,24 @@ impl Listener {
         }
         Poll::Pending
     }
+}
 
-    /// The stream of an accepted socket, and which of our addresses it came to.
-    fn accepted(
-        &self,
-        fd: OwnedFd,
-        is_tcp: bool,
-        listening_at: &Address,
-        peer: &Address,
-    ) -> io::Result<(FdStream, Address)> {
-        let local = match listening_at {
-            // Bound to all addresses, it came to one of them.
-            Address::Inet(_) => Address::from_system(&SockRef::from(&fd).local_addr()?),
-            other => other.clone(),
-        };
-        let stream = FdStream::between(fd, is_tcp, &local, peer).and_then(|stream| {
-            stream.set_own_options(&self.options)?;
-            Ok(stream)
-        });
-        // Either the system has no room, or the connection is not what it was a moment ago.
-        let stream = stream.map_err(|error| {
-            let source = io::Error::from_raw_os_error(error.errno().unwrap_or(libc::ECONNABORTED));
-            if is_exhausted(&source) { source } else { io::Error::from_raw_os_error(libc::ECONNABORTED) }
-        })?;
-        Ok((stream, local))
+impl AcceptedSocket {
+    /// The stream, on the event loop that will use it. It holds its place of the listener's limit.
+    pub fn open(self) -> Result<FdStream> {
+        let mut stream = FdStream::between(self.fd, self.is_tcp, &self.local, &self.peer)?;
+        stream.set_own_options(&self.options)?;
+        stream.hold(self.permit);
+        Ok(stream)
+    }
+}
+
+/// To which of our addresses a connection came.
+fn local_address(fd: &OwnedFd, listening_at: &Address) -> io::Result<Address> {
+    match listening_at {
+        // Bound to all addresses, it came to one of them.
+        Address::Inet(_) => Ok(Address::from_system(&SockRef::from(fd).local_addr()?)),
+        other => Ok(other.clone()),
     }
 }
 

@@ -92,6 +92,18 @@ impl MemoryStream {
         self.incoming.stop(why);
     }
 
+    /// Bytes that a read would give now without waiting.
+    pub(super) fn available(&self) -> usize {
+        self.incoming.available()
+    }
+
+    /// Reads no more, without a word to the peer: what it still writes is thrown away, and a pump that
+    /// asks ([`Stream::is_wanted`]) brings nothing more.
+    pub(super) fn abandon(&mut self) {
+        self.read_ended = true;
+        self.incoming.abandon();
+    }
+
     /// Copies what is there without taking it; 0 is the end. [`consume`](Self::consume) takes it.
     pub(super) fn poll_peek(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<Result<usize>> {
         if self.read_ended {
@@ -177,6 +189,16 @@ impl Stream for MemoryStream {
 
     fn stop(&mut self, code: u64) {
         self.stop_with(broken_by_peer("stopped reading", code));
+    }
+
+    fn fail(&mut self, why: &Error) {
+        self.write_ended = true;
+        self.outgoing.fail(why.clone());
+        self.incoming.stop(why.clone());
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.outgoing.is_wanted()
     }
 
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -5,7 +5,8 @@
 //!
 //! - Over descriptors: [`fd`] (sockets, pipes, terminals), [`blocking`] (what epoll refuses),
 //!   [`joined`] (a descriptor a direction).
-//! - Without one: [`memory`] (two halves), [`foreign`] (bytes from and to another event loop).
+//! - Without one: [`memory`] (two halves), [`foreign`] (bytes from and to another event loop), [`door`]
+//!   (bytes for a caller that never waits).
 //! - Where they come from: [`connect`], [`listen`], [`inherited`] (sockets of a service manager).
 //! - [`ops`]: reading and writing in `async` code.
 
@@ -13,6 +14,7 @@ pub mod address;
 pub mod blocking;
 pub mod conformance;
 pub mod connect;
+pub mod door;
 pub mod eyeballs;
 pub mod fd;
 pub mod foreign;
@@ -29,7 +31,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::stats::EndpointStats;
 use crate::tls::stream::TlsStream;
 
@@ -74,6 +76,16 @@ pub trait Stream: Send {
     /// Reads end after it.
     fn stop(&mut self, code: u64);
 
+    /// Says why this end goes, where the other half is in this process: after the bytes that wait it
+    /// reads this error, and its writes fail with it. Elsewhere the peer sees an ordinary end.
+    fn fail(&mut self, _why: &Error) {}
+
+    /// Whether anybody still wants what is written to it. Where nobody does, writing succeeds into the
+    /// void; a pump need not even read for it.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+
     /// The descriptor behind it, where there is one.
     fn as_fd(&self) -> Option<BorrowedFd<'_>>;
 
@@ -99,6 +111,11 @@ pub trait Stream: Send {
 
     /// The other end's network address, where it has one.
     fn peer_address(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// Our end's network address, where it has one.
+    fn local_address(&self) -> Option<SocketAddr> {
         None
     }
 }

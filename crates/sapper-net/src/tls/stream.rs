@@ -553,6 +553,10 @@ impl Stream for TlsStream {
     fn peer_address(&self) -> Option<SocketAddr> {
         self.carrier.peer_address()
     }
+
+    fn local_address(&self) -> Option<SocketAddr> {
+        self.carrier.local_address()
+    }
 }
 
 impl TlsStream {

@@ -22,12 +22,17 @@ struct State {
     end: Option<End>,
     /// Why the reader takes no more.
     stopped: Option<Error>,
+    /// The reader takes no more and says nothing of it: what still comes is thrown away.
+    abandoned: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
 
 enum End {
     Orderly,
+    /// What waits is still read; then comes the error.
+    Failed(Error),
+    /// What waits is lost.
     Broken(Error),
 }
 
@@ -50,8 +55,10 @@ impl Channel {
             return Poll::Ready(Err(why.clone()));
         }
         if state.len == 0 {
-            if state.end.is_some() {
-                return Poll::Ready(Ok(0));
+            match &state.end {
+                Some(End::Failed(why)) => return Poll::Ready(Err(why.clone())),
+                Some(_) => return Poll::Ready(Ok(0)),
+                None => {}
             }
             remember(&mut state.reader, cx);
             return Poll::Pending;
@@ -69,7 +76,9 @@ impl Channel {
         let n = n.min(state.len);
         state.start = (state.start + n) % self.capacity;
         state.len -= n;
-        if n > 0 {
+        // A writer that found no room comes back for half of it: a reader that takes a few bytes at a time
+        // would otherwise wake it each time.
+        if n > 0 && state.len <= self.capacity / 2 {
             wake(state, |state| &mut state.writer);
         }
     }
@@ -78,6 +87,9 @@ impl Channel {
         let mut state = self.lock();
         if let Some(why) = &state.stopped {
             return Poll::Ready(Err(why.clone()));
+        }
+        if state.abandoned {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
         if slices.iter().all(|slice| slice.is_empty()) {
             return Poll::Ready(Ok(0));
@@ -126,6 +138,31 @@ impl Channel {
         let mut state = self.lock();
         state.end.get_or_insert(End::Orderly);
         wake(state, |state| &mut state.reader);
+    }
+
+    /// As [`end`](Self::end), but what follows the bytes that wait is an error.
+    pub(super) fn fail(&self, why: Error) {
+        let mut state = self.lock();
+        state.end.get_or_insert(End::Failed(why));
+        wake(state, |state| &mut state.reader);
+    }
+
+    /// The reader takes no more, which is no error for the writer: what it writes is thrown away.
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        state.abandoned = true;
+        state.clear();
+        wake(state, |state| &mut state.writer);
+    }
+
+    /// Whether the reader still wants what is written.
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.lock().abandoned
+    }
+
+    /// Bytes that a read would give now.
+    pub(super) fn available(&self) -> usize {
+        self.lock().len
     }
 
     pub(super) fn break_off(&self, why: Error) {

@@ -1,0 +1,189 @@
+//! A listener at work: a task that accepts and hands over, with a bound on what is under way.
+//!
+//! What was accepted is somebody else's from then on (a bridge's). How many are between their acceptance
+//! and the moment at which that somebody drops their [`Pending`] is bounded: at the bound
+//! accepting waits, and the kernel keeps the rest. So a flood of connections that never get on costs a
+//! known amount.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use super::{AcceptedSocket, ListenAddress, ListenOptions, Listener, ListenerStats};
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::runtime;
+use crate::stream::address::Address;
+
+/// How long a name in the address may be looked up.
+const LOOK_UP: Duration = Duration::from_secs(30);
+
+/// Where a service listens.
+pub enum ServiceAddress {
+    /// At an address that is bound when the service starts.
+    Bind(ListenAddress),
+    /// At sockets that listen already; the name is the option to blame.
+    Adopt(Vec<std::os::fd::OwnedFd>, &'static str),
+}
+
+/// A new connection, not looked at yet.
+pub struct Arrival {
+    /// The connection.
+    pub socket: AcceptedSocket,
+    _pending: OwnedSemaphorePermit,
+}
+
+/// What a service says to its owner, on the service's thread.
+pub trait ServiceEvents: Send + 'static {
+    /// It listens at these addresses.
+    fn listening(&mut self, addresses: Vec<Address>);
+    /// Somebody connected.
+    fn arrived(&mut self, arrival: Arrival);
+    /// It accepts no more: it was closed (`None`), could not begin, or broke. Said once, last.
+    fn closed(&mut self, error: Option<Error>);
+}
+
+/// The handle. Dropping it closes the service; what was accepted goes on.
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    closing: Notify,
+    closed: std::sync::atomic::AtomicBool,
+    stats: Mutex<Option<Arc<ListenerStats>>>,
+    pending: Arc<Semaphore>,
+    max_pending: u32,
+}
+
+/// Counters of one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceStats {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections that broke before they were accepted.
+    pub aborted: u64,
+    /// Times that accepting waited because the limit of open connections was reached.
+    pub limit_pauses: u64,
+    /// Times that accepting waited because the system was out of descriptors or memory.
+    pub exhausted_pauses: u64,
+    /// Connections accepted and not admitted yet.
+    pub pending: u64,
+}
+
+impl Arrival {
+    /// The socket, and the place among the pending ones, which goes when it is dropped.
+    pub fn into_parts(self) -> (AcceptedSocket, Pending) {
+        (self.socket, Pending { _place: self._pending })
+    }
+}
+
+impl std::fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Arrival({} -> {})", self.socket.peer, self.socket.local)
+    }
+}
+
+/// A place among the connections that are not admitted yet.
+pub struct Pending {
+    _place: OwnedSemaphorePermit,
+}
+
+impl Service {
+    /// Starts listening; how that went is the first thing that `events` hears.
+    pub fn start(
+        address: ServiceAddress,
+        options: ListenOptions,
+        max_pending: u32,
+        events: impl ServiceEvents,
+    ) -> Result<Self> {
+        if max_pending == 0 || max_pending as usize > Semaphore::MAX_PERMITS {
+            return Err(Error::config("max_handshakes", format!("must be at least 1, not {max_pending}")));
+        }
+        let shared = Arc::new(Shared {
+            closing: Notify::new(),
+            closed: false.into(),
+            stats: Mutex::default(),
+            pending: Arc::new(Semaphore::new(max_pending as usize)),
+            max_pending,
+        });
+        runtime::spawn("listener", run(address, options, Arc::clone(&shared), events))?;
+        Ok(Self { shared })
+    }
+
+    /// Accepts no more. What waits in the kernel's queue is refused by it.
+    pub fn close(&self) {
+        self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
+        self.shared.closing.notify_one();
+    }
+
+    /// Counters now.
+    pub fn stats(&self) -> ServiceStats {
+        let stats = self.shared.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let pending = self.shared.max_pending as usize - self.shared.pending.available_permits();
+        let Some(stats) = stats.as_ref() else { return ServiceStats::default() };
+        ServiceStats {
+            accepted: stats.accepted.get(),
+            aborted: stats.aborted.get(),
+            limit_pauses: stats.limit_pauses.get(),
+            exhausted_pauses: stats.exhausted_pauses.get(),
+            pending: pending as u64,
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    async fn closing(&self) {
+        while !self.closed.load(std::sync::atomic::Ordering::Acquire) {
+            self.closing.notified().await;
+        }
+    }
+}
+
+async fn run(
+    address: ServiceAddress,
+    options: ListenOptions,
+    shared: Arc<Shared>,
+    mut events: impl ServiceEvents,
+) {
+    let outcome = tokio::select! {
+        biased;
+        () = shared.closing() => Ok(()),
+        outcome = serve(address, &options, &shared, &mut events) => outcome,
+    };
+    // The sockets are closed by now: whoever is told may bind the address again.
+    events.closed(outcome.err());
+}
+
+async fn serve(
+    address: ServiceAddress,
+    options: &ListenOptions,
+    shared: &Shared,
+    events: &mut impl ServiceEvents,
+) -> Result<()> {
+    let deadline = Instant::now() + LOOK_UP;
+    let mut listener = match address {
+        ServiceAddress::Bind(address) => {
+            timeout_at(deadline, Listener::bind(&address, options, deadline)).await.unwrap_or_else(|_| {
+                let message = format!("the address was not found within {:.0} s", LOOK_UP.as_secs_f64());
+                Err(Error::new(ErrorKind::ConnectDeadline, message).with_phase(Phase::Connect))
+            })?
+        }
+        ServiceAddress::Adopt(fds, field) => Listener::adopt(fds, field, options)?,
+    };
+    *shared.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
+        Some(Arc::clone(listener.stats()));
+    events.listening(listener.local_addresses());
+    loop {
+        let place = Arc::clone(&shared.pending).acquire_owned().await.expect("the semaphore is never closed");
+        let socket = listener.accept_socket().await?;
+        events.arrived(Arrival { socket, _pending: place });
+    }
+}
