@@ -1,32 +1,33 @@
 //! The I/O threads.
 //!
-//! A few named threads, each with an event loop of its own. An object lives on one of them for its
-//! whole life: its two directions share no lock because they share a thread, and its wake-ups cross
-//! no core. New objects go to the thread that has the fewest.
+//! A few named threads, each with an event loop of its own. An object lives on one of them: its two
+//! directions share no lock because they share a thread, and its wake-ups cross no core. Where it
+//! begins, and when it moves, is [`balance`]'s.
+
+mod balance;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle};
-use tokio::task::JoinHandle;
+use tokio::runtime::Builder;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 
+use balance::{Place, Thread};
+pub use balance::{Share, move_to, settled};
+
 /// Threads when `SAPPER_IO_THREADS` does not say otherwise: one a core, at most this many.
 const MAX_DEFAULT_THREADS: usize = 8;
 
-struct Shard {
-    handle: Handle,
-    tasks: Arc<AtomicUsize>,
-}
-
 struct Runtime {
-    shards: Vec<Shard>,
+    threads: Vec<Thread>,
     forks: u32,
 }
 
@@ -67,7 +68,7 @@ fn start() -> Result<Runtime> {
         },
         Err(_) => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_DEFAULT_THREADS)),
     };
-    let mut shards = Vec::with_capacity(count);
+    let mut threads = Vec::with_capacity(count);
     for index in 0..count {
         let failed = |source: io::Error| Error::io(ErrorKind::ResourceLimit, "start an I/O thread", &source);
         let event_loop = Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -76,9 +77,9 @@ fn start() -> Result<Runtime> {
             event_loop.block_on(std::future::pending::<()>());
         })
         .map_err(failed)?;
-        shards.push(Shard { handle, tasks: Arc::default() });
+        threads.push(Thread::new(handle));
     }
-    Ok(Runtime { shards, forks: sys::forks() })
+    Ok(Runtime { threads, forks: sys::forks() })
 }
 
 /// Starts a named thread that takes no signals: they are the program's (Python's main thread's), and a
@@ -108,58 +109,48 @@ pub fn ensure_running() -> Result<()> {
     runtime().map(drop)
 }
 
-/// Runs a named task on the least busy I/O thread. Its owner keeps the handle and ends it.
-pub fn spawn<F>(name: &'static str, task: F) -> Result<JoinHandle<F::Output>>
-where
-    F: Future + Send + 'static,
-    F::Output: Send + 'static,
-{
-    let runtime = runtime()?;
-    let shard = runtime
-        .shards
-        .iter()
-        .min_by_key(|shard| shard.tasks.load(Ordering::Relaxed))
-        .expect("there is at least one I/O thread");
+/// Runs a named task on the I/O thread that has the least to do. It has to end by itself: what it
+/// belongs to tells it.
+pub fn spawn(name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    let threads = &runtime()?.threads;
     tracing::trace!(task = name, "starts");
-    let guard = TaskGuard::new(Arc::clone(&shard.tasks));
-    Ok(shard.handle.spawn(Counted { task, _guard: guard }))
+    let place = Place::new(threads, balance::lightest(threads));
+    Task { work: Some(Box::pin(task)), place: Some(place), used: Duration::ZERO }.run();
+    Ok(())
 }
 
-/// A task and its place in the count. Not an async block: that would hold the task twice, as what it
-/// captured and as what it awaits, which is kilobytes of each idle bridge.
-struct Counted<F> {
-    task: F,
-    _guard: TaskGuard,
+/// A task, its place and its time.
+struct Task {
+    /// `None` once it has moved on.
+    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    place: Option<Place>,
+    /// What all its polls took.
+    used: Duration,
 }
 
-impl<F: Future> Future for Counted<F> {
-    type Output = F::Output;
+impl Task {
+    fn run(self) {
+        if let Some(place) = &self.place {
+            // It ends by itself: nobody needs the handle.
+            drop(place.thread().handle.spawn(self));
+        }
+    }
+}
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // SAFETY: `task` is pinned with the whole: it is never moved out, and nothing here is `Unpin` by
-        // hand or drops it early.
-        unsafe { self.map_unchecked_mut(|counted| &mut counted.task) }.poll(cx)
+impl Future for Task {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { work: Some(work), place: Some(place), used } = &mut *self else { return Poll::Ready(()) };
+        let (polled, asked) = balance::poll_in_place(place, used, || work.as_mut().poll(cx));
+        let (Poll::Pending, Some(index)) = (polled, asked.move_to) else { return polled };
+        place.move_to(index);
+        Self { work: self.work.take(), place: self.place.take(), used: self.used }.run();
+        Poll::Ready(())
     }
 }
 
 /// Tasks alive on all I/O threads (for leak tests).
 pub fn live_tasks() -> usize {
-    RUNTIME
-        .get()
-        .map_or(0, |runtime| runtime.shards.iter().map(|shard| shard.tasks.load(Ordering::Relaxed)).sum())
-}
-
-struct TaskGuard(Arc<AtomicUsize>);
-
-impl TaskGuard {
-    fn new(tasks: Arc<AtomicUsize>) -> Self {
-        tasks.fetch_add(1, Ordering::Relaxed);
-        Self(tasks)
-    }
-}
-
-impl Drop for TaskGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    RUNTIME.get().map_or(0, |runtime| runtime.threads.iter().map(Thread::tasks).sum())
 }

@@ -12,6 +12,7 @@ use super::control::{Reply, Value};
 use super::state::StopRequest;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::pump::{Pump, PumpMode, Sink};
+use crate::runtime::Share;
 
 /// A connection that was silent this long gives its buffers back.
 const IDLE_SWEEP: Duration = Duration::from_millis(100);
@@ -31,6 +32,9 @@ pub(super) struct Running {
     last_activity: Instant,
     idle: Option<Duration>,
     drain: Option<Drain>,
+    share: Share,
+    /// The thread that it should go on on.
+    move_to: Option<usize>,
     pub(super) swap: Option<(Opening, Reply)>,
 }
 
@@ -51,6 +55,8 @@ impl Running {
             last_activity: now,
             idle,
             drain: None,
+            share: Share::new(),
+            move_to: None,
             swap: None,
         }
     }
@@ -92,6 +98,18 @@ impl Running {
         Some(PumpMode::Drain)
     }
 
+    /// The thread that the bridge would do better on; told once.
+    pub(super) fn take_move(&mut self) -> Option<usize> {
+        self.move_to.take()
+    }
+
+    /// It is there: the clock is that thread's.
+    pub(super) fn moved(&mut self) {
+        self.clock = Box::pin(sleep_until(Instant::now() + IDLE_SWEEP));
+        self.armed = true;
+        self.share = Share::new();
+    }
+
     pub(super) fn poll_swap(&mut self, cx: &mut Context<'_>, pump: &mut Pump) {
         let Some((opening, _)) = &mut self.swap else { return };
         if let Poll::Ready(sink) = opening.as_mut().poll(cx)
@@ -115,6 +133,9 @@ impl Running {
             if pump.take_activity() {
                 self.last_activity = now;
                 self.released = false;
+                if self.drain.is_none() && self.swap.is_none() && pump.is_movable() {
+                    self.move_to = self.share.better_thread();
+                }
                 self.clock.as_mut().reset(now + IDLE_SWEEP);
                 continue;
             }

@@ -25,6 +25,7 @@ use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::tap::{Tap, TapOptions};
 use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode};
+use crate::runtime;
 use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
 use crate::tls::stream::{StreamDirection, TlsStream};
@@ -55,6 +56,14 @@ enum End {
     Told,
     /// By an error that nobody has heard yet.
     Failed(Error),
+}
+
+/// What a running bridge does next.
+enum Turn {
+    /// It ends.
+    Over(Result<(), End>),
+    /// It goes on on another I/O thread.
+    Move(usize),
 }
 
 impl From<Error> for End {
@@ -105,6 +114,7 @@ impl Task {
         self.wait_for_start(&mut ends).await?;
         let pump = self.join(ends).await?;
         self.shared.set_state(BridgeState::Running);
+        runtime::settled();
         if self.shared.is_watched() {
             self.events.mailbox.event(self.events.key, Event::Started);
         }
@@ -352,8 +362,24 @@ impl Task {
     /// Running and draining.
     async fn pump(&mut self, mut pump: Pump) -> Result<(), End> {
         let mut running = Running::new(self.prepared.deadlines.idle);
-        // A pump takes turns by itself; a budget that runs out would look like a silent endpoint.
-        let outcome = unconstrained(poll_fn(|cx| self.poll_pump(cx, &mut pump, &mut running))).await;
+        let outcome = loop {
+            // A pump takes turns by itself; a budget that runs out would look like a silent endpoint.
+            let turn = unconstrained(poll_fn(|cx| {
+                let polled = self.poll_pump(cx, &mut pump, &mut running);
+                match running.take_move() {
+                    Some(thread) if polled.is_pending() => Poll::Ready(Turn::Move(thread)),
+                    _ => polled.map(Turn::Over),
+                }
+            }));
+            match turn.await {
+                Turn::Over(outcome) => break outcome,
+                Turn::Move(thread) => runtime::move_to(thread).await,
+            }
+            if let Err(error) = pump.moved() {
+                break Err(End::Failed(error));
+            }
+            running.moved();
+        };
         if let Ends::Streams(network, _) = pump.ends()
             && let Some(tls) = network.tls_mut()
         {

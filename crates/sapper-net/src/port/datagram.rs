@@ -279,6 +279,18 @@ impl PacketPort for DatagramPort {
         Some(self.io.get_ref().as_fd())
     }
 
+    fn is_movable(&self) -> bool {
+        true
+    }
+
+    fn moved(&mut self) -> Result<()> {
+        let again = self.io.get_ref().try_clone().map_err(|source| {
+            Error::io(ErrorKind::ResourceLimit, "duplicate the datagram socket", &source)
+        })?;
+        self.io = watch(again, "the datagram socket")?;
+        Ok(())
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }

@@ -233,6 +233,14 @@ impl PacketPort for FramedPort {
         self.stream.release_idle();
     }
 
+    fn is_movable(&self) -> bool {
+        self.stream.is_movable()
+    }
+
+    fn moved(&mut self) -> Result<()> {
+        self.stream.moved()
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }

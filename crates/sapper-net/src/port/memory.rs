@@ -180,6 +180,10 @@ impl PacketPort for MemoryPort {
         }
     }
 
+    fn is_movable(&self) -> bool {
+        true
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }

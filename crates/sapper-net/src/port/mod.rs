@@ -86,6 +86,16 @@ pub trait PacketPort: Send {
     /// Gives pooled memory back; called when nothing moved for a moment.
     fn release_idle(&mut self) {}
 
+    /// As of a [`Stream`].
+    fn is_movable(&self) -> bool {
+        false
+    }
+
+    /// As of a [`Stream`].
+    fn moved(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Its counters.
     fn stats(&self) -> &Arc<EndpointStats>;
 

@@ -304,6 +304,22 @@ impl Pump {
         }
     }
 
+    /// Whether both ends can go on in the event loop of another thread.
+    pub fn is_movable(&self) -> bool {
+        match &self.ends {
+            Ends::Streams(network, sink) => network.is_movable() && sink.is_movable(),
+            Ends::Ports(network, sink) => network.is_movable() && sink.is_movable(),
+        }
+    }
+
+    /// The pump is polled on another thread from now on.
+    pub fn moved(&mut self) -> Result<()> {
+        match &mut self.ends {
+            Ends::Streams(network, sink) => network.moved().and_then(|()| sink.moved()),
+            Ends::Ports(network, sink) => network.moved().and_then(|()| sink.moved()),
+        }
+    }
+
     /// The two ends, for what only their owner knows how to do (keys, unread bytes).
     pub fn ends(&mut self) -> &mut Ends {
         &mut self.ends

@@ -138,12 +138,7 @@ pub(super) fn open_one(
             Err((_, source)) => return Err(failed(source)),
         }
     };
-    let interest = match (access.read, access.write) {
-        (true, false) => Interest::READABLE,
-        (false, true) => Interest::WRITABLE,
-        _ => Interest::READABLE | Interest::WRITABLE,
-    };
-    let io = descriptor::register(descriptor, interest)?.map_err(|(_, source)| failed(source))?;
+    let io = descriptor::register(descriptor, interest_in(access))?.map_err(|(_, source)| failed(source))?;
     let kind = match kind {
         FdKind::Terminal { master: true } => Kind::TerminalMaster,
         _ => Kind::Other,
@@ -452,6 +447,21 @@ impl Stream for FdStream {
         self.io.as_ref().map(|io| io.get_ref().as_fd())
     }
 
+    fn is_movable(&self) -> bool {
+        true
+    }
+
+    fn moved(&mut self) -> Result<()> {
+        let Some(io) = self.io.take() else { return Ok(()) };
+        let interest = match self.kind {
+            Kind::Tcp | Kind::Socket => socket_interest(self.kind == Kind::Tcp),
+            Kind::TerminalMaster | Kind::Other => interest_in(self.access),
+        };
+        let registered = descriptor::register(io.into_inner(), interest)?;
+        self.io = Some(registered.map_err(|(_, source)| self.failed("watch", &source))?);
+        Ok(())
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }
@@ -507,6 +517,14 @@ fn connection(fd: &OwnedFd, field: &'static str) -> Result<(Address, Address)> {
 }
 
 /// Urgent data is heard of through the priority event only.
+fn interest_in(access: Access) -> Interest {
+    match (access.read, access.write) {
+        (true, false) => Interest::READABLE,
+        (false, true) => Interest::WRITABLE,
+        _ => Interest::READABLE | Interest::WRITABLE,
+    }
+}
+
 pub(super) fn socket_interest(is_tcp: bool) -> Interest {
     let both = Interest::READABLE | Interest::WRITABLE;
     if is_tcp { both | Interest::PRIORITY } else { both }

@@ -109,6 +109,15 @@ impl Stream for JoinedStream {
         self.write.release_idle();
     }
 
+    fn is_movable(&self) -> bool {
+        self.read.is_movable() && self.write.is_movable()
+    }
+
+    fn moved(&mut self) -> Result<()> {
+        self.read.moved()?;
+        self.write.moved()
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }

@@ -210,6 +210,10 @@ impl Stream for MemoryStream {
         self.outgoing.release_idle();
     }
 
+    fn is_movable(&self) -> bool {
+        true
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }

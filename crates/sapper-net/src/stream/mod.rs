@@ -92,6 +92,16 @@ pub trait Stream: Send {
     /// Gives pooled memory back; called when nothing moved for a moment.
     fn release_idle(&mut self) {}
 
+    /// Whether it can go on in the event loop of another thread ([`moved`](Self::moved)).
+    fn is_movable(&self) -> bool {
+        false
+    }
+
+    /// It is on another thread now: registers its descriptor with the event loop there.
+    fn moved(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Its counters.
     fn stats(&self) -> &Arc<EndpointStats>;
 

@@ -534,6 +534,14 @@ impl Stream for TlsStream {
         self.carrier.release_idle();
     }
 
+    fn is_movable(&self) -> bool {
+        self.carrier.is_movable()
+    }
+
+    fn moved(&mut self) -> Result<()> {
+        self.carrier.moved()
+    }
+
     fn stats(&self) -> &Arc<EndpointStats> {
         &self.stats
     }
