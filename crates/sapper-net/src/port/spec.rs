@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::time::Instant;
 
-use super::counter::{CounterPort, CounterReport, GeneratorOptions};
+use super::counter::CounterPort;
 use super::datagram::{DatagramOptions, DatagramPort};
 use super::tun::{TunOptions, TunPort};
 use super::{BoxPort, PacketKind};
@@ -74,13 +73,6 @@ pub enum PortSpec {
     },
     /// Counts what it is given, and gives nothing.
     Counter,
-    /// Counts, and generates packets.
-    Generator {
-        /// What to generate.
-        options: GeneratorOptions,
-        /// Where it counts.
-        report: Arc<CounterReport>,
-    },
 }
 
 /// Opens it; looking a name up may take until the deadline, nothing else waits. `max_packet` is the
@@ -110,10 +102,7 @@ pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> 
             let socket = socket.map_err(|error| error.with_field(field))?;
             Box::new(datagram(socket.into(), PacketKind::Ip)?)
         }
-        PortSpec::Counter => Box::new(CounterPort::new(max_packet, Arc::default())),
-        PortSpec::Generator { options, report } => {
-            Box::new(CounterPort::generator(options, max_packet, report)?)
-        }
+        PortSpec::Counter => Box::new(CounterPort::new(max_packet)),
     })
 }
 
