@@ -1,9 +1,16 @@
+use std::future::poll_fn;
+use std::time::Duration;
+
+use sapper_proto::framing::superframe::{HELLO_LEN, Hello};
 use sapper_proto::packet::{Checksum, Gso, Offloads, PacketMeta};
 
 use super::super::conformance::{self, Subject, packet};
 use super::super::testing::{Manner, MemoryStream};
 use super::super::{give_batch, take_batch};
 use super::*;
+use crate::error::{Direction, Phase};
+use crate::stats::DropReason;
+use crate::stream::RecordMarks;
 
 const WHOLE: Manner = Manner { capacity: 1 << 18, step: usize::MAX, records: false };
 const RECORDS: Manner = Manner { capacity: 1 << 18, step: usize::MAX, records: true };
