@@ -43,6 +43,8 @@ mod reason {
         &[101, 118, 191, 193, 235, 252, 258, 259, 266, 267, 295, 376, 396, 410];
     /// Alerts received come as this plus their number.
     pub(super) const ALERT: i32 = 1000;
+    /// Library and reason of a record that has no room for a nonce and a tag.
+    pub(super) const INVALID_AAD: (i32, i32) = (57, 108);
 }
 
 /// A connection's engine.
@@ -576,6 +578,10 @@ impl Library {
             ),
             reason if reason::NOTHING_IN_COMMON.contains(&reason) => {
                 (ErrorKind::IncompatiblePeer, format!("nothing in common with the peer: {text}"))
+            }
+            // OpenSSL takes the blame upon itself; ours are never too short.
+            _ if first.map(|error| (error.library_code(), reason)) == Some(reason::INVALID_AAD) => {
+                (ErrorKind::RemoteProtocol, "a sealed record of the peer's is too short to be one".to_owned())
             }
             _ if sent == Some(alert::INTERNAL_ERROR) => {
                 (ErrorKind::LocalProtocol, format!("OpenSSL failed: {text} (code {code})"))

@@ -203,3 +203,26 @@ fn a_connection_that_may_renegotiate_stays_with_openssl() {
         assert_eq!(error.kind(), ErrorKind::ApiMisuse);
     }
 }
+
+#[test]
+fn a_sealed_record_that_is_too_short_is_the_peers_fault() {
+    let options = only(TlsVersion::V1_2, psk_options(b"x", KEY));
+    let mut pair = engines(&options, &options);
+    pair.client.step().unwrap();
+    pair.deliver();
+    pair.server.step().unwrap();
+    pair.deliver();
+    pair.client.step().unwrap();
+    // Key exchange, change of cipher, and the first record under the keys, of which one byte is left.
+    let flight = pair.client.outgoing.data().to_vec();
+    let mut sealed = 0;
+    for _ in 0..2 {
+        sealed += 5 + usize::from(u16::from_be_bytes([flight[sealed + 3], flight[sealed + 4]]));
+    }
+    assert_eq!(flight[sealed], 22);
+    pair.server.incoming.extend(&flight[..sealed]);
+    pair.server.incoming.extend(&[22, 3, 3, 0, 1, 0]);
+    let error = pair.server.step().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RemoteProtocol, "{error}");
+    assert!(error.message().contains("too short"), "{error}");
+}
