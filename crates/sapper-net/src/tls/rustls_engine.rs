@@ -19,7 +19,7 @@ use rustls::{
 use super::failure::{self, CertificateReason, alert, misuse, peer_misbehaved};
 use super::key_schedule::{Exporter, Hash};
 use super::options::TlsVersion;
-use super::record::{ALERT, Aead, DirectionKeys, HANDSHAKE, HEADER, grant};
+use super::record::{ALERT, APPLICATION_DATA, Aead, DirectionKeys, HANDSHAKE, HEADER, grant};
 use super::rustls_config::group_name;
 use super::scene::{Scene, with_scene};
 use super::suites::Suite;
@@ -157,6 +157,16 @@ impl TlsEngine for RustlsEngine {
     }
 }
 
+/// Whether a record of rustls's is an alert, in clear or sealed: no handshake message is as short.
+fn is_alert(record: &[u8]) -> bool {
+    const SEALED: usize = 2 + 1 + 16;
+    match record {
+        [ALERT, ..] => true,
+        [APPLICATION_DATA, _, _, high, low, ..] => (usize::from(*high) << 8 | usize::from(*low)) == SEALED,
+        _ => false,
+    }
+}
+
 /// What one call into rustls led to.
 enum Step {
     Again,
@@ -207,10 +217,11 @@ impl Handshake {
         }
     }
 
-    /// After an error rustls still has the alert to send. It looks at its input again before it says
-    /// that there is no more, so it gets what it had.
+    /// After an error rustls still has the alert to send. When it has nothing to send it looks at its
+    /// input again, fails again and queues another alert; so this stops behind the first one.
     fn flush_alert(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) {
         loop {
+            let before = outgoing.len();
             let data = &mut incoming.data_mut()[..self.seen];
             let connection = &mut self.connection;
             let (discard, step) = with_scene(&mut self.scene, || match connection {
@@ -219,7 +230,7 @@ impl Handshake {
             });
             incoming.consume(discard);
             self.seen -= discard;
-            if !matches!(step, Ok(Step::Again)) {
+            if !matches!(step, Ok(Step::Again)) || is_alert(&outgoing.data()[before..]) {
                 return;
             }
         }
