@@ -6,13 +6,18 @@ set -eu
 cd "$(dirname "$0")/.."
 seconds=${FUZZ_SECONDS:-30}
 
+missing() {
+    echo "Nothing was fuzzed: $1 is needed and cannot be had here." >&2
+    exit 1
+}
+
 if ! rustup run nightly rustc --version >/dev/null 2>&1; then
     echo "Installing a nightly toolchain: the fuzzer's instrumentation needs one"
-    rustup toolchain install nightly --profile minimal
+    rustup toolchain install nightly --profile minimal || missing "a nightly Rust (rustup toolchain install nightly)"
 fi
 if ! command -v cargo-fuzz >/dev/null; then
     echo "Installing cargo-fuzz"
-    cargo install --quiet --locked cargo-fuzz
+    cargo install --quiet --locked cargo-fuzz || missing "cargo-fuzz (cargo install cargo-fuzz)"
 fi
 # libfuzzer is C++.
 if [ -z "${CXX:-}" ]; then
@@ -23,16 +28,17 @@ if [ -z "${CXX:-}" ]; then
             break
         fi
     done
-    [ -n "${CXX:-}" ] || { echo "A C++ compiler is needed (Debian: apt-get install g++)." >&2; exit 1; }
+    [ -n "${CXX:-}" ] || missing "a C++ compiler (Debian: apt-get install g++)"
 fi
 
 python3 tools/fuzz_seeds.py
 
 targets=${*:-$(cargo +nightly fuzz list)}
 # The parsers have no unsafe code: nothing for an address sanitizer to find, and it halves the speed.
-# shellcheck disable=SC2086 # a list of words
+[ -e fuzz/target ] || echo "Building; the first time OpenSSL and AWS-LC are compiled again, four to five minutes on two cores"
 cargo +nightly fuzz build --sanitizer none
 failed=""
+# shellcheck disable=SC2086 # a list of words
 for target in $targets; do
     echo "- $target, $seconds s"
     log=$(mktemp)

@@ -11,6 +11,8 @@ pub mod config;
 mod credentials;
 pub mod dev_cert;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 mod greeting;
 mod key_schedule;
 mod material;
