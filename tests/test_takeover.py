@@ -18,6 +18,7 @@ from sapper.endpoint import Fd
 from sapper.errors import ConfigError, SapperError
 from sapper.pump import Pump, connect
 from support.certs import Certificates
+from support.transports import InMemory
 
 
 def is_open(fd: int) -> bool:
@@ -213,64 +214,6 @@ async def test_a_bare_transport_is_taken_over(any_loop: str, leak_check: None) -
     with near, far:
         await echo_through_when_running(pump, near, far)
         await pump.stop()
-
-
-class InMemory(asyncio.Transport):
-    """A transport without a descriptor: what it is given comes out at a socket."""
-
-    def __init__(self, outer: socket.socket, protocol: asyncio.BaseProtocol) -> None:
-        super().__init__()
-        self._outer, self._protocol = outer, protocol
-        self._closing = False
-        outer.setblocking(False)
-        self._loop = asyncio.get_running_loop()
-        self.resume_reading()
-
-    def _readable(self) -> None:
-        data = self._outer.recv(65_536)
-        assert isinstance(self._protocol, asyncio.Protocol)
-        if data:
-            self._protocol.data_received(data)
-        else:
-            self.pause_reading()
-            self._protocol.eof_received()
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._protocol
-
-    def pause_reading(self) -> None:
-        self._loop.remove_reader(self._outer)
-
-    def resume_reading(self) -> None:
-        self._loop.add_reader(self._outer, self._readable)
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        self._outer.setblocking(True)
-        self._outer.sendall(data)
-        self._outer.setblocking(False)
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self._outer.shutdown(socket.SHUT_WR)
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self.pause_reading()
-            self._outer.close()
-            assert isinstance(self._protocol, asyncio.BaseProtocol)
-            self._loop.call_soon(self._protocol.connection_lost, None)
-
-    def abort(self) -> None:
-        self.close()
 
 
 async def test_a_transport_without_a_descriptor_passes_through_the_door(

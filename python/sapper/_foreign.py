@@ -54,19 +54,18 @@ class ForeignDoor(asyncio.Protocol):
     def end(self) -> None:
         """The pump is over: what it still had to send goes out, then the transport is closed."""
         self._ending = True
+        self._rest = b""
         self._send()
-        if self._sent_eof and not self._over:
+        if self._over:
+            self._post.unsubscribe(self._key)
+        elif self._sent_eof:
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        try:
-            taken = self._native.push_received(data)
-        except SapperError:  # the native side reads no more
-            self._transport.pause_reading()
-            return
-        if taken < len(data):
-            self._rest = bytes(memoryview(data)[taken:])
-            self._transport.pause_reading()
+        if self._rest:  # a transport may have had this on its way when it was paused
+            self._rest += data
+        else:
+            self._push(data)
 
     def eof_received(self) -> bool:
         self._eof_received = True
@@ -75,11 +74,17 @@ class ForeignDoor(asyncio.Protocol):
         return True  # our direction goes on
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        self._transport.set_protocol(self._original)
         if exc is not None:
+            self._rest = b""
             self._native.push_lost(str(exc) or type(exc).__name__, getattr(exc, "errno", None))
-        elif not self._rest:
+        elif not self._rest:  # what was received before is still delivered
             self._native.push_eof()
-        self._finish(exc)
+        self._send()
+        if self._ending:
+            self._post.unsubscribe(self._key)
+        self._original.connection_lost(exc)
 
     def pause_writing(self) -> None:
         self._may_write = False
@@ -88,27 +93,41 @@ class ForeignDoor(asyncio.Protocol):
         self._may_write = True
         self._send()
 
+    def _push(self, data: bytes) -> None:
+        try:
+            taken = self._native.push_received(data)
+        except SapperError:  # the native side reads no more
+            taken = 0
+            data = b""
+        self._rest = bytes(memoryview(data)[taken:])
+        if (self._rest or not data) and not self._over:
+            self._transport.pause_reading()
+
     def _notified(self, _tag: str, _value: Any) -> None:
-        if self._over:
-            return
         if self._rest:
             rest, self._rest = self._rest, b""
-            self.data_received(rest)
+            self._push(rest)
             if not self._rest:
-                if self._eof_received:
+                if self._eof_received or self._over:
                     self._native.push_eof()
                 elif not self._transport.is_closing():
                     self._transport.resume_reading()
         self._send()
 
     def _send(self) -> None:
-        while self._may_write and not self._sent_eof and not self._over:
+        while self._may_write and not self._sent_eof:
             try:
                 data = self._native.take_to_send(CHUNK)
             except SapperError:  # broken off
+                self._sent_eof = True
                 self._transport.abort()
                 return
             if data is None:
+                return
+            if self._over:
+                self._sent_eof = True
+                if data:  # nobody will have it
+                    self._native.stop_sending()
                 return
             if data:
                 self._transport.write(data)
@@ -118,10 +137,3 @@ class ForeignDoor(asyncio.Protocol):
                 self._transport.write_eof()
             else:
                 self._transport.close()
-
-    def _finish(self, exc: Exception | None) -> None:
-        if not self._over:
-            self._over = True
-            self._post.unsubscribe(self._key)
-            self._transport.set_protocol(self._original)
-            self._original.connection_lost(exc)

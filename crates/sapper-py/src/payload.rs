@@ -75,6 +75,12 @@ impl ForeignTransport {
         Ok(())
     }
 
+    /// The transport is closed and takes no more; what it has received still counts.
+    fn stop_sending(&self, py: Python<'_>) -> PyResult<()> {
+        self.handle.get(py)?.stop_sending(0);
+        Ok(())
+    }
+
     /// Bytes to send: none (`None`), some, or the end (`b""`). An error breaks the transport off.
     fn take_to_send<'py>(&self, py: Python<'py>, max_bytes: usize) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let mut buffer = vec![0; max_bytes.clamp(1, CAPACITY)];
