@@ -89,7 +89,7 @@ class PumpOptions(Options):
     idle_timeout: _Seconds | None = Field(default=None, gt=0)
     """No byte in either direction for this long ends the pump; ``None`` is never."""
     close_timeout: _Seconds = Field(default=2.0, ge=0)
-    """What ``aclose()`` gives to deliver what waits, and one direction after the other has failed."""
+    """What ``aclose()`` gives to deliver what waits."""
     policy_timeout: _Seconds = Field(default=5.0, gt=0)
     """No answer of a policy call-back within this means no."""
     tap: TapOptions | None = None
@@ -109,7 +109,6 @@ class PumpOptions(Options):
             "accept_timeout": self.accept_timeout,
             "handshake_timeout": self.handshake_timeout,
             "idle_timeout": self.idle_timeout,
-            "close_timeout": self.close_timeout,
             "policy_timeout": self.policy_timeout,
             "tap": tap_values(self.tap),
         }

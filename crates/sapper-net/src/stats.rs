@@ -51,8 +51,6 @@ drop_reasons! {
     Refused = "refused";
     /// A large packet whose state could not be used.
     BadOffload = "bad_offload";
-    /// That direction is paused and its port cannot wait.
-    Paused = "paused";
     /// Nobody takes packets for that destination.
     NoRoute = "no_route";
     /// Skipped while looking for the next record boundary.

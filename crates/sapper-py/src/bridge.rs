@@ -43,7 +43,6 @@ struct OptionValues {
     accept_timeout: Option<f64>,
     handshake_timeout: f64,
     idle_timeout: Option<f64>,
-    close_timeout: f64,
     policy_timeout: f64,
     tap: Option<TapValues>,
 }
@@ -240,7 +239,6 @@ impl OptionValues {
                 accept: optional("accept_timeout", self.accept_timeout)?,
                 handshake: seconds("handshake_timeout")(self.handshake_timeout)?,
                 idle: optional("idle_timeout", self.idle_timeout)?,
-                close: seconds("close_timeout")(self.close_timeout)?,
             },
             peer_policy: if asks {
                 Some(PolicyOptions { deadline: seconds("policy_timeout")(self.policy_timeout)? })

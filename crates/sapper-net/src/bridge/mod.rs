@@ -101,9 +101,6 @@ pub struct Deadlines {
     pub handshake: Duration,
     /// No byte in either direction.
     pub idle: Option<Duration>,
-    /// The drain of an orderly stop where the caller names none, and of one direction after the other
-    /// has failed.
-    pub close: Duration,
 }
 
 impl Default for Deadlines {
@@ -113,7 +110,6 @@ impl Default for Deadlines {
             accept: None,
             handshake: Duration::from_secs(30),
             idle: None,
-            close: Duration::from_secs(2),
         }
     }
 }
