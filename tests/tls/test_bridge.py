@@ -8,11 +8,10 @@ import os
 import signal
 import socket
 import threading
+import time
 import tracemalloc
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,92 +25,22 @@ from sapper.errors import (
     ConfigError,
     CredentialsRejected,
     HandshakeDeadline,
+    IdleDeadline,
     NotStartedError,
     PolicyDenied,
     SapperError,
 )
 from sapper.events import Closed, Event, Started
+from sapper.pump import PumpOptions, TapOptions
 from sapper.testing import Load, ThrowawayCertificates, throwaway_certificates
-from sapper.tls import Bridge, Credentials, create_bridge
-
-KEY = bytes(range(32))
-PSK = Credentials.psk("x", KEY)
+from sapper.tls import Credentials, create_bridge
+from support import traffic
+from support.bridges import PSK, Pair, closing, pair, receive, running, send
 
 
 @pytest.fixture(scope="module")
 def made() -> ThrowawayCertificates:
     return throwaway_certificates("localhost")
-
-
-@dataclass
-class Pair:
-    """Two bridges face to face, and the other ends of their sinks."""
-
-    client: Bridge
-    server: Bridge
-    client_end: socket.socket
-    server_end: socket.socket
-
-
-def pair(kind: int = socket.SOCK_STREAM, server: dict[str, Any] | None = None, **options: Any) -> Pair:
-    options.setdefault("credentials", PSK)
-    near, far = socket.socketpair()
-    client_sink, client_end = socket.socketpair(socket.AF_UNIX, kind)
-    server_sink, server_end = socket.socketpair(socket.AF_UNIX, kind)
-    shared: dict[str, Any] = {name: options[name] for name in ("credentials", "framing") if name in options}
-    return Pair(
-        create_bridge(socket=near, sink=client_sink, **options),
-        create_bridge(socket=far, sink=server_sink, **{**shared, **(server or {})}, server_side=True),
-        client_end,
-        server_end,
-    )
-
-
-@contextmanager
-def closing(two: Pair) -> Iterator[Pair]:
-    try:
-        yield two
-    finally:
-        for bridge in (two.client, two.server):
-            bridge.stop()
-        for end in (two.client_end, two.server_end):
-            end.close()
-        for bridge in (two.client, two.server):
-            with suppress(SapperError):
-                bridge.wait_closed_sync(10)
-
-
-@asynccontextmanager
-async def running(two: Pair) -> AsyncIterator[Pair]:
-    """Both started, and both closed in the end."""
-    try:
-        await asyncio.gather(two.client.handshake(), two.server.handshake())
-        two.client.start()
-        two.server.start()
-        yield two
-    finally:
-        for end in (two.client_end, two.server_end):
-            end.close()
-        for bridge in (two.client, two.server):
-            with suppress(SapperError):
-                await bridge.stop()
-
-
-async def send(end: socket.socket, data: bytes) -> None:
-    end.setblocking(False)
-    await asyncio.get_running_loop().sock_sendall(end, data)
-
-
-async def receive(end: socket.socket, size: int) -> bytes:
-    end.setblocking(False)
-    async with asyncio.timeout(20):
-        data = b""
-        while len(data) < size:
-            more = await asyncio.get_running_loop().sock_recv(end, size - len(data))
-            if not more:
-                break
-            data += more
-        return data
 
 
 async def test_bytes_pass_both_ways(any_loop: str, leak_check: None, made: ThrowawayCertificates) -> None:
@@ -554,6 +483,32 @@ async def test_a_tap_writes_packets(tmp_path: Path, leak_check: None) -> None:
     assert len(data) > 10 * 1280
 
 
+async def test_a_tap_that_was_set_before_the_start_has_the_first_packet(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("option.pcapng", "ready.pcapng")]
+    first = traffic.udp_packet("fd00::1", "fd00::2", b"the very first")
+    second = traffic.udp_packet("fd00::2", "fd00::1", b"the answer to it")
+    two = pair(
+        socket.SOCK_DGRAM,
+        framing="ipv6",
+        options=PumpOptions(tap=TapOptions(path=files[0])),
+    )
+    with two.client_end, two.server_end:
+        await asyncio.gather(two.client.handshake(), two.server.handshake())
+        await two.server.tap(files[1])  # shaken hands, and nothing flows yet
+        two.client_end.send(first)
+        two.client.start()
+        two.server.start()
+        assert await receive(two.server_end, len(first)) == first
+        await send(two.server_end, second)
+        assert await receive(two.client_end, len(second)) == second
+        await two.client.stop(1.0)
+        with suppress(SapperError):
+            await two.server.stop(1.0)
+    for file in files:
+        data = file.read_bytes()
+        assert 0 < data.find(first) < data.find(second)
+
+
 # -- deadlines, memory -----------------------------------------------------------------------------------
 
 
@@ -565,6 +520,61 @@ async def test_a_peer_that_says_nothing_meets_the_deadline(any_loop: str, leak_c
             await bridge.handshake()
         assert isinstance(caught.value, TimeoutError)
         await bridge.wait_closed()
+
+
+async def test_silence_meets_the_idle_deadline_and_traffic_keeps_it_away(
+    any_loop: str, leak_check: None
+) -> None:
+    idle = 0.5
+    async with running(pair(idle_timeout=idle)) as two:
+        meter = Load.meter(two.server_end.fileno(), "block", 1000)
+        source = Load.source(two.client_end.fileno(), "block", 1000, rate=1000)
+        async with asyncio.timeout(20):
+            while meter.stats().units < 3 * idle * 1000:  # three times as long as it may be silent
+                await asyncio.sleep(0.01)
+        assert two.client.state == "running"
+        source.stop()
+        silent = time.monotonic()
+        async with asyncio.timeout(20):
+            with pytest.raises(IdleDeadline) as caught:
+                await two.client.wait_closed()
+        # The last byte may have gone a moment before the source said that it ended.
+        assert time.monotonic() - silent > idle / 2
+        assert isinstance(caught.value, TimeoutError)
+        assert caught.value.phase == "transfer"
+        meter.stop()
+
+
+async def test_two_hundred_megabytes_leave_no_trace_in_pythons_memory() -> None:
+    """Bytes, not packets: 200 MB through both engines of a bridge, and tracemalloc sees none of them."""
+    async with running(pair()) as two:
+        meter = Load.meter(two.server_end.fileno(), "block", 100_000)
+        source = Load.source(two.client_end.fileno(), "block", 100_000)
+
+        async def moved(size: int) -> None:
+            goal = meter.stats().bytes + size
+            async with asyncio.timeout(50):
+                while meter.stats().bytes < goal:
+                    await asyncio.sleep(0.05)
+
+        await moved(1_000_000)
+        tracemalloc.start()
+        try:
+            await moved(1_000_000)
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            await moved(200_000_000)
+            _, peak = tracemalloc.get_traced_memory()
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        source.stop()
+        meter.stop()
+        assert (meter.stats().lost, meter.stats().torn) == (0, 0)
+        assert after - before < 20_000, "Python's memory grew with the bytes"
+        assert peak - before < 200_000, "a chunk of payload was in Python for a moment"
 
 
 async def test_python_allocates_nothing_while_packets_flow() -> None:

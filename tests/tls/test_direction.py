@@ -1,0 +1,153 @@
+"""One direction only: what passes, and that TLS's own messages are heard all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from sapper.errors import RemoteProtocolError, SapperError
+from sapper.testing import throwaway_certificates
+from sapper.tls import Credentials, TlsConfig
+from support.bridges import PSK, Pair, Wire, pair, receive, running, send
+
+UNEXPECTED_MESSAGE, BAD_RECORD_MAC = 10, 20
+
+
+@pytest.fixture(params=["certificate", "psk"])
+def credentials(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of a pair for each of the engines."""
+    if request.param == "psk":
+        return {"credentials": PSK}
+    made = throwaway_certificates("localhost")
+    return {
+        # As a configuration, so that a second connection can resume the first one's session.
+        "credentials": TlsConfig(credentials=Credentials.none(roots=made.authority)),
+        "server_hostname": "localhost",
+        "server": {"credentials": TlsConfig(credentials=made.server_credentials())},
+    }
+
+
+async def ended(two: Pair) -> SapperError | None:
+    """What ended the client."""
+    async with asyncio.timeout(10):
+        try:
+            await two.client.wait_closed()
+        except SapperError as error:
+            return error
+    return None
+
+
+@asynccontextmanager
+async def heard(two: Pair) -> AsyncIterator[None]:
+    """Leaves when something that happens within has come to the client."""
+    before = two.client.stats().transport.receive_calls
+    yield
+    async with asyncio.timeout(10):
+        while two.client.stats().transport.receive_calls == before:
+            await asyncio.sleep(0.001)
+
+
+async def test_encrypting_goes_on_through_key_updates_and_the_peers_end(
+    credentials: dict[str, Any], leak_check: None
+) -> None:
+    async with running(pair(direction="encrypt-only", **credentials)) as two:
+        await send(two.client_end, b"first")
+        assert await receive(two.server_end, 5) == b"first"
+        await two.server.update_keys()
+        await two.client.update_keys()
+        await send(two.client_end, b"under new keys")
+        assert await receive(two.server_end, 14) == b"under new keys"
+        # The peer's close_notify ends its direction, in which nothing came anyway; ours goes on.
+        async with heard(two):
+            two.server_end.shutdown(socket.SHUT_WR)
+        await send(two.client_end, b"last")
+        assert await receive(two.server_end, 4) == b"last"
+        two.client_end.shutdown(socket.SHUT_WR)
+        assert await receive(two.server_end, 1) == b""
+        assert await ended(two) is None
+        assert two.client.stats().decapsulate.bytes == 0
+
+
+async def test_encrypting_keeps_the_tickets_that_come(credentials: dict[str, Any]) -> None:
+    """What shows that a ticket was heard: the next connection resumes with it."""
+    if "server" not in credentials:
+        pytest.skip("pre-shared keys need no tickets: they are resumption already")
+    resumed = []
+    for _ in range(2):
+        async with running(pair(direction="encrypt-only", **credentials)) as two:
+            await send(two.client_end, b"x")
+            await receive(two.server_end, 1)
+            resumed.append((await two.client.handshake()).resumed)
+            # The tickets lie in front of the peer's end.
+            async with heard(two):
+                two.server_end.shutdown(socket.SHUT_WR)
+    assert resumed == [False, True]
+
+
+async def test_encrypting_takes_no_data_and_says_so_to_the_peer(
+    credentials: dict[str, Any], leak_check: None
+) -> None:
+    async with running(pair(direction="encrypt-only", **credentials)) as two:
+        await send(two.server_end, b"not wanted")
+        error = await ended(two)
+        assert isinstance(error, RemoteProtocolError), error
+        assert (error.phase, error.context.direction) == ("transfer", "decapsulate")
+        assert (error.context.alert, error.context.alert_received) == (UNEXPECTED_MESSAGE, False)
+        assert await receive(two.client_end, 1) == b"", "nothing of it reaches the sink"
+        with pytest.raises(SapperError) as caught:
+            await two.server.wait_closed()
+        heard = caught.value.context
+        assert (heard.alert, heard.alert_received) == (UNEXPECTED_MESSAGE, True)
+
+
+@pytest.mark.parametrize("direction", ["encrypt-only", "decrypt-only"])
+async def test_an_alert_of_the_peers_is_heard(
+    direction: str, credentials: dict[str, Any], leak_check: None
+) -> None:
+    wire = Wire()
+    async with running(pair(wire=wire.ends, direction=direction, **credentials)) as two:
+        wire.corrupt()
+        if direction == "encrypt-only":
+            await send(two.client_end, b"arrives with a wrong bit")
+        else:  # it sends nothing but TLS's own messages
+            await two.client.update_keys()
+        error = await ended(two)
+        assert error is not None
+        assert (error.context.alert, error.context.alert_received) == (BAD_RECORD_MAC, True)
+        with pytest.raises(SapperError) as caught:
+            await two.server.wait_closed()
+        assert caught.value.reason == "bad_record_mac"
+    wire.join()
+
+
+async def test_decrypting_sends_nothing_and_goes_on_through_key_updates(
+    credentials: dict[str, Any], leak_check: None
+) -> None:
+    async with running(pair(direction="decrypt-only", **credentials)) as two:
+        await send(two.client_end, b"stays here")
+        await send(two.server_end, b"first")
+        assert await receive(two.client_end, 5) == b"first"
+        await two.server.update_keys()
+        await two.client.update_keys()
+        await send(two.server_end, b"under new keys")
+        assert await receive(two.client_end, 14) == b"under new keys"
+        two.server_end.shutdown(socket.SHUT_WR)
+        assert await ended(two) is None
+        assert await receive(two.server_end, 1) == b"", "an end, and not a byte before it"
+        assert two.client.stats().encapsulate.bytes == 0
+
+
+async def test_two_of_one_direction_each_fit_together(leak_check: None) -> None:
+    async with running(pair(direction="encrypt-only", server={"direction": "decrypt-only"})) as two:
+        data = bytes(range(256)) * 4_000
+        sending = asyncio.create_task(send(two.client_end, data))
+        assert await receive(two.server_end, len(data)) == data
+        await sending
+        two.client_end.shutdown(socket.SHUT_WR)
+        assert await receive(two.server_end, 1) == b""
+        assert await ended(two) is None
