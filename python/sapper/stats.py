@@ -18,7 +18,7 @@ class FlowStats:
 
     Attributes:
         bytes: Payload delivered.
-        packets: Packets delivered, counted as they would lie on a wire.
+        packets: Packets delivered; a large one that the destination takes whole counts as one.
         backpressure: Seconds in which the destination took nothing while something waited.
         latency_p50: Median of the seconds between the receive and the send of the same byte or packet.
         latency_p99: 99 of 100 took no longer.
@@ -43,8 +43,8 @@ class EndpointStats:
         description: What it is, for people: ``tcp 127.0.0.1:5000 -> 127.0.0.1:443``.
         bytes_received: Bytes received from it (ciphertext where it is under TLS).
         bytes_sent: Bytes sent to it.
-        packets_received: Packets received from it.
-        packets_sent: Packets sent to it.
+        packets_received: Packets received from it, counted as they would lie on a wire.
+        packets_sent: Packets sent to it, counted the same way.
         records_received: TLS records opened.
         records_sent: TLS records sealed.
         receive_calls: Receiving system calls.
@@ -72,7 +72,8 @@ class PumpStats:
         decapsulate: From the network.
         transport: The network's endpoint.
         sink: The other endpoint.
-        facts: What does not change: ``engine``, ``version``, ``suite``, offloads in use and if not why.
+        facts: What does not change: ``transport.tls.engine``, ``.version``, ``.cipher_suite``, and each
+            ``offload.…``, ``"on"`` or ``"off: "`` and why.
     """
 
     running: float
