@@ -91,6 +91,7 @@ def test_defaults_of_a_bridge() -> None:
 
 
 TLS_IN_WORDS = {
+    "peer_rules": "everybody",
     "roots": "the credentials', else the system's",
     "client_auth": "required where roots of our own or pins are given, else off",
     "min_version": '`"TLSv1.2"`, `"TLSv1.3"`',

@@ -129,15 +129,17 @@ def seeds() -> dict[str, list[bytes]]:
         "icmp or icmp6 and less 99",
     ]
     # Data, a key update, data again, a read with little room; an alert; a changed record; a ticket.
-    records = bytes.fromhex("0002616205000002636407081111 0603000000 00016503016600")
+    steps = bytes.fromhex("0002616205000002636407081111 0603000000 00016503016600")
     ticket = bytes([2, 12, 22, 4, 0, 0, 7]) + bytes(7) + bytes([0, 1, 0x61])
     # A client's hello of TLS 1.3, cut short, and what other servers say.
     hello = bytes.fromhex("160301007a010000760303") + bytes(32) + bytes.fromhex("00000a1301130200ff")
     words = [hello, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"]
     pem = f"-----BEGIN CERTIFICATE-----\n{CERTIFICATE}-----END CERTIFICATE-----\n".encode()
     return {
-        "tls_records": [bytes([choice]) + steps for choice in range(12) for steps in (records, ticket)],
-        "tls_handshake": [bytes([choice]) + said for choice in range(16) for said in (*words, bytes([60, 1]))],
+        "tls_records": [bytes([choice]) + script for choice in range(12) for script in (steps, ticket)],
+        "tls_handshake": [
+            bytes([choice]) + said for choice in range(16) for said in (*words, bytes([60, 1]))
+        ],
         "certificates": [pem, pem * 2, base64.b64decode(CERTIFICATE)],
         "listen_fds": [b"42\x002\x00web:admin", b"42\x001\x00", b"43\x001"],
         "pcapng": [bytes([0, 0, 9, 1, 1, 0, 40, 2, 6, 0, 99, 3, 7, 5, 0, 1])],

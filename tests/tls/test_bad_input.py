@@ -31,20 +31,12 @@ from sapper.errors import (
     PolicyDenied,
     RemoteProtocolError,
     SapperError,
-    TlsError,
 )
 from sapper.tls import Credentials, TlsConfig, create_bridge
 from support import leaks
 from support.certs import Certificates, Identity
-from support.hearing import Hearing, drain, failure, role
+from support.hearing import FROM_A_PEER, KEY, LATEST, PSK, SOON, Hearing, drain, failure, role
 from support.traffic import Background, payload
-
-KEY = b"a key that nobody may ever read!"
-PSK = Credentials.psk("an identity", KEY)
-#: What bytes from a peer may raise, and nothing else.
-FROM_A_PEER = (RemoteProtocolError, IncompatiblePeer, TlsError, AuthenticationError, ConnectionLost)
-#: A deadline under test, and within how long everything has to be over even on a busy machine.
-SOON, LATEST = 0.15, 10.0
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 

@@ -11,9 +11,10 @@ import threading
 import time
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -545,63 +546,49 @@ async def test_silence_meets_the_idle_deadline_and_traffic_keeps_it_away(
         meter.stop()
 
 
-async def test_two_hundred_megabytes_leave_no_trace_in_pythons_memory() -> None:
-    """Bytes, not packets: 200 MB through both engines of a bridge, and tracemalloc sees none of them."""
-    async with running(pair()) as two:
-        meter = Load.meter(two.server_end.fileno(), "block", 100_000)
-        source = Load.source(two.client_end.fileno(), "block", 100_000)
+async def growth(counted: Callable[[], int], amount: int) -> tuple[int, int]:
+    """By how much Python's memory has grown when so much has moved, and by how much at the most."""
 
-        async def moved(size: int) -> None:
-            goal = meter.stats().bytes + size
-            async with asyncio.timeout(50):
-                while meter.stats().bytes < goal:
-                    await asyncio.sleep(0.05)
+    async def moved(count: int) -> None:
+        goal = counted() + count
+        async with asyncio.timeout(50):
+            while counted() < goal:
+                await asyncio.sleep(0.02)
 
-        await moved(1_000_000)
-        tracemalloc.start()
-        try:
-            await moved(1_000_000)
-            gc.collect()
-            before, _ = tracemalloc.get_traced_memory()
-            tracemalloc.reset_peak()
-            await moved(200_000_000)
-            _, peak = tracemalloc.get_traced_memory()
-            gc.collect()
-            after, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+    await moved(amount // 100)
+    tracemalloc.start()
+    try:
+        await moved(amount // 100)
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        await moved(amount)
+        _, peak = tracemalloc.get_traced_memory()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return after - before, peak - before
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit", "size", "amount"),
+    [("stream", "block", 100_000, 200_000_000), ("packets", "packet", 1280, 64_000_000)],
+    ids=["200 MB of a stream", "50,000 packets"],
+)
+async def test_python_allocates_nothing_while_payload_flows(
+    kind: str, unit: Literal["block", "packet"], size: int, amount: int
+) -> None:
+    two = pair() if kind == "stream" else pair(socket.SOCK_DGRAM, framing="ipv6")
+    async with running(two):
+        meter = Load.meter(two.server_end.fileno(), unit, size)
+        source = Load.source(two.client_end.fileno(), unit, size)
+        left, most = await growth(lambda: meter.stats().bytes, amount)
         source.stop()
         meter.stop()
         assert (meter.stats().lost, meter.stats().torn) == (0, 0)
-        assert after - before < 20_000, "Python's memory grew with the bytes"
-        assert peak - before < 200_000, "a chunk of payload was in Python for a moment"
-
-
-async def test_python_allocates_nothing_while_packets_flow() -> None:
-    async with running(pair(socket.SOCK_DGRAM, framing="ipv6")) as two:
-        meter = Load.meter(two.server_end.fileno(), "packet", 1280)
-        source = Load.source(two.client_end.fileno(), "packet", 1280)
-
-        async def moved(count: int) -> None:
-            goal = meter.stats().units + count
-            async with asyncio.timeout(30):
-                while meter.stats().units < goal:
-                    await asyncio.sleep(0.02)
-
-        await moved(1_000)
-        tracemalloc.start()
-        try:
-            await moved(1_000)
-            gc.collect()
-            before, _ = tracemalloc.get_traced_memory()
-            await moved(50_000)
-            gc.collect()
-            after, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        source.stop()
-        meter.stop()
-        assert after - before < 20_000, "Python's memory grew with the packets"
+        assert left < 20_000, "Python's memory grew with the payload"
+        assert most < 200_000, "a chunk of payload was in Python for a moment"
 
 
 def test_a_bridge_that_was_never_used_is_collected(leak_check: None) -> None:

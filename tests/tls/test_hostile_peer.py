@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from sapper.errors import (
-    AuthenticationError,
     ConnectionLost,
     HandshakeDeadline,
     IdleDeadline,
@@ -24,15 +23,8 @@ from sapper.errors import (
 )
 from sapper.tls import Credentials, create_bridge
 from support.certs import Certificates
-from support.hearing import Hearing, drain, failure
+from support.hearing import LATEST, SOON, Hearing, drain, failure
 from support.traffic import Background
-
-KEY = b"a key that nobody may ever read!"
-PSK = Credentials.psk("an identity", KEY)
-#: What bytes from a peer may raise, and nothing else.
-FROM_A_PEER = (RemoteProtocolError, IncompatiblePeer, TlsError, AuthenticationError, ConnectionLost)
-#: A deadline under test, and within how long everything has to be over even on a busy machine.
-SOON, LATEST = 0.15, 10.0
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 

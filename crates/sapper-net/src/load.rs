@@ -222,18 +222,21 @@ fn iovec(bytes: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
 
+/// One message for each slice; they point to the slices.
+fn messages(slices: &mut [libc::iovec]) -> Vec<libc::mmsghdr> {
+    let message = |slice: &mut libc::iovec| {
+        // SAFETY: zero is a valid value of every field of a mmsghdr.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_iov = slice;
+        message.msg_hdr.msg_iovlen = 1;
+        message
+    };
+    slices.iter_mut().map(message).collect()
+}
+
 fn send_packets(fd: &OwnedFd, packets: &[Vec<u8>], shared: &Shared) -> io::Result<usize> {
     let mut slices: Vec<_> = packets.iter().map(|packet| iovec(packet)).collect();
-    let mut messages: Vec<_> = slices
-        .iter_mut()
-        .map(|slice| {
-            // SAFETY: zero is a valid value of every field of a mmsghdr.
-            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-            message.msg_hdr.msg_iov = slice;
-            message.msg_hdr.msg_iovlen = 1;
-            message
-        })
-        .collect();
+    let mut messages = messages(&mut slices);
     let mut sent = 0;
     while sent < messages.len() && !shared.stop.load(Relaxed) {
         let left = &mut messages[sent..];
@@ -322,16 +325,7 @@ fn meter_packets(fd: &OwnedFd, unit: Unit, shared: &Shared) -> io::Result<()> {
             .chunks_mut(room)
             .map(|slot| libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() })
             .collect();
-        let mut messages: Vec<_> = slices
-            .iter_mut()
-            .map(|slice| {
-                // SAFETY: zero is a valid value of every field of a mmsghdr.
-                let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                message.msg_hdr.msg_iov = slice;
-                message.msg_hdr.msg_iovlen = 1;
-                message
-            })
-            .collect();
+        let mut messages = messages(&mut slices);
         // SAFETY: the messages, the slices and `bytes` outlive the call, and nothing reads `bytes` in it.
         let n = unsafe {
             libc::recvmmsg(

@@ -1,10 +1,13 @@
 //! Memory of TLS engines: no allocation per record, and little of it in an idle connection. A binary
 //! of its own without the test harness, because it counts what the whole process allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+#[path = "common/counting.rs"]
+mod counting;
+
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use counting::ALLOCATIONS;
 use sapper_net::buffer::Buffer;
 use sapper_net::stream::RecordMarks;
 use sapper_net::tls::config::TlsConfig;
@@ -13,33 +16,6 @@ use sapper_net::tls::options::{
     ClientAuth, Credentials, OwnCertificate, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
 };
 use sapper_net::tls::{BoxEngine, HandshakeProgress, Role};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller keeps the contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: as above.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Connections held at once, so that the share of what they have in common is small.
 const PAIRS: usize = 200;

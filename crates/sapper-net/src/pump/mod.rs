@@ -5,6 +5,7 @@
 //! buffer, so the directions share no lock. A pump is polled, it has no task of its own: its owner
 //! (a bridge, a proxy connection, a tunnel stream) decides about deadlines and ends.
 
+mod flow;
 mod packet;
 mod stream;
 
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use flow::{Flow, FlowState};
 use packet::PacketFlow;
 use stream::StreamFlow;
 
@@ -22,10 +24,6 @@ use crate::port::BoxPort;
 use crate::port::tap::Tap;
 use crate::stats::{Counter, Drops, LatencyHistogram};
 use crate::stream::BoxStream;
-
-/// Rounds of receive-and-send that a direction does before the other one and the thread's other
-/// tasks get their turn: 2 MiB of a stream.
-const ROUNDS: usize = 8;
 
 /// Live counters of one direction.
 #[derive(Debug, Default)]
@@ -121,31 +119,6 @@ pub struct Pump {
 enum Flows {
     Streams { encapsulate: StreamFlow, decapsulate: StreamFlow },
     Ports { encapsulate: PacketFlow, decapsulate: PacketFlow },
-}
-
-/// Whether an error means only that a peer is gone before it heard the end of our direction, which is
-/// no loss where it had ended its own, or where we end anyway.
-fn says_goodbye_to_nobody(peer_ended: bool, mode: PumpMode, error: &Error) -> bool {
-    (peer_ended || mode != PumpMode::Run) && error.kind() == ErrorKind::ConnectionLost
-}
-
-/// While a stop is under way a peer that is gone is one that ended: both sides often stop at once.
-fn ended_by_stop<T>(mode: PumpMode, received: Result<Poll<T>>, end: T) -> Result<Poll<T>> {
-    match received {
-        Err(error) if mode != PumpMode::Run && error.kind() == ErrorKind::ConnectionLost => {
-            Ok(Poll::Ready(end))
-        }
-        received => received,
-    }
-}
-
-/// What both kinds of flow tell their pump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FlowState {
-    /// It goes on.
-    Open,
-    /// Its source ended and all of it was delivered.
-    Ended,
 }
 
 /// How one direction of a pump begins.

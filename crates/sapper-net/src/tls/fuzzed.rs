@@ -13,7 +13,9 @@ use super::config::TlsConfig;
 use super::credentials::read_certificates;
 use super::dev_cert::dev_certificates;
 use super::key_schedule::{Exporter, Hash, next_traffic_secret};
-use super::options::{Credentials, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion};
+use super::options::{
+    Credentials, OwnCertificate, PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
+};
 use super::record::{ALERT, APPLICATION_DATA, Aead, DirectionKeys, HANDSHAKE, HEADER, grant};
 use super::traffic::{Traffic, TrafficParts, TrafficSecrets};
 use super::{HandshakeProgress, OpenState, Role, greeting};
@@ -231,14 +233,11 @@ fn configurations() -> &'static [(TlsConfig, TlsConfig)] {
     static MADE: OnceLock<Vec<(TlsConfig, TlsConfig)>> = OnceLock::new();
     MADE.get_or_init(|| {
         let made = dev_certificates(&[BENCH_SERVER_NAME], Duration::from_secs(86_400)).expect("certificates");
-        let server = Credentials::Certificate {
-            chain: made.server.chain.into_bytes(),
-            key: made.server.key,
-            password: None,
-        };
+        let server =
+            Credentials::Certificate(OwnCertificate::pair(made.server.chain.into_bytes(), made.server.key));
         let identity = PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]) };
         let psk = Credentials::Psk { identities: vec![identity], hash: PskHash::Sha256 };
-        let roots = Roots::Own(made.authority.into_bytes());
+        let roots = Roots::Own(made.authority.into_bytes().into());
         let mut configurations = Vec::new();
         for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
             let only = |credentials: &Credentials, roots: &Roots| {
@@ -343,7 +342,7 @@ pub fn certificates(input: &[u8]) {
         }
         Err(error) => assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("roots"))),
     }
-    let options = TlsOptions { roots: Roots::Own(input.to_vec()), ..TlsOptions::default() };
+    let options = TlsOptions { roots: Roots::Own(input.to_vec().into()), ..TlsOptions::default() };
     if let Err(error) = TlsConfig::new(&options) {
         assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("roots")));
     }

@@ -179,17 +179,10 @@ impl Handshake {
     fn advance(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) -> Result<bool> {
         loop {
             let before = outgoing.len();
-            let data = &mut incoming.data_mut()[..self.seen];
-            let connection = &mut self.connection;
-            let (discard, step) = with_scene(&mut self.scene, || match connection {
-                Connection::Client(connection) => step(connection.process_tls_records(data), outgoing),
-                Connection::Server(connection) => step(connection.process_tls_records(data), outgoing),
-            });
+            let step = self.step(incoming, outgoing);
             if let Connection::Server(_) = self.connection {
                 self.hello.watch_all(&outgoing.data()[before..]);
             }
-            incoming.consume(discard);
-            self.seen -= discard;
             let waits = match &self.connection {
                 Connection::Client(connection) => connection.is_handshaking(),
                 Connection::Server(connection) => connection.is_handshaking(),
@@ -217,19 +210,25 @@ impl Handshake {
         }
     }
 
+    /// One call into rustls.
+    fn step(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) -> Result<Step, rustls::Error> {
+        let data = &mut incoming.data_mut()[..self.seen];
+        let connection = &mut self.connection;
+        let (discard, step) = with_scene(&mut self.scene, || match connection {
+            Connection::Client(connection) => step(connection.process_tls_records(data), outgoing),
+            Connection::Server(connection) => step(connection.process_tls_records(data), outgoing),
+        });
+        incoming.consume(discard);
+        self.seen -= discard;
+        step
+    }
+
     /// After an error rustls still has the alert to send. When it has nothing to send it looks at its
     /// input again, fails again and queues another alert; so this stops behind the first one.
     fn flush_alert(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) {
         loop {
             let before = outgoing.len();
-            let data = &mut incoming.data_mut()[..self.seen];
-            let connection = &mut self.connection;
-            let (discard, step) = with_scene(&mut self.scene, || match connection {
-                Connection::Client(connection) => step(connection.process_tls_records(data), outgoing),
-                Connection::Server(connection) => step(connection.process_tls_records(data), outgoing),
-            });
-            incoming.consume(discard);
-            self.seen -= discard;
+            let step = self.step(incoming, outgoing);
             if !matches!(step, Ok(Step::Again)) || is_alert(&outgoing.data()[before..]) {
                 return;
             }

@@ -1,0 +1,203 @@
+//! One direction, whatever it carries: when it reads, when it writes, when it ends. What is read and
+//! how it is written is [`super::stream`]'s and [`super::packet`]'s.
+
+use std::task::{Context, Poll};
+
+use super::{FlowOptions, PumpMode};
+use crate::error::{Error, ErrorKind, Phase, Result};
+
+/// Rounds of receive-and-send that a direction does before the other one and the thread's other
+/// tasks get their turn: 2 MiB of a stream.
+const ROUNDS: usize = 8;
+
+/// Whether an error means only that a peer is gone before it heard the end of our direction, which is
+/// no loss where it had ended its own, or where we end anyway.
+fn says_goodbye_to_nobody(peer_ended: bool, mode: PumpMode, error: &Error) -> bool {
+    (peer_ended || mode != PumpMode::Run) && error.kind() == ErrorKind::ConnectionLost
+}
+
+/// While a stop is under way a peer that is gone is one that ended: both sides often stop at once.
+fn ended_by_stop(mode: PumpMode, received: Result<Poll<bool>>) -> Result<Poll<bool>> {
+    match received {
+        Err(error) if mode != PumpMode::Run && error.kind() == ErrorKind::ConnectionLost => {
+            Ok(Poll::Ready(false))
+        }
+        received => received,
+    }
+}
+
+/// What both kinds of flow tell their pump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlowState {
+    /// It goes on.
+    Open,
+    /// Its source ended and all of it was delivered.
+    Ended,
+}
+
+/// Where a direction is, and what its owner has said about it.
+pub(super) struct FlowControl {
+    phase: FlowPhase,
+    enabled: bool,
+    forward_eof: bool,
+    paused: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FlowPhase {
+    Reading,
+    /// The source ended; what waits is still to be written.
+    SourceEnded,
+    /// The destination was told.
+    Ended,
+}
+
+impl FlowControl {
+    pub(super) fn new(options: &FlowOptions) -> Self {
+        Self {
+            phase: FlowPhase::Reading,
+            enabled: options.enabled,
+            forward_eof: options.forward_eof,
+            paused: false,
+        }
+    }
+
+    /// The destination is another one, which has not heard of an end yet.
+    pub(super) fn destination_replaced(&mut self) {
+        if self.phase == FlowPhase::Ended && self.forward_eof {
+            self.phase = FlowPhase::SourceEnded;
+        }
+    }
+}
+
+/// An end of a flow, as far as ends are concerned.
+pub(super) trait FlowEnd {
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
+    fn poll_send_eof(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
+
+    /// Whether anybody is there for what is written.
+    fn is_wanted(&self) -> bool {
+        true
+    }
+}
+
+/// One direction between two ends of a kind.
+pub(super) trait Flow {
+    /// A stream or a packet port.
+    type End: FlowEnd + ?Sized;
+
+    fn control(&mut self) -> &mut FlowControl;
+
+    /// Whether something that was read waits for the destination.
+    fn has_waiting(&self) -> bool;
+
+    /// Writes what waits; `false` when the destination takes no more now.
+    fn write(&mut self, cx: &mut Context<'_>, destination: &mut Self::End, active: &mut bool)
+    -> Result<bool>;
+
+    /// Reads what is there, `false` at the end; takes memory only when something is.
+    fn read(&mut self, cx: &mut Context<'_>, source: &mut Self::End) -> Result<Poll<bool>>;
+
+    /// Throws away what waits.
+    fn forget(&mut self);
+
+    /// Gives memory back: nothing waits.
+    fn release(&mut self);
+
+    /// Moves what can be moved; never waits for more than one of the two ends at a time.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Self::End,
+        destination: &mut Self::End,
+        mode: PumpMode,
+        peer_ended: bool,
+        active: &mut bool,
+    ) -> Result<FlowState> {
+        if self.ended() {
+            return Ok(FlowState::Ended);
+        }
+        for _ in 0..ROUNDS {
+            if !destination.is_wanted() {
+                // Whoever was to have it has gone, and meant to: that is an end of this direction alone.
+                self.forget();
+                return Ok(self.end());
+            }
+            if self.has_waiting() {
+                if !self.write(cx, destination, active)? {
+                    return Ok(FlowState::Open);
+                }
+                continue;
+            }
+            // Sealed records and answers to the peer may wait below even when no payload does.
+            let flushed = match destination.poll_flush(cx) {
+                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, mode, &error) => {
+                    return Ok(self.end());
+                }
+                flushed => flushed.map_err(|e| e.with_phase(Phase::Transfer))?.is_ready(),
+            };
+            if self.control().phase == FlowPhase::SourceEnded {
+                if self.control().forward_eof {
+                    match destination.poll_send_eof(cx) {
+                        Poll::Pending => return Ok(FlowState::Open),
+                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, mode, &error) => {
+                            return Err(error.with_phase(Phase::Close));
+                        }
+                        Poll::Ready(_) => {}
+                    }
+                }
+                return Ok(self.end());
+            }
+            if !self.control().enabled {
+                return Ok(if flushed { FlowState::Ended } else { FlowState::Open });
+            }
+            if self.control().paused && mode == PumpMode::Run {
+                self.release();
+                return Ok(FlowState::Open);
+            }
+            match ended_by_stop(mode, self.read(cx, source))? {
+                Poll::Ready(true) => *active = true,
+                Poll::Ready(false) => self.control().phase = FlowPhase::SourceEnded,
+                Poll::Pending => {
+                    self.release();
+                    if mode != PumpMode::Drain {
+                        return Ok(FlowState::Open);
+                    }
+                    // What waited was read: a drain reads no further.
+                    self.control().phase = FlowPhase::SourceEnded;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(FlowState::Open)
+    }
+
+    fn end(&mut self) -> FlowState {
+        self.control().phase = FlowPhase::Ended;
+        self.release();
+        FlowState::Ended
+    }
+
+    fn ended(&mut self) -> bool {
+        self.control().phase == FlowPhase::Ended
+    }
+
+    /// Whether the source has ended; what it sent may still be on its way.
+    fn source_ended(&mut self) -> bool {
+        self.control().phase != FlowPhase::Reading
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        self.control().paused = paused;
+    }
+
+    /// The sink that we read from is another one now.
+    fn source_replaced(&mut self) {
+        if self.control().phase == FlowPhase::SourceEnded {
+            self.control().phase = FlowPhase::Reading;
+        }
+    }
+
+    /// The sink that we write to is another one now: what waits goes there.
+    fn destination_replaced(&mut self);
+}
