@@ -178,6 +178,14 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='')}:{port}"
 
 
+def _must_be_text(field: str, text: str) -> None:
+    """Refuses halves of characters, which nothing outside of Python can be given."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise config_error(field, f"{text!r} holds half a character") from None
+
+
 @dataclass(frozen=True, slots=True)
 class _HostPort(Endpoint):
     host: str
@@ -188,6 +196,7 @@ class _HostPort(Endpoint):
     def __post_init__(self) -> None:
         if not self.host:
             raise config_error("host", "an address needs a host")
+        _must_be_text("host", self.host)
         if not 0 <= self.port <= 65535:
             raise config_error("port", "a port is a whole number from 0 to 65535")
 
@@ -265,6 +274,7 @@ class _Path(Endpoint):
             raise config_error("path", "a path is empty")
         if "\0" in self.path:
             raise config_error("path", "a path holds a zero byte")
+        _must_be_text("path", self.path)
 
     def _body(self) -> str:
         return quote(self.path, safe="/@:+,=~ ")
@@ -381,6 +391,7 @@ class _Interface(Endpoint):
             raise config_error(
                 "name", f"an interface's name has at most {_MAX_INTERFACE_NAME} characters, no / or space"
             )
+        _must_be_text("name", self.name)
         for address in self.addresses:
             try:
                 _networks(address)
@@ -446,6 +457,7 @@ def parse(text: str, *, field: str = "endpoint") -> Endpoint:
     Raises:
         ConfigError: It is no endpoint; the message says what was expected.
     """
+    _must_be_text(field, text)
     if (bare := _BARE_INTERFACE.fullmatch(text)) is not None:
         return Tap(name=text) if bare["scheme"] == "tap" else Tun(name=text)
     scheme, colon, rest = text.partition(":")
