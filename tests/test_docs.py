@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sapper.tls as tls
+from sapper import errors
 from sapper.errors import ErrorKind, SapperError
 from sapper.pump import PumpOptions
 from support.needs import ROOT
@@ -101,3 +103,63 @@ def test_every_option_of_the_command_line_is_documented() -> None:
             for option in parameter.opts:
                 if option.startswith("--"):
                     assert f"`{option}`" in page, f"docs/cli.md does not explain {option} of sapper {name}"
+
+
+def rust_reasons() -> set[str]:
+    """Every word that the native code gives as a reason."""
+    found: set[str] = set()
+    for source in (ROOT / "crates").glob("*/src/**/*.rs"):
+        text = source.read_text()
+        for given in re.findall(r"\.with_reason\(\s*([^()]*(?:\(\))?)\s*\)", text):
+            if literal := re.fullmatch(r'"(\w+)"', given):
+                found.add(literal[1])
+            elif given == "reason":  # chosen just before: `let reason = match … { … => "word", … };`
+                choices = re.findall(r"let reason = match \w+ \{(.*?)\n    \};", text, re.DOTALL)
+                assert choices, f"{source} gives a reason that this test does not find"
+                found |= set(re.findall(r'=> "(\w+)"', "".join(choices)))
+            else:
+                assert re.fullmatch(r"(CertificateReason::\w+|(self\.)?reason)\.as_str\(\)", given), given
+        if source.name == "failure.rs":
+            words = re.search(r"fn as_str\(self\) -> &'static str \{(.*?)\n    \}", text, re.DOTALL)
+            assert words is not None
+            found |= set(re.findall(r'=> "(\w+)"', words[1]))
+    return found
+
+
+def python_reasons() -> set[str]:
+    """Every word that the Python code gives as a reason."""
+    found: set[str] = set()
+    for source in (ROOT / "python").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ["reason"]:
+                given = [node.value]
+            elif isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                given = [one.value for one in node.keywords if one.arg == "reason"]
+                given += node.args[2:3] if name == "config_error" else []
+                given = given if name in ("config_error", "ErrorContext") else []
+            else:
+                continue
+            for one in given:
+                found |= {
+                    word.value
+                    for word in ast.walk(one)
+                    if isinstance(word, ast.Constant)
+                    and isinstance(word.value, str)
+                    and word.value[:1] != "_"
+                }
+    return found
+
+
+def test_every_reason_is_documented_and_every_documented_one_is_given() -> None:
+    page = (DOCS / "errors.md").read_text()
+    table = page.split("## Reasons\n")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    documented = [word for row in rows for word in re.findall(r"`(\w+)`", row[1])]
+    assert len(documented) == len(set(documented)), "a reason stands there twice"
+    given = rust_reasons() | python_reasons()
+    assert len(given) > 40
+    assert given == set(documented), given ^ set(documented)
+    for row in rows:
+        for name in re.findall(r"`(\w+)`", row[2]):
+            assert issubclass(getattr(errors, name), SapperError)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +75,24 @@ def test_other_ways_to_write_the_same(text: str, same: str) -> None:
         ("tcp://[zz]:4", "no IPv6 address"),
         ("tcp://:4", "names no host"),
         ("tcp://h:1?x=1", "no options"),
+        ("tcp://a\0b:1", "no host name"),
+        ("tcp://a%00b:1", "no host name"),
+        ("tcp://two words:1", "no host name"),
+        ("tcp://h..x:1", "no host name"),
+        ("tcp://" + "x" * 64 + ":1", "no host name"),
+        ("tcp://300.1.1.1:1", "no IPv4 address"),
+        ("tcp://h:0", "port 0"),
+        ("tcp://\ud800:1", "surrogate"),
+        ("unix:/" + "x" * 107, "1 to 107 bytes"),
+        ("unix-listen:@" + "x" * 108, "1 to 107 bytes"),
+        ("unix:@", "1 to 107 bytes"),
+        ("unix:/\ud800", "surrogates"),
+        ("dgram:/x?bind=/" + "x" * 107, "1 to 107 bytes"),
+        ("udp://h:1?bind=name:1", "no address of this machine"),
+        ("tls://h:1?server_name=", "needs a host"),
+        ("fd:1,2?header=pi", "one descriptor"),
+        ("tun:..", "15 characters"),
+        ("tun:a?address=1.2.3.4%2f33", "prefix length"),
         ("tls://h:1?alpn=", "1 to 255"),
         ("tun:a-name-that-is-too-long", "15 characters"),
         ("tun:a/b", "15 characters"),
@@ -103,12 +123,29 @@ def test_a_wrong_value_in_a_constructor_names_its_field() -> None:
         (lambda: endpoint.Tcp("", 1), "host"),
         (lambda: endpoint.Tcp("h", 70_000), "port"),
         (lambda: endpoint.Unix("a\0b"), "path"),
-        (lambda: endpoint.File("/\udcff"), "path"),
-        (lambda: endpoint.Tcp("\ud800", 1), "host"),
-        (lambda: endpoint.Tap("\ud800"), "name"),
-        (lambda: endpoint.Fd(-1), "fd"),
+        (lambda: endpoint.Fd(-1), "read"),
+        (lambda: endpoint.Fd(1, 2**31), "write"),
+        (lambda: endpoint.Fd(1, 2, header="pi"), "header"),
         (lambda: endpoint.Tun("x" * 16), "name"),
-        (lambda: endpoint.Tun("x", addresses=("nonsense",)), "address"),
+        (lambda: endpoint.Tun("ä" * 8), "name"),
+        (lambda: endpoint.Tun("a:b"), "name"),
+        (lambda: endpoint.Tun("x", mtu=67), "mtu"),
+        (lambda: endpoint.Tun("x", addresses=("nonsense",)), "addresses"),
+        (lambda: endpoint.Tcp("a\0b", 1), "host"),
+        (lambda: endpoint.Tcp("fe80::zz", 1), "host"),
+        (lambda: endpoint.Tcp("a..b", 1), "host"),
+        (lambda: endpoint.Tcp("256.1.1.1", 1), "host"),
+        (lambda: endpoint.Tcp("\udc80", 1), "host"),
+        (lambda: endpoint.Tcp("h", 0), "port"),
+        (lambda: endpoint.Tcp("h", True), "port"),
+        (lambda: endpoint.Tls("h", 1, alpn=("a,b",)), "alpn"),
+        (lambda: endpoint.Tls("h", 1, server_name=""), "server_name"),
+        (lambda: endpoint.Udp("h", 1, bind=("h", 1)), "bind"),
+        (lambda: endpoint.Unix("x" * 108), "path"),
+        (lambda: endpoint.UnixListen("@"), "path"),
+        (lambda: endpoint.Seqpacket("ä" * 54), "path"),
+        (lambda: endpoint.UnixDatagram("x", "y" * 108), "bind"),
+        (lambda: endpoint.File("x", "rw"), "mode"),  # type: ignore[arg-type]
     ]
     for make, field in wrong:
         with pytest.raises(ConfigError) as caught:
@@ -117,19 +154,24 @@ def test_a_wrong_value_in_a_constructor_names_its_field() -> None:
 
 
 hosts = st.one_of(
-    st.from_regex(r"[a-z][a-z0-9.-]{0,20}", fullmatch=True),
+    st.from_regex(r"[a-z][a-z0-9-]{0,20}(\.[a-z0-9_-]{1,9}){0,2}\.?", fullmatch=True),
     st.ip_addresses(v=4).map(str),
     st.ip_addresses(v=6).map(str),
 )
-ports = st.integers(0, 65535)
-paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(
-    lambda text: not text.startswith("//")
+ports = st.integers(1, 65535)
+# Bytes that are no UTF-8 are in names of files, too; Python writes them as lone surrogates.
+paths = (
+    st.binary(min_size=1, max_size=100)
+    .map(os.fsdecode)
+    .filter(lambda text: "\0" not in text and not text.startswith("//") and text != "@")
 )
 protocols = st.lists(st.from_regex(r"[a-z0-9/.]{1,8}", fullmatch=True), max_size=3).map(tuple)
 described = st.one_of(
     st.builds(endpoint.Tcp, hosts, ports),
     st.builds(endpoint.Tls, hosts, ports, protocols, st.none() | hosts),
-    st.builds(endpoint.Udp, hosts, ports, st.none() | st.tuples(hosts, ports)),
+    st.builds(
+        endpoint.Udp, hosts, ports, st.none() | st.tuples(st.ip_addresses().map(str), st.integers(0, 65535))
+    ),
     st.builds(endpoint.Unix, paths),
     st.builds(endpoint.UnixDatagram, paths, st.none() | paths),
     st.builds(endpoint.File, paths, st.sampled_from(["r", "w", "a", "r+"])),

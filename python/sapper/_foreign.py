@@ -28,6 +28,7 @@ class ForeignDoor(asyncio.Protocol):
         self._original = transport.get_protocol()
         self._post: LoopPost = running_post()
         mailbox, self._key = self._post.subscribe(self._notified)
+        self._name = name
         self._native = _native.ForeignTransport(mailbox, self._key, f"{name} {type(transport).__name__}")
         self._rest = b""
         self._eof_received = False
@@ -39,7 +40,7 @@ class ForeignDoor(asyncio.Protocol):
     @property
     def native(self) -> _native.Endpoint:
         """The native endpoint at the other side of the door."""
-        return self._native.endpoint()
+        return self._native.endpoint(self._name)
 
     def open(self) -> None:
         """Begins to pass bytes."""

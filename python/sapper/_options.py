@@ -6,8 +6,8 @@ Not here: any option. A model says what its fields mean; this says how a wrong o
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from os import PathLike
+from collections.abc import Iterator, Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,6 +50,10 @@ class Options(BaseModel):
             **{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {})
         )
 
+    def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
+        """The options alone: what is derived from them and kept is none."""
+        yield from ((name, getattr(self, name)) for name in type(self).model_fields)
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self  # nothing in it changes
 
@@ -60,6 +64,9 @@ class Options(BaseModel):
         Raises:
             ConfigError: A name is unknown or a value wrong; ``field`` is its dotted path.
         """
+        given: object = values
+        if not (isinstance(given, Mapping) and all(isinstance(name, str) for name in given)):
+            raise config_error("values", "must be a mapping with text as keys", "wrong_type")
         return cls(**values)
 
     @classmethod
@@ -74,6 +81,11 @@ class Options(BaseModel):
             ConfigError: The file cannot be read, is no TOML, lacks the table, or a value is wrong;
                 ``field`` is the dotted path of the mistake.
         """
+        given: tuple[object, object] = (source, table)
+        if not isinstance(given[0], str | PathLike) or isinstance(fspath(given[0]), bytes):
+            raise config_error("source", f"must be a path, not {type(given[0]).__name__}", "wrong_type")
+        if not isinstance(given[1], str | None):
+            raise config_error("table", f"must be text, not {type(given[1]).__name__}", "wrong_type")
         path = Path(source)
         try:
             document = tomllib.loads(path.read_text("utf-8"))
@@ -81,7 +93,7 @@ class Options(BaseModel):
             raise ConfigError(
                 f"cannot read {path}: {error.strerror}", ErrorContext(field=table, errno=error.errno)
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # also bytes that are no text, and a path that holds a zero byte
             raise config_error(table, f"{path} is not TOML: {error}") from error
         values: Any = document
         for name in table.split(".") if table else ():
@@ -108,7 +120,9 @@ def _first_mistake(error: ValidationError) -> ConfigError:
             where.append(inner.field)
         message, reason = inner.message, inner.reason
     else:
-        message, reason = first["msg"].removeprefix("Value error, "), None
+        message = first["msg"].removeprefix("Value error, ")
+        of_another_type = first["type"].endswith("_type")
+        reason = "wrong_type" if of_another_type else None
         message = {"extra_forbidden": "there is no such option", "missing": "is required"}.get(
             first["type"], message[:1].lower() + message[1:]
         )

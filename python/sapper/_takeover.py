@@ -33,7 +33,7 @@ from sapper._loop import current_loop
 from sapper._options import config_error
 from sapper.errors import ConnectionLost, SapperError
 
-__all__ = ["EndpointLike", "HasFileno", "Taken", "becomes_ours", "must_be_open", "take"]
+__all__ = ["EndpointLike", "HasFileno", "Taken", "becomes_ours", "descriptors", "must_be_open", "take"]
 
 
 class HasFileno(Protocol):
@@ -136,7 +136,7 @@ def take(what: object, name: str) -> Taken:
             try:
                 return _described(endpoint.Tcp(first, second), name)
             except SapperError as error:
-                raise config_error(name, str(error)) from None
+                raise config_error(name, str(error), error.reason) from None
         if _hand_over_of(first) is not None or _hand_over_of(second) is not None:
             return _joined(first, second, name)
         return Taken(_native.Endpoint.fd(_descriptor(first, name), _descriptor(second, name), None, name))
@@ -174,6 +174,24 @@ def _joined(first: object, second: object, name: str) -> Taken:
     )
 
 
+def descriptors(what: object, name: str) -> list[int]:
+    """The caller's own descriptors in an endpoint argument, as far as it names some."""
+    if isinstance(what, str):
+        what = endpoint.parse(what, field=name)
+    if isinstance(what, endpoint.Fd):
+        return [what.read] if what.write is None else [what.read, what.write]
+    numbers = []
+    for one in what if isinstance(what, tuple) else (what,):
+        if isinstance(one, int) and not isinstance(one, bool):
+            numbers.append(one)
+        elif not isinstance(one, str) and (fileno := getattr(one, "fileno", None)) is not None:
+            # What has none says so when it is taken.
+            with contextlib.suppress(Exception):
+                if isinstance(number := fileno(), int) and number >= 0:
+                    numbers.append(number)
+    return numbers if not (isinstance(what, tuple) and what and isinstance(what[0], str)) else []
+
+
 def must_be_open(number: int, name: str) -> None:
     """Refuses a number that is no open descriptor, before anything else can get it."""
     try:
@@ -194,9 +212,9 @@ def _described(what: endpoint.Endpoint, name: str) -> Taken:
     native = _native.Endpoint
     match what:
         case endpoint.Tcp(host, port):
-            return Taken(native.tcp(host, port, name), host)
+            return Taken(native.tcp(host, port, name), _without_scope(host))
         case endpoint.Tls(host, port):
-            return Taken(native.tcp(host, port, name), what.server_name or host, what)
+            return Taken(native.tcp(host, port, name), what.server_name or _without_scope(host), what)
         case endpoint.TcpListen(host, port):
             return Taken(native.tcp_listen(host, port, name))
         case endpoint.TlsListen(host, port):
@@ -226,6 +244,11 @@ def _described(what: endpoint.Endpoint, name: str) -> Taken:
         case endpoint.Counter():
             return Taken(native.counter(name))
     raise _wrong_type(what, name)
+
+
+def _without_scope(host: str) -> str:
+    """A certificate names an address without the interface behind which it is (``fe80::1%eth0``)."""
+    return host.partition("%")[0]
 
 
 def _descriptor(what: object, name: str) -> int:

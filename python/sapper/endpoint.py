@@ -28,12 +28,15 @@ Not here: objects that a program already has (sockets, transports); those go to
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlencode
 
+from sapper import _arguments
 from sapper._options import config_error
 from sapper.errors import ConfigError
 
@@ -62,6 +65,13 @@ __all__ = [
 #: or the 10 bytes of a virtio-net header.
 TunHeader = Literal["none", "pi", "utun", "vnet"]
 _MAX_INTERFACE_NAME = 15
+#: What IPv4 asks of every link (RFC 791).
+_SMALLEST_MTU = 68
+_LARGEST_DESCRIPTOR = 2**31 - 1
+#: Bytes of a Unix socket's name that the system takes.
+_MAX_UNIX_NAME = 107
+#: Characters of a whole host name, and of each of its parts.
+_MAX_HOST, _MAX_LABEL = 253, 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,9 @@ class Endpoint:
             value = getattr(self, one.name)
             if write is not None and value != one.default:
                 pairs += [(one.metadata.get("name", one.name), text) for text in write(value)]
-        return "?" + urlencode(pairs, quote_via=quote, safe="/:[],") if pairs else ""
+        return (
+            "?" + urlencode(pairs, quote_via=quote, safe="/:[],", errors="surrogateescape") if pairs else ""
+        )
 
     @classmethod
     def _parse(cls, body: str, options: list[tuple[str, str]]) -> Self:
@@ -138,6 +150,13 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return read
 
 
+def _check_word(value: object, name: str, *words: str) -> None:
+    if not isinstance(value, str):
+        raise _arguments.wrong_type(name, "text", value)
+    if value not in words:
+        raise config_error(name, f"{value!r} is none of {', '.join(words)}")
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
@@ -173,6 +192,28 @@ def split_address(text: str, default_host: str | None = None) -> tuple[str, int]
     return host, _whole(0, 65535)(match[3])
 
 
+def _check_host(value: object, name: str = "host") -> None:
+    """Refuses what no look-up can find and no address is."""
+    host = _arguments.text(value, name)
+    if not host:
+        raise config_error(name, "an address needs a host")
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise config_error(name, f"{host!r} is no IPv6 address", "host") from None
+        return
+    labels = host.removesuffix(".").split(".")
+    known = all(re.fullmatch(r"[\w-]+", label) and len(label) <= _MAX_LABEL for label in labels)
+    if not known or len(host.removesuffix(".")) > _MAX_HOST:
+        raise config_error(name, f"{host!r} is no host name", "host")
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            socket.inet_aton(host)
+        except OSError:
+            raise config_error(name, f"{host!r} is no IPv4 address", "host") from None
+
+
 def join_address(host: str, port: int) -> str:
     """The opposite of :func:`split_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='')}:{port}"
@@ -191,14 +232,13 @@ class _HostPort(Endpoint):
     host: str
     """Name or address."""
     port: int
-    """Port, 0 to 65535."""
+    """Port, 1 to 65535; a listener's may be 0."""
 
     def __post_init__(self) -> None:
-        if not self.host:
-            raise config_error("host", "an address needs a host")
-        _must_be_text("host", self.host)
-        if not 0 <= self.port <= 65535:
-            raise config_error("port", "a port is a whole number from 0 to 65535")
+        _check_host(self.host)
+        _arguments.whole(self.port, "port", 0, 65535)
+        if self.port == 0 and not self.scheme.endswith("-listen"):
+            raise config_error("port", "nobody can be reached at port 0", "out_of_range")
 
     def _body(self) -> str:
         return f"//{join_address(self.host, self.port)}"
@@ -227,6 +267,14 @@ class TcpListen(_HostPort):
     scheme: ClassVar[str] = "tcp-listen"
 
 
+def _check_protocols(value: object) -> None:
+    if not isinstance(value, tuple):
+        raise _arguments.wrong_type("alpn", "a tuple of names", value)
+    for name in value:
+        if not 1 <= len(_arguments.text(name, "alpn").encode()) <= 255 or "," in name:
+            raise config_error("alpn", "a protocol's name has 1 to 255 bytes and no comma")
+
+
 def _protocols(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if any(not 1 <= len(name) <= 255 for name in names):
@@ -244,6 +292,12 @@ class Tls(_HostPort):
     server_name: str | None = _option(None, str)
     """Name to check and to send, where it is not the host."""
 
+    def __post_init__(self) -> None:
+        _HostPort.__post_init__(self)
+        _check_protocols(self.alpn)
+        if self.server_name is not None:
+            _check_host(self.server_name, "server_name")
+
 
 @dataclass(frozen=True, slots=True)
 class TlsListen(_HostPort):
@@ -252,6 +306,10 @@ class TlsListen(_HostPort):
     scheme: ClassVar[str] = "tls-listen"
     alpn: tuple[str, ...] = _option((), _protocols, lambda value: [",".join(value)])
     """Application protocols, best first."""
+
+    def __post_init__(self) -> None:
+        _HostPort.__post_init__(self)
+        _check_protocols(self.alpn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,25 +321,58 @@ class Udp(_HostPort):
     bind: tuple[str, int] | None = _option(None, split_address, lambda value: [join_address(*value)])
     """Own address; ``None`` lets the system choose."""
 
+    def __post_init__(self) -> None:
+        _HostPort.__post_init__(self)
+        bind: object = self.bind
+        if bind is None:
+            return
+        if not (isinstance(bind, tuple) and len(bind) == 2):
+            raise _arguments.wrong_type("bind", "(address, port)", bind)
+        try:
+            ipaddress.ip_address(_arguments.text(bind[0], "bind"))
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise config_error("bind", f"{bind[0]!r} is no address of this machine", "host") from None
+        _arguments.whole(bind[1], "bind", 0, 65535)
+
+
+def _check_path(value: object, name: str) -> bytes:
+    if not isinstance(value, str):
+        raise _arguments.wrong_type(name, "text", value)
+    if not value:
+        raise config_error(name, "a path is empty")
+    if "\0" in value:
+        raise config_error(name, "a path holds a zero byte")
+    try:
+        return os.fsencode(value)
+    except UnicodeEncodeError:
+        raise config_error(name, "holds a character that is none (a lone surrogate)", "not_text") from None
+
+
+def _check_socket_name(value: object, name: str = "path") -> None:
+    """A Unix socket's name is short; an abstract one begins after its @."""
+    length = len(_check_path(value, name).removeprefix(b"@"))
+    if not 0 < length <= _MAX_UNIX_NAME:
+        raise config_error(
+            name, f"a Unix socket's name has 1 to {_MAX_UNIX_NAME} bytes, not {length}", "out_of_range"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Path(Endpoint):
     path: str
-    """Path in the file system; one that begins with ``@`` is an abstract name (Linux)."""
+    """Path in the file system."""
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise config_error("path", "a path is empty")
-        if "\0" in self.path:
-            raise config_error("path", "a path holds a zero byte")
-        _must_be_text("path", self.path)
+        _check_path(self.path, "path")
 
     def _body(self) -> str:
-        return quote(self.path, safe="/@:+,=~ ")
+        return quote(os.fsencode(self.path), safe="/@:+,=~ ")
 
     @classmethod
     def _read_body(cls, body: str) -> dict[str, Any]:
-        path = unquote(body)
+        path = os.fsdecode(unquote_to_bytes(os.fsencode(body)))
         if path.startswith("//"):
             path = "/" + path.lstrip("/")  # unix:///path is how others write it
         if not path:
@@ -290,21 +381,30 @@ class _Path(Endpoint):
 
 
 @dataclass(frozen=True, slots=True)
-class Unix(_Path):
+class _Socket(_Path):
+    path: str
+    """Path in the file system; one that begins with ``@`` is an abstract name (Linux)."""
+
+    def __post_init__(self) -> None:
+        _check_socket_name(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Unix(_Socket):
     """A connection to a Unix stream socket."""
 
     scheme: ClassVar[str] = "unix"
 
 
 @dataclass(frozen=True, slots=True)
-class UnixListen(_Path):
+class UnixListen(_Socket):
     """A Unix stream listener of which one connection is accepted; the path is removed afterwards."""
 
     scheme: ClassVar[str] = "unix-listen"
 
 
 @dataclass(frozen=True, slots=True)
-class UnixDatagram(_Path):
+class UnixDatagram(_Socket):
     """A Unix datagram socket: each datagram is a packet."""
 
     scheme: ClassVar[str] = "dgram"
@@ -312,9 +412,14 @@ class UnixDatagram(_Path):
     bind: str | None = _option(None, str)
     """Own path, without which the other side cannot answer."""
 
+    def __post_init__(self) -> None:
+        _Socket.__post_init__(self)
+        if self.bind is not None:
+            _check_socket_name(self.bind, "bind")
+
 
 @dataclass(frozen=True, slots=True)
-class Seqpacket(_Path):
+class Seqpacket(_Socket):
     """A Unix seqpacket socket: a connection that keeps whole packets."""
 
     scheme: ClassVar[str] = "seqpacket"
@@ -328,6 +433,10 @@ class File(_Path):
     scheme: ClassVar[str] = "file"
     mode: Literal["r", "w", "a", "r+"] = _option("r", _one_of("r", "w", "a", "r+"))
     """``"r"`` reads, ``"w"`` replaces, ``"a"`` appends, ``"r+"`` reads and writes."""
+
+    def __post_init__(self) -> None:
+        _Path.__post_init__(self)
+        _check_word(self.mode, "mode", "r", "w", "a", "r+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,15 +453,20 @@ class Fd(Endpoint):
     """What stands before each packet of an adopted TUN; ``None`` asks the kernel."""
 
     def __post_init__(self) -> None:
-        if self.read < 0 or (self.write is not None and self.write < 0):
-            raise config_error("fd", "a descriptor is a number from 0")
+        _arguments.whole(self.read, "read", 0, _LARGEST_DESCRIPTOR)
+        if self.write is not None:
+            _arguments.whole(self.write, "write", 0, _LARGEST_DESCRIPTOR)
+        if self.header is not None:
+            _check_word(self.header, "header", "none", "pi", "utun", "vnet")
+            if self.write is not None:
+                raise config_error("header", "is for one descriptor: a pair carries bytes, not packets")
 
     def _body(self) -> str:
         return str(self.read) if self.write is None else f"{self.read},{self.write}"
 
     @classmethod
     def _read_body(cls, body: str) -> dict[str, Any]:
-        numbers = [_whole(0, 2**31 - 1)(text) for text in body.split(",")]
+        numbers = [_whole(0, _LARGEST_DESCRIPTOR)(text) for text in body.split(",")]
         if len(numbers) > 2:
             raise ValueError("is written fd:3, or fd:3,4 for one to read and one to write")
         return dict(zip(("read", "write"), numbers, strict=False))
@@ -379,7 +493,7 @@ class _Interface(Endpoint):
     packets: ClassVar[bool | None] = True
     name: str = ""
     """The interface's name; empty lets the system choose."""
-    mtu: int | None = _option(None, _whole(68, 65535))
+    mtu: int | None = _option(None, _whole(_SMALLEST_MTU, 65535))
     """Its MTU in bytes; ``None`` leaves it."""
     addresses: tuple[str, ...] = _option((), _networks, list, name="address", many=True)
     """Addresses with prefix lengths to give it."""
@@ -387,16 +501,29 @@ class _Interface(Endpoint):
     """Whether the kernel may hand over packets of up to 64 KB."""
 
     def __post_init__(self) -> None:
-        if len(self.name) > _MAX_INTERFACE_NAME or re.search(r"[/\s\0]", self.name):
+        name = _arguments.text(self.name, "name")
+        # With %d in it the system chooses a number.
+        strange = re.search(r"[/:\s\0]", name) or name in (".", "..") or "%" in name.replace("%d", "", 1)
+        if len(name.encode()) > _MAX_INTERFACE_NAME or strange:
             raise config_error(
-                "name", f"an interface's name has at most {_MAX_INTERFACE_NAME} characters, no / or space"
+                "name",
+                f"an interface's name has at most {_MAX_INTERFACE_NAME} characters, no / or : or space",
+            )
+        if self.mtu is not None:
+            _arguments.whole(self.mtu, "mtu", _SMALLEST_MTU, 65535)
+        _arguments.flag(self.offload, "offload")
+        if not isinstance(self.addresses, tuple):
+            raise _arguments.wrong_type(
+                "addresses", "a tuple of addresses with prefix lengths", self.addresses
             )
         _must_be_text("name", self.name)
         for address in self.addresses:
             try:
-                _networks(address)
+                _networks(_arguments.text(address, "addresses"))
+            except ConfigError:
+                raise
             except ValueError as error:
-                raise config_error("address", str(error)) from None
+                raise config_error("addresses", str(error)) from None
 
     def _body(self) -> str:
         return quote(self.name, safe="")
@@ -457,7 +584,9 @@ def parse(text: str, *, field: str = "endpoint") -> Endpoint:
     Raises:
         ConfigError: It is no endpoint; the message says what was expected.
     """
-    _must_be_text(field, text)
+    _arguments.text(field, "field")
+    if not isinstance(text, str):
+        raise _arguments.wrong_type(field, "text like tcp://host:port", text)
     if (bare := _BARE_INTERFACE.fullmatch(text)) is not None:
         return Tap(name=text) if bare["scheme"] == "tap" else Tun(name=text)
     scheme, colon, rest = text.partition(":")
@@ -470,9 +599,13 @@ def parse(text: str, *, field: str = "endpoint") -> Endpoint:
         )
     body, _, query = rest.partition("?")
     try:
-        options = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+        options = (
+            parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="surrogateescape")
+            if query
+            else []
+        )
         return kind._parse(body, options)
     except ConfigError as error:
-        raise config_error(field, f"{text!r}: {error}") from None
+        raise config_error(field, f"{text!r}: {error}", error.reason) from None
     except ValueError as error:
         raise config_error(field, f"{text!r}: {error}") from None

@@ -16,15 +16,15 @@ from collections.abc import Awaitable, Generator
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, Strict, field_validator
 
-from sapper import _native
+from sapper import _arguments, _native
 from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
 from sapper._loop import Operation, call_sync, current_loop, post_of, running_post
 from sapper._options import Options, config_error
-from sapper._takeover import EndpointLike, Taken, becomes_ours, must_be_open, take
+from sapper._takeover import EndpointLike, Taken, becomes_ours, descriptors, must_be_open, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 from sapper.stats import PumpStats
 
@@ -36,7 +36,13 @@ Direction = Literal["encapsulate", "decapsulate"]
 Framing = Literal["raw", "ip", "ipv4", "ipv6", "u16", "u32", "superframe"]
 State = Literal["new", "handshaking", "ready", "running", "draining", "closed"]
 
-_Seconds = float
+# Nothing that only looks like a number or a truth value is taken for one.
+_Seconds = Annotated[float, Strict()]
+_Whole = Annotated[int, Strict()]
+_Flag = Annotated[bool, Strict()]
+
+#: What a file's length can say.
+_LONGEST_FILE = 2**63 - 1
 
 P = TypeVar("P", bound="Pump")
 
@@ -48,10 +54,17 @@ class TapOptions(Options):
     """The file; an existing one is replaced."""
     filter: str | None = None
     """Which packets (``"tcp and port 443"``; docs/bridge.md has the language); ``None`` is all."""
-    max_bytes: int | None = Field(default=None, gt=0)
+    max_bytes: _Whole | None = Field(default=None, gt=0, le=_LONGEST_FILE)
     """The file ends before it grows beyond this."""
-    snap_len: int = Field(default=65_535, ge=64, le=262_144)
+    snap_len: _Whole = Field(default=65_535, ge=64, le=262_144)
     """At most so many bytes of each packet."""
+
+    @field_validator("path")
+    @classmethod
+    def _no_zero_byte(cls, path: Path) -> Path:
+        if "\0" in str(path):
+            raise ValueError("a path holds a zero byte")
+        return path
 
     @classmethod
     def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -69,16 +82,17 @@ class PumpOptions(Options):
     """``"encrypt-only"`` moves payload from the sink to the network only, and data from the peer is an
     error; ``"decrypt-only"`` is the mirror. TLS's own messages are handled either way."""
     framing: Framing = "raw"
-    """How packets lie in the network's stream. Packet endpoints need one that is not ``"raw"``."""
+    """How packets lie in the network's stream. Packet endpoints need one that is not ``"raw"``, unless
+    both ends carry packets. Where the network carries them already: how they lie in the sink's stream."""
     sink_framing: Framing | None = None
     """How packets lie in a sink that is a stream; ``None`` is as in ``framing``."""
-    max_packet: int | None = Field(default=None, ge=1, le=65_535)
+    max_packet: _Whole | None = Field(default=None, ge=1, le=65_535)
     """Largest packet in bytes, either way, apart from any MTU: some peers drop more than this. ``None``
     is what one TLS record holds, 16,384; with superframes 65,535. Large values cost speed: a datagram
     socket gets this much room for each packet of a batch."""
-    records_per_write: int = Field(default=64, ge=1, le=256)
+    records_per_write: _Whole = Field(default=64, ge=1, le=256)
     """How many packets, a record each under TLS, share one write. 1 is for peers that punish more."""
-    resync: bool = False
+    resync: _Flag = False
     """After a bad packet header look for the next packet at a record boundary, rather than end."""
     connect_timeout: _Seconds = Field(default=30.0, gt=0)
     """Making a connection, all attempts together."""
@@ -202,8 +216,11 @@ class Pump:
         Args:
             drain: Seconds within which everything that was received is still delivered; at their end
                 the rest is lost.
+
+        Raises:
+            ConfigError: ``drain`` is no number of seconds.
         """
-        self._native.stop(drain)
+        self._native.stop(_arguments.seconds(drain, "drain"))
         return _Closing(self)
 
     def abort(self) -> None:
@@ -245,8 +262,11 @@ class Pump:
 
         Raises:
             TimeoutError: ``timeout`` is over; the pump goes on.
+            ConfigError: ``timeout`` is no number of seconds.
             SapperError: As :meth:`wait_closed`.
         """
+        if timeout is not None:
+            timeout = _arguments.seconds(timeout, "timeout")
         self._refuse_own_thread("wait_closed_sync()", needed=self._on_loop)
         call_sync(self._native.wait_closed, timeout)
         if not self._life.over.is_set() and not self._life.hears_here():
@@ -288,7 +308,7 @@ class Pump:
             ConfigError: There is no such direction.
             ClosedError: The pump is closed.
         """
-        self._native.pause(direction)
+        self._native.pause(_arguments.text(direction, "direction"))
 
     def resume(self, direction: Direction) -> None:
         """Ends a :meth:`pause`.
@@ -297,7 +317,7 @@ class Pump:
             ConfigError: There is no such direction.
             ClosedError: The pump is closed.
         """
-        self._native.resume(direction)
+        self._native.resume(_arguments.text(direction, "direction"))
 
     async def swap_sink(self, sink: EndpointLike) -> None:
         """Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
@@ -309,8 +329,12 @@ class Pump:
             NotStartedError: Payload does not flow yet.
             ResourceError, TransportError: It cannot be opened; the old one stays in use.
         """
+        running_post()  # without a loop nothing is taken
         taken = take(sink, "sink")
         try:
+            self._native.check_sink(taken.native)
+            if taken.tls is not None:
+                raise config_error("sink", "a tls: endpoint cannot be swapped in")
             if taken.initial_data:
                 raise ApiMisuseError(
                     "a sink that holds bytes cannot be swapped in", ErrorContext(field="sink")
@@ -348,7 +372,9 @@ class Pump:
             ConfigError: The filter is wrong, or nothing here is a packet.
             ResourceError: The file cannot be made.
         """
-        options = TapOptions(path=Path(path), filter=filter, max_bytes=max_bytes, snap_len=snap_len)
+        options = TapOptions(
+            path=_arguments.file_path(path, "path"), filter=filter, max_bytes=max_bytes, snap_len=snap_len
+        )
         values = tap_values(options)
         await running_post().call(lambda mailbox, key: self._native.set_tap(values, mailbox, key))
 
@@ -455,9 +481,8 @@ def build(
     inner, inner_tls = sink
     life: Life | None = None
     try:
-        for name, call in (("on_error", on_error), ("on_close", on_close)):
-            if call is not None and not callable(call):
-                raise config_error(name, "must be callable", "wrong_type")
+        _arguments.callback(on_error, "on_error")
+        _arguments.callback(on_close, "on_close")
         life = Life(
             post_of(current_loop()),
             on_error=on_error,
@@ -491,13 +516,9 @@ def build(
 
 def take_both(first: object, first_name: str, second: object, second_name: str) -> tuple[Taken, Taken]:
     """Takes two endpoints, or none."""
-    descriptors = (
-        second if isinstance(second, tuple) and second and not isinstance(second[0], str) else (second,)
-    )
-    for number in descriptors:
+    for number in descriptors(second, second_name):
         # The duplicate of the first would get a closed one's number, and be taken for the second.
-        if isinstance(number, int) and not isinstance(number, bool):
-            must_be_open(number, second_name)
+        must_be_open(number, second_name)
     if (owned := becomes_ours(first)) is not None and owned is becomes_ours(second):
         raise config_error(second_name, f"is the same object as {first_name}: it can be taken once", "same")
     one = take(first, first_name)
@@ -544,12 +565,14 @@ def connect(
             :func:`sapper.tls.create_bridge` takes.
         sink: The other end; anything that its ``sink`` takes.
         options: All options; ``None`` is the defaults.
-        framing: How packets lie in ``network``, in place of what ``options`` say.
+        framing: How packets lie in ``network`` (or in ``sink``, where ``network`` carries packets
+            already), in place of what ``options`` say. Two ends that carry packets need none.
         on_error: Called once with the error that ended the pump.
         on_close: Called once, last, when every resource is given back.
 
     Raises:
         ConfigError: An argument is wrong; nothing was taken. ``tls://`` endpoints belong to create_bridge.
+        ResourceError: The tap's file cannot be made; nothing was taken.
     """
     one, two = take_both(network, "network", sink, "sink")
     try:

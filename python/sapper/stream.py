@@ -373,7 +373,10 @@ class ByteStream:
         if self._ending:
             raise config_error(name, "the end of the stream was written already", "closed")
         return Taken(
-            self._door.near_end(), initial_data=bytes(self._held), commit=self._gone, end=self._bridge_over
+            self._door.near_end(name),
+            initial_data=bytes(self._held),
+            commit=self._gone,
+            end=self._bridge_over,
         )
 
     def _gone(self) -> None:

@@ -307,13 +307,13 @@ def test_credentials_of_every_kind_are_taken(made: ThrowawayCertificates, tmp_pa
     (tmp_path / "roots.pem").write_bytes(made.authority)
     (tmp_path / "x.p12").write_bytes(b"garbage")
     for options, field in [
-        (("--pkcs12", str(tmp_path / "x.p12")), "file"),
-        (("--pkcs12", str(tmp_path / "x.p12"), "--psk-identity", "x"), "pkcs12"),
-        (("--roots", str(tmp_path / "roots.pem"), "--allow", "dns:*"), "peer_rules"),
-        (("--roots", str(tmp_path / "roots.pem"), "--allow", "name:x"), "allow"),
-        (("--roots", str(tmp_path / "roots.pem"), "--crl", str(tmp_path / "none")), "crls.0"),
-        (("--crl", str(tmp_path / "roots.pem")), "crls"),
-        (("--danger-accept-any-certificate", "--ocsp", "require"), "ocsp"),
+        (("--pkcs12", str(tmp_path / "x.p12")), "--pkcs12"),
+        (("--pkcs12", str(tmp_path / "x.p12"), "--psk-identity", "x"), "--pkcs12"),
+        (("--roots", str(tmp_path / "roots.pem"), "--allow", "dns:*"), "--allow"),
+        (("--roots", str(tmp_path / "roots.pem"), "--allow", "name:x"), "--allow"),
+        (("--roots", str(tmp_path / "roots.pem"), "--crl", str(tmp_path / "none")), "--crl"),
+        (("--crl", str(tmp_path / "roots.pem")), "--crl"),
+        (("--danger-accept-any-certificate", "--ocsp", "require"), "--ocsp"),
     ]:
         done = run("bridge", "tls://localhost:1", "null:", "--json", *options)
         assert done.returncode == 2, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import datetime
 import pickle
 import socket
@@ -135,8 +136,10 @@ def test_what_came_from_a_file_equals_its_bytes_and_survives_a_copy(
     key.write_bytes(certs.server.key)
     one = Credentials.certificate(chain, key)
     assert one == Credentials.certificate(certs.server.cert, certs.server.key)
-    again = pickle.loads(pickle.dumps(one))
+    again = copy.deepcopy(one)
     assert again == one
+    roots = pickle.loads(pickle.dumps(Credentials.none(roots=chain)))
+    assert roots.roots.path == chain
     assert isinstance(again.chain, FileBytes)
     assert again.chain.path == chain
     config = TlsConfig(credentials=again)

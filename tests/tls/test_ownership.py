@@ -117,14 +117,17 @@ def _until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.001)  # between two looks
 
 
-def _bring_to(state: str, bridge: Bridge, far: socket.socket) -> Bridge | None:
+def _bring_to(state: str, bridge: Bridge, far: socket.socket, stack: ExitStack) -> Bridge | None:
     """Brings a bridge into a state; gives the other bridge, where one is needed for it."""
     if state in ("new", "handshaking"):
         if state == "handshaking":
             bridge.start()
             _until(lambda: bridge.state == "handshaking", "it does not begin")
         return None
-    other = create_bridge(socket=far, sink="null:", credentials=PSK, server_side=True, framing=None)
+    # One that gives nothing and does not end: an end would be passed on, at a moment that nobody chose.
+    sink, held = socket.socketpair()
+    stack.enter_context(held)
+    other = create_bridge(socket=far, sink=sink, credentials=PSK, server_side=True, framing=None)
     other.start()
     bridge.handshake_sync()
     assert bridge.state == "ready"
@@ -181,7 +184,7 @@ def test_a_sink_is_as_before_however_the_bridge_ends(kind: str, end: str) -> Non
                 far.settimeout(LATEST)
                 assert far.recv(1) == b""
             else:
-                other = _bring_to(end, bridge, far)
+                other = _bring_to(end, bridge, far, stack)
                 bridge.stop(drain=0.05 if end == "draining" else 0.0)
                 with suppress(SapperError):  # the other half may end first, and a stop says so to nobody
                     bridge.wait_closed_sync(LATEST)
@@ -203,7 +206,7 @@ def test_the_callers_descriptor_works_on_after_the_bridge(kind: str) -> None:
         stack.enter_context(far)
         given = KINDS[kind](stack)
         bridge = create_bridge(socket=near, sink=given.value, credentials=PSK)
-        other = _bring_to("running", bridge, far)
+        other = _bring_to("running", bridge, far, stack)
         bridge.stop()
         bridge.wait_closed_sync(LATEST)
         assert other is not None

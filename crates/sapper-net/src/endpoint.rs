@@ -4,14 +4,14 @@
 //! anything is connected; everything that waits waits in [`EndpointSpec::open`], on the event loop
 //! that will use the endpoint.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::fd::{self, FdKind, SocketType};
+use crate::fd::{self, Access, FdKind, SocketType};
 use crate::port::spec::{PortSpec, open_port};
 use crate::port::tun::{TunHeader, TunOptions};
 use crate::port::{BoxPort, PacketKind};
@@ -22,6 +22,7 @@ use crate::stream::door::Door;
 use crate::stream::fd::{SocketOptions, open_kind};
 use crate::stream::joined::{join, open_pair};
 use crate::stream::listen::{AcceptedSocket, ListenAddress, ListenOptions, Listener};
+use crate::stream::resolve::check_host;
 
 /// One end of a bridge, not open yet.
 pub enum EndpointSpec {
@@ -117,6 +118,14 @@ impl FdSpec {
     fn is_listener(&self) -> bool {
         matches!(&self.kind, FdKind::Socket(socket) if socket.listening && socket.socket_type == SocketType::Stream)
     }
+
+    /// Refuses a socket without a peer, and a descriptor that does not allow what is asked of it.
+    fn check(&self, needs: Access) -> Result<()> {
+        if matches!(self.kind, FdKind::Socket(_)) && !self.is_listener() && !fd::has_peer(self.fd.as_fd()) {
+            return Err(not_connected(&self.kind, self.field));
+        }
+        check_access(self.fd.as_fd(), &self.kind, self.field, needs)
+    }
 }
 
 impl EndpointSpec {
@@ -147,7 +156,7 @@ impl EndpointSpec {
                     )
                     .with_reason("listening")),
                     SocketType::Datagram | SocketType::SeqPacket => {
-                        Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip }))
+                        Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip, field }))
                     }
                     SocketType::Stream => {
                         Ok(Self::Fd(FdSpec { fd, kind, field, options: SocketOptions::default() }))
@@ -171,7 +180,7 @@ impl EndpointSpec {
         match self {
             Self::Tcp { .. } | Self::Unix(_) | Self::Listen { .. } => false,
             Self::Fd(_) | Self::FdPair { .. } | Self::Stream(_) | Self::Door(_) | Self::Accepted(_) => false,
-            Self::Joined(halves) => halves.0.is_port() || halves.1.is_port(),
+            Self::Joined(_) => false,
             Self::Port(_) => true,
         }
     }
@@ -184,6 +193,32 @@ impl EndpointSpec {
             Self::Joined(halves) => halves.0.is_listener() || halves.1.is_listener(),
             Self::Tcp { .. } | Self::Unix(_) | Self::FdPair { .. } | Self::Stream(_) => false,
             Self::Door(_) | Self::Accepted(_) | Self::Port(_) => false,
+        }
+    }
+
+    /// Finds what is wrong with it without waiting: a host that can be none, a socket without a peer, a
+    /// descriptor that does not allow what is asked of it. Whoever knows the option to blame adds it.
+    pub fn check(&self, needs: Access) -> Result<()> {
+        match self {
+            Self::Tcp { host, .. } => check_host(host),
+            Self::Unix(address) => address.to_system().map(drop),
+            Self::Listen { address: ListenAddress::Tcp { host: Some(host), .. }, .. } => check_host(host),
+            Self::Listen { address: ListenAddress::Unix(address), .. } => address.to_system().map(drop),
+            Self::Listen { .. } | Self::Stream(_) | Self::Door(_) | Self::Accepted(_) => Ok(()),
+            Self::Joined(halves) if halves.0.is_port() || halves.1.is_port() => {
+                Err(Error::new(ErrorKind::Config, "packets cannot be joined to a stream")
+                    .with_reason("packets"))
+            }
+            Self::Joined(halves) => {
+                halves.0.check(Access::READ)?;
+                halves.1.check(Access::WRITE)
+            }
+            Self::Fd(spec) => spec.check(needs),
+            Self::FdPair { read, write } => {
+                read.check(Access::READ)?;
+                write.check(Access::WRITE)
+            }
+            Self::Port(spec) => spec.check(needs),
         }
     }
 
@@ -229,6 +264,27 @@ impl EndpointSpec {
             Opened::Port(_) => Err(Error::new(ErrorKind::Config, "packets cannot be joined to a stream")),
         }
     }
+}
+
+/// Refuses a descriptor that is not open in a direction in which it will be used.
+pub(crate) fn check_access(
+    fd: BorrowedFd<'_>,
+    kind: &FdKind,
+    field: &'static str,
+    needs: Access,
+) -> Result<()> {
+    let allowed = fd::checked_access(fd, field)?;
+    let missing = match (needs.read && !allowed.read, needs.write && !allowed.write) {
+        (true, _) => "reading",
+        (_, true) => "writing",
+        _ => return Ok(()),
+    };
+    let message = format!("this {kind} is not open for {missing}");
+    Err(Error::config(field, message).with_reason("wrong_direction"))
+}
+
+pub(crate) fn not_connected(kind: &FdKind, field: &'static str) -> Error {
+    Error::config(field, format!("this {kind} is not connected")).with_reason("not_connected")
 }
 
 async fn accept_one(listener: Listener, patience: Option<Duration>) -> Result<BoxStream> {
@@ -365,5 +421,71 @@ mod tests {
         let swapped = EndpointSpec::FdPair { read: spec(write), write: spec(read) };
         let error = swapped.open(&SOON).await.err().expect("the wrong way round");
         assert_eq!((error.field(), error.reason()), (Some("sink"), Some("wrong_direction")));
+    }
+
+    const BOTH: Access = Access { read: true, write: true };
+
+    fn mistake(spec: &EndpointSpec, needs: Access) -> Option<&'static str> {
+        let error = spec.check(needs).err()?;
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        Some(error.reason().unwrap_or("no reason"))
+    }
+
+    #[test]
+    fn a_mistake_is_found_without_opening() {
+        let socket = |domain, kind| -> OwnedFd { socket2::Socket::new(domain, kind, None).unwrap().into() };
+        for (domain, kind) in [
+            (socket2::Domain::IPV4, socket2::Type::STREAM),
+            (socket2::Domain::IPV6, socket2::Type::STREAM),
+            (socket2::Domain::UNIX, socket2::Type::STREAM),
+            (socket2::Domain::IPV4, socket2::Type::DGRAM),
+            (socket2::Domain::UNIX, socket2::Type::DGRAM),
+            (socket2::Domain::UNIX, socket2::Type::SEQPACKET),
+        ] {
+            let spec = EndpointSpec::from_fd(socket(domain, kind), "sink").unwrap();
+            assert_eq!(mistake(&spec, BOTH), Some("not_connected"), "{domain:?} {kind:?}");
+        }
+        // From one that is bound, datagrams can be read all the same.
+        let bound =
+            EndpointSpec::from_fd(socket(socket2::Domain::UNIX, socket2::Type::DGRAM), "sink").unwrap();
+        assert_eq!(mistake(&bound, Access::READ), None);
+
+        let (read, write) = std::io::pipe().unwrap();
+        let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
+        for (fd, fine) in [(&read, Access::READ), (&write, Access::WRITE)] {
+            let half = EndpointSpec::Fd(spec(fd.try_clone().unwrap()));
+            assert_eq!(mistake(&half, fine), None);
+            assert_eq!(mistake(&half, BOTH), Some("wrong_direction"));
+        }
+        let pair = |read: &OwnedFd, write: &OwnedFd| EndpointSpec::FdPair {
+            read: spec(read.try_clone().unwrap()),
+            write: spec(write.try_clone().unwrap()),
+        };
+        assert_eq!(mistake(&pair(&read, &write), BOTH), None);
+        assert_eq!(mistake(&pair(&write, &read), BOTH), Some("wrong_direction"));
+
+        let host = EndpointSpec::Tcp { host: "a\0b".into(), port: 1, options: ConnectOptions::default() };
+        assert_eq!(mistake(&host, BOTH), Some("host"));
+        let long = UnixAddress::Path("x".repeat(108).into());
+        assert!(mistake(&EndpointSpec::Unix(long.clone()), BOTH).is_some());
+        let address = ListenAddress::Unix(long);
+        assert!(
+            mistake(&EndpointSpec::Listen { address, options: ListenOptions::default() }, BOTH).is_some()
+        );
+    }
+
+    #[test]
+    fn a_connection_that_is_gone_is_no_mistake() {
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = std::net::TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+        let theirs = listening.accept().unwrap().0;
+        socket2::SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(theirs);
+        // The reset is there: nothing else makes a read fail.
+        assert!(std::io::Read::read(&mut &ours, &mut [0]).is_err());
+        assert_eq!(mistake(&EndpointSpec::Fd(spec(ours)), BOTH), None);
+        let (one, other) = UnixStream::pair().unwrap();
+        drop(other);
+        assert_eq!(mistake(&EndpointSpec::Fd(spec(one)), BOTH), None);
     }
 }

@@ -205,6 +205,18 @@ impl Error {
         self
     }
 
+    /// The same error with another option to blame: what one layer calls one name another calls another.
+    pub(crate) fn in_field(mut self, field: &'static str) -> Self {
+        self.0.field = Some(field);
+        self
+    }
+
+    /// Adds to the message what only an outer layer knows.
+    pub(crate) fn because(mut self, why: &str) -> Self {
+        self.0.message = format!("{}: {why}", self.0.message);
+        self
+    }
+
     /// Says in which phase it happened; the innermost word stays.
     pub fn with_phase(mut self, phase: Phase) -> Self {
         self.0.phase.get_or_insert(phase);

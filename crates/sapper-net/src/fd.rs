@@ -213,6 +213,21 @@ pub(crate) fn checked_access(fd: BorrowedFd<'_>, field: &'static str) -> Result<
     access(fd).map_err(|source| not_usable(fd.as_raw_fd(), field, &source))
 }
 
+/// Whether a socket is connected, or was: a connection that is gone says why when it is used.
+pub(crate) fn has_peer(fd: BorrowedFd<'_>) -> bool {
+    match SockRef::from(&fd).peer_addr() {
+        Err(source) if source.raw_os_error() == Some(libc::ENOTCONN) => {
+            let gone = libc::POLLERR | libc::POLLRDHUP;
+            let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: gone, revents: 0 };
+            // SAFETY: one pollfd that outlives the call, which does not wait.
+            let answered = unsafe { libc::poll(&raw mut poll, 1, 0) } == 1;
+            answered && poll.revents & gone != 0
+        }
+        // Whatever else is wrong with it is said where it is opened.
+        _ => true,
+    }
+}
+
 /// The open file's status flags (`O_NONBLOCK`, the access mode, …).
 pub fn open_flags(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: F_GETFL touches no memory.

@@ -7,11 +7,10 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyDict;
 use sapper_net::bridge::{
-    self, BridgeDirection, BridgeOptions, CdTunnelRole, Deadlines, FramingOptions, PolicyOptions,
-    SideOptions, SideTls,
+    self, BridgeDirection, BridgeOptions, CdTunnelRole, Deadlines, PacketOptions, PolicyOptions, SideOptions,
+    SideTls,
 };
 use sapper_net::error::Direction;
-use sapper_net::port::PacketKind;
 use sapper_net::port::tap::TapOptions;
 use sapper_net::{Error, Result};
 use sapper_proto::framing::Framing;
@@ -125,6 +124,11 @@ impl Bridge {
         self.inner.get(py)?.resume(read_direction(direction).or_raise(py)?).or_raise(py)
     }
 
+    fn check_sink(&self, py: Python<'_>, sink: &Endpoint) -> PyResult<()> {
+        let bridge = self.inner.get(py)?;
+        sink.look(py, |spec| bridge.check_sink(spec))
+    }
+
     fn swap_sink(&self, py: Python<'_>, sink: &Endpoint, mailbox: &Mailbox, key: u64) -> PyResult<()> {
         let sink = sink.take(py)?;
         self.inner.get(py)?.swap_sink(sink, mailbox.reply(py, key)?);
@@ -207,6 +211,7 @@ fn side(
             role: tls::role(server_side, server_name),
         }),
         initial_data: initial_data.to_vec(),
+        field: endpoint.field(),
     })
 }
 
@@ -227,13 +232,13 @@ impl OptionValues {
                     ("decrypt-only", BridgeDirection::DecryptOnly),
                 ],
             )?,
-            framing: framing.map(|framing| FramingOptions {
-                framing,
+            framing,
+            sink_framing: sink_framing.transpose()?.flatten(),
+            packets: PacketOptions {
                 max_packet: self.max_packet,
                 records_per_write: self.records_per_write,
                 resync: self.resync,
-            }),
-            sink_framing: sink_framing.transpose()?.flatten(),
+            },
             deadlines: Deadlines {
                 connect: seconds("connect_timeout")(self.connect_timeout)?,
                 accept: optional("accept_timeout", self.accept_timeout)?,
@@ -257,7 +262,6 @@ impl TapValues {
             filter: self.filter,
             max_bytes: self.max_bytes,
             snap_len: self.snap_len,
-            kind: PacketKind::Ip,
         }
     }
 }

@@ -3,9 +3,11 @@
 //! A descriptor is duplicated here, and looked at, so that a wrong one is refused before anything
 //! else happens. Each endpoint is used once.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -27,22 +29,42 @@ use crate::tls::word;
 #[pyclass(frozen, module = "sapper._native")]
 pub(crate) struct Endpoint {
     spec: Local<Mutex<Option<EndpointSpec>>>,
+    field: &'static str,
 }
 
 impl Endpoint {
-    pub(crate) fn new(spec: EndpointSpec) -> Self {
-        Self { spec: Local::new(Mutex::new(Some(spec))) }
+    pub(crate) fn new(spec: EndpointSpec, field: &'static str) -> Self {
+        Self { spec: Local::new(Mutex::new(Some(spec))), field }
+    }
+
+    /// The argument that it came in.
+    pub(crate) fn field(&self) -> &'static str {
+        self.field
     }
 
     /// The specification; once.
     pub(crate) fn take(&self, py: Python<'_>) -> PyResult<EndpointSpec> {
         let spec = self.spec.get(py)?.lock().unwrap_or_else(PoisonError::into_inner).take();
-        spec.ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "this endpoint was used already")).or_raise(py)
+        spec.ok_or_else(used).or_raise(py)
+    }
+
+    /// Looks at the specification and leaves it.
+    pub(crate) fn look(
+        &self,
+        py: Python<'_>,
+        judge: impl FnOnce(&EndpointSpec) -> Result<()>,
+    ) -> PyResult<()> {
+        let spec = self.spec.get(py)?.lock().unwrap_or_else(PoisonError::into_inner);
+        spec.as_ref().ok_or_else(used).and_then(judge).or_raise(py)
     }
 }
 
+fn used() -> Error {
+    Error::new(ErrorKind::ApiMisuse, "this endpoint was used already")
+}
+
 /// The name of the argument that an endpoint came in.
-fn field_name(field: &str) -> Result<&'static str> {
+pub(crate) fn field_name(field: &str) -> Result<&'static str> {
     const NAMES: [&str; 10] =
         ["socket", "sink", "network", "A", "B", "stream", "input", "output", "cleartext", "ciphertext"];
     word("field", field, &NAMES.map(|name| (name, name)))
@@ -52,30 +74,30 @@ fn field_name(field: &str) -> Result<&'static str> {
 impl Endpoint {
     #[staticmethod]
     fn tcp(py: Python<'_>, host: String, port: u16, field: &str) -> PyResult<Self> {
-        field_name(field).or_raise(py)?;
-        Ok(Self::new(EndpointSpec::Tcp { host, port, options: ConnectOptions::default() }))
+        let field = field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::Tcp { host, port, options: ConnectOptions::default() }, field))
     }
 
     #[staticmethod]
     fn tcp_listen(py: Python<'_>, host: String, port: u16, field: &str) -> PyResult<Self> {
-        field_name(field).or_raise(py)?;
+        let field = field_name(field).or_raise(py)?;
         // "::" stands for every address, IPv4's too, as the listener without a host does.
         let host = (host != "::").then_some(host);
         let address = ListenAddress::Tcp { host, port };
-        Ok(Self::new(EndpointSpec::Listen { address, options: ListenOptions::default() }))
+        Ok(Self::new(EndpointSpec::Listen { address, options: ListenOptions::default() }, field))
     }
 
     #[staticmethod]
-    fn unix(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
-        field_name(field).or_raise(py)?;
-        Ok(Self::new(EndpointSpec::Unix(unix_address(path))))
+    fn unix(py: Python<'_>, path: OsString, field: &str) -> PyResult<Self> {
+        let field = field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::Unix(unix_address(path)), field))
     }
 
     #[staticmethod]
-    fn unix_listen(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
-        field_name(field).or_raise(py)?;
+    fn unix_listen(py: Python<'_>, path: OsString, field: &str) -> PyResult<Self> {
+        let field = field_name(field).or_raise(py)?;
         let address = ListenAddress::Unix(unix_address(path));
-        Ok(Self::new(EndpointSpec::Listen { address, options: ListenOptions::default() }))
+        Ok(Self::new(EndpointSpec::Listen { address, options: ListenOptions::default() }, field))
     }
 
     /// A descriptor, or one to read and one to write; each is duplicated.
@@ -87,8 +109,8 @@ impl Endpoint {
         header: Option<&str>,
         field: &str,
     ) -> PyResult<Self> {
+        let field = field_name(field).or_raise(py)?;
         let make = || -> Result<EndpointSpec> {
-            let field = field_name(field)?;
             let header = header.map(tun_header).transpose()?;
             let Some(write) = write else {
                 return EndpointSpec::from_fd_with_header(duplicate(read, field)?, field, header);
@@ -96,18 +118,19 @@ impl Endpoint {
             let half = |number| FdSpec::new(duplicate(number, field)?, field, SocketOptions::default());
             Ok(EndpointSpec::FdPair { read: half(read)?, write: half(write)? })
         };
-        Ok(Self::new(make().or_raise(py)?))
+        Ok(Self::new(make().or_raise(py)?, field))
     }
 
     #[staticmethod]
     fn stdio(py: Python<'_>, field: &str) -> PyResult<Self> {
-        Ok(Self::new(field_name(field).and_then(EndpointSpec::stdio).or_raise(py)?))
+        let field = field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::stdio(field).or_raise(py)?, field))
     }
 
     #[staticmethod]
     fn file(py: Python<'_>, path: PathBuf, mode: &str, field: &str) -> PyResult<Self> {
+        let field = field_name(field).or_raise(py)?;
         let make = || -> Result<EndpointSpec> {
-            let field = field_name(field)?;
             let mut options = OpenOptions::new();
             match mode {
                 "r" => options.read(true),
@@ -122,7 +145,7 @@ impl Endpoint {
             EndpointSpec::from_fd(file.into(), field)
         };
         // A FIFO without a peer, or a slow disk: nobody else has to wait for it.
-        Ok(Self::new(py.detach(make).or_raise(py)?))
+        Ok(Self::new(py.detach(make).or_raise(py)?, field))
     }
 
     #[staticmethod]
@@ -134,13 +157,13 @@ impl Endpoint {
     #[staticmethod]
     fn joined(py: Python<'_>, read: &Self, write: &Self) -> PyResult<Self> {
         let halves = (read.take(py)?, write.take(py)?);
-        Ok(Self::new(EndpointSpec::Joined(Box::new(halves))))
+        Ok(Self::new(EndpointSpec::Joined(Box::new(halves)), read.field))
     }
 
     #[staticmethod]
     fn counter(py: Python<'_>, field: &str) -> PyResult<Self> {
-        field_name(field).or_raise(py)?;
-        Ok(Self::new(EndpointSpec::Port(PortSpec::Counter)))
+        let field = field_name(field).or_raise(py)?;
+        Ok(Self::new(EndpointSpec::Port(PortSpec::Counter), field))
     }
 
     #[staticmethod]
@@ -168,17 +191,17 @@ impl Endpoint {
     }
 
     #[staticmethod]
-    fn unix_datagram(py: Python<'_>, path: &str, bind: Option<&str>, field: &str) -> PyResult<Self> {
+    fn unix_datagram(py: Python<'_>, path: OsString, bind: Option<OsString>, field: &str) -> PyResult<Self> {
         let field = field_name(field).or_raise(py)?;
         let spec = PortSpec::UnixDatagram { path: unix_address(path), bind: bind.map(unix_address), field };
-        Ok(Self::new(EndpointSpec::Port(spec)))
+        Ok(Self::new(EndpointSpec::Port(spec), field))
     }
 
     #[staticmethod]
-    fn seqpacket(py: Python<'_>, path: &str, field: &str) -> PyResult<Self> {
+    fn seqpacket(py: Python<'_>, path: OsString, field: &str) -> PyResult<Self> {
         let field = field_name(field).or_raise(py)?;
         let spec = PortSpec::Seqpacket { path: unix_address(path), field };
-        Ok(Self::new(EndpointSpec::Port(spec)))
+        Ok(Self::new(EndpointSpec::Port(spec), field))
     }
 
     #[staticmethod]
@@ -189,12 +212,12 @@ impl Endpoint {
         bind: Option<(String, u16)>,
         field: &str,
     ) -> PyResult<Self> {
+        let field = field_name(field).or_raise(py)?;
         let make = || -> Result<PortSpec> {
-            let field = field_name(field)?;
             let bind = bind.map(|(host, port)| local_address(&host, port, field)).transpose()?;
             Ok(PortSpec::Udp { host, port, bind, field })
         };
-        Ok(Self::new(EndpointSpec::Port(make().or_raise(py)?)))
+        Ok(Self::new(EndpointSpec::Port(make().or_raise(py)?), field))
     }
 }
 
@@ -204,9 +227,9 @@ pub(crate) fn duplicate(number: i64, field: &'static str) -> Result<OwnedFd> {
 }
 
 /// A path, or with `@` in front an abstract name.
-pub(crate) fn unix_address(path: &str) -> UnixAddress {
-    match path.strip_prefix('@') {
-        Some(name) => UnixAddress::Abstract(name.as_bytes().to_vec()),
+pub(crate) fn unix_address(path: OsString) -> UnixAddress {
+    match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => UnixAddress::Abstract(name.to_vec()),
         None => UnixAddress::Path(PathBuf::from(path)),
     }
 }
@@ -250,5 +273,5 @@ fn interface(
     };
     let addresses = addresses.iter().map(read).collect::<Result<_>>()?;
     let options = TunOptions { ethernet, offload, addresses, mtu, ..TunOptions::default() };
-    Ok(Endpoint::new(EndpointSpec::Port(PortSpec::Tun { name, options, field })))
+    Ok(Endpoint::new(EndpointSpec::Port(PortSpec::Tun { name, options, field }), field))
 }

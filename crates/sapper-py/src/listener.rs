@@ -1,6 +1,7 @@
 //! The listener's handle, and what arrives at it. Accepting is native; who comes in is told through a
 //! mailbox, one message each.
 
+use std::ffi::OsString;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ impl Listener {
     #[staticmethod]
     fn unix(
         py: Python<'_>,
-        path: &str,
+        path: OsString,
         options: ListenerValues,
         mailbox: &Mailbox,
         key: u64,
@@ -195,7 +196,7 @@ impl Arrival {
         let socket = self.socket.get(py)?.lock().unwrap_or_else(PoisonError::into_inner).take();
         let socket =
             socket.ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "the connection was taken already"));
-        Ok(Endpoint::new(EndpointSpec::Accepted(socket.or_raise(py)?)))
+        Ok(Endpoint::new(EndpointSpec::Accepted(socket.or_raise(py)?), "socket"))
     }
 
     /// It got on, or failed: it is no longer among those whose number is bounded.

@@ -17,7 +17,7 @@ use sapper_net::stream::door::{Door, Read};
 use sapper_net::stream::foreign::{ForeignHandle, ToSend, foreign};
 use sapper_net::{Error, ErrorKind};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, field_name};
 use crate::errors::{self, OrRaise};
 use crate::mailbox::Mailbox;
 use crate::process::Local;
@@ -52,10 +52,11 @@ impl ForeignTransport {
     }
 
     /// The pump's end of it; once.
-    fn endpoint(&self, py: Python<'_>) -> PyResult<Endpoint> {
+    fn endpoint(&self, py: Python<'_>, field: &str) -> PyResult<Endpoint> {
+        let field = field_name(field).or_raise(py)?;
         let spec = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
         let spec = spec.ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "the endpoint was taken already"));
-        Ok(Endpoint::new(spec.or_raise(py)?))
+        Ok(Endpoint::new(spec.or_raise(py)?, field))
     }
 
     /// Hands over received bytes; how many fitted.
@@ -124,12 +125,13 @@ impl StreamDoor {
     fn far_end(&self, py: Python<'_>) -> PyResult<Endpoint> {
         let spec = self.far.lock().unwrap_or_else(PoisonError::into_inner).take();
         let spec = spec.ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "the other half was taken already"));
-        Ok(Endpoint::new(spec.or_raise(py)?))
+        Ok(Endpoint::new(spec.or_raise(py)?, "sink"))
     }
 
     /// This half, for a bridge: it is the bridge's from its opening on.
-    fn near_end(&self, py: Python<'_>) -> PyResult<Endpoint> {
-        Ok(Endpoint::new(EndpointSpec::Door(Arc::clone(self.door.get(py)?))))
+    fn near_end(&self, py: Python<'_>, field: &str) -> PyResult<Endpoint> {
+        let field = field_name(field).or_raise(py)?;
+        Ok(Endpoint::new(EndpointSpec::Door(Arc::clone(self.door.get(py)?)), field))
     }
 
     /// Bytes that a read would give now.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import replace
 from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
 
 from sapper._options import config_error
+from sapper.cli._names import named
 from sapper.cli._output import error_values, fail, stats_table, stats_values, write_json
-from sapper.endpoint import Endpoint, Tls, TlsListen
+from sapper.endpoint import Endpoint, File, Tls, TlsListen
 from sapper.errors import ClosedError, SapperError
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import Bridge, HandshakeInfo, TlsConfig, create_bridge
@@ -109,11 +109,13 @@ async def run(
 ) -> int:
     """Runs a bridge to its end and gives the exit code."""
     network, inner = _in_order(ends)
-    names = _argument_names(swapped=network is not ends[0])
+    psk = tls is not None and tls.credentials.kind == "psk"
+    the_network, the_sink = ("B", "A") if network is not ends[0] else ("A", "B")
+    names = {"socket": the_network, "network": the_network, "sink": the_sink}
     try:
         pump = _make(network, inner, tls, server_name, options)
     except SapperError as failure:
-        raise _renamed(failure, names) from None
+        raise named(failure, names, psk=psk) from None
     cut = _stop_on_signals(pump, drain, report)
     error: SapperError | None = None
     report.note("opening", f"{ends[0]} <-> {ends[1]}", a=str(ends[0]), b=str(ends[1]))
@@ -134,7 +136,7 @@ async def run(
         if not cut.asked:  # otherwise: stopped while it was opening
             raise
     except SapperError as failure:
-        error = _renamed(failure, names)
+        error = named(failure, names, psk=psk)
     await pump.stop()
     report.closed(pump, error)
     if cut.twice:
@@ -174,27 +176,30 @@ def _in_order(ends: tuple[Endpoint, Endpoint]) -> tuple[Endpoint, Endpoint]:
     return a, b
 
 
-def _argument_names(*, swapped: bool) -> dict[str, str]:
-    """The API's argument names as those of the command line."""
-    network, inner = ("B", "A") if swapped else ("A", "B")
-    names = {"socket": network, "network": network, "sink": inner}
-    return names | {"server_hostname": "server_name", "sink_hostname": "server_name"}
-
-
-def _renamed(error: SapperError, names: dict[str, str]) -> SapperError:
-    field = names.get(error.field or "", error.field)
-    return type(error)(error.message, replace(error.context, field=field))
+def _one_way(a: Endpoint, b: Endpoint, options: PumpOptions) -> PumpOptions:
+    """A file is opened to be read or to be written: where nobody says a direction, that says it."""
+    if "direction" in options.model_fields_set:
+        return options
+    gives = [isinstance(end, File) and end.mode == "r" for end in (a, b)]
+    takes = [isinstance(end, File) and end.mode in ("w", "a") for end in (a, b)]
+    to_network, from_network = gives[1] or takes[0], gives[0] or takes[1]
+    if to_network == from_network:  # neither, or two files that do not fit: the pump says so
+        return options
+    return options.model_copy(update={"direction": "encrypt-only" if to_network else "decrypt-only"})
 
 
 def _make(
     a: Endpoint, b: Endpoint, tls: TlsConfig | None, server_name: str | None, options: PumpOptions
 ) -> Pump:
+    options = _one_way(a, b, options)
     if not isinstance(a, Tls | TlsListen):
         if tls is not None or server_name is not None:
             raise config_error("network", "options of TLS need a tls: or tls-listen: endpoint")
         return connect(a, b, options=options)
     if isinstance(a, TlsListen) and (tls is None or tls.credentials.kind == "none"):
-        raise config_error("cert", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key")
+        raise config_error(
+            "credentials", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key"
+        )
     return create_bridge(
         socket=a,
         sink=b,

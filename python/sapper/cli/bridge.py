@@ -13,10 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from sapper._options import config_error
+from sapper.cli._names import PASSWORD_VARIABLE, PSK_VARIABLE, in_file, naming
 from sapper.cli._run import Report, run
 from sapper.endpoint import Stdio, parse
+from sapper.errors import ConfigError
 from sapper.pump import Framing, PumpOptions, TapOptions
 from sapper.tls import Credentials, PeerRules, TlsConfig
+from sapper.tls.config import PskCredentials
 
 __all__ = ["PASSWORD_VARIABLE", "PSK_VARIABLE", "bridge"]
 
@@ -26,11 +29,6 @@ _WITH_TLS = "TLS (for tls: and tls-listen: endpoints)"
 _PACKETS = "Packets"
 _WAITING = "Waiting"
 _OUTPUT = "Output"
-
-#: A pre-shared key in hexadecimal, where no file is given.
-PSK_VARIABLE = "SAPPER_PSK"
-#: Opens an encrypted private key.
-PASSWORD_VARIABLE = "SAPPER_KEY_PASSWORD"  # noqa: S105 - its name, not a password
 
 
 def _tls_option(text: str, *names: str) -> Any:
@@ -145,7 +143,9 @@ def bridge(
     ends = parse(first, field="A"), parse(second, field="B")
     tables = _tables(config)
     if tap is None and (tap_filter is not None or tap_max_bytes is not None):
-        raise config_error("tap", "--tap-filter and --tap-max-bytes need --tap")
+        raise config_error("--tap", "--tap-filter and --tap-max-bytes need --tap")
+    with naming():
+        tap_options = TapOptions(path=tap, filter=tap_filter, max_bytes=tap_max_bytes) if tap else None
     options = _merged(
         PumpOptions,
         config if "bridge" in tables else None,
@@ -160,7 +160,7 @@ def bridge(
         accept_timeout=accept_timeout,
         handshake_timeout=handshake_timeout,
         idle_timeout=idle_timeout,
-        tap=TapOptions(path=tap, filter=tap_filter, max_bytes=tap_max_bytes) if tap else None,
+        tap=tap_options,
     )
     tls = {
         "credentials": _credentials(cert, key, pkcs12, psk_identity, psk_file),
@@ -193,29 +193,34 @@ def _tables(path: Path | None) -> dict[str, Any]:
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise config_error("config", f"cannot read {path}: {error.strerror}") from None
+        raise config_error("--config", f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise config_error("config", f"{path} is not TOML: {error}") from None
+        raise config_error("--config", f"{path} is not TOML: {error}") from None
     if unknown := set(tables) - {"tls", "bridge"}:
         raise config_error(
-            "config", f"{path}: there is no table [{min(unknown)}]; there are [tls] and [bridge]"
+            "--config", f"{path}: there is no table [{min(unknown)}]; there are [tls] and [bridge]"
         )
     return tables
 
 
 def _merged(kind: type[T], path: Path | None, table: str, **given: Any) -> T:
-    base = kind.from_toml(path, table=table) if path is not None else None
-    kept = {name: getattr(base, name) for name in kind.model_fields} if base is not None else {}
-    return kind.from_mapping({**kept, **{name: value for name, value in given.items() if value is not None}})
+    with in_file(table):
+        base = kind.from_toml(path, table=table) if path is not None else None
+    kept = {name: getattr(base, name) for name in base.model_fields_set} if base is not None else {}
+    given = {name: value for name, value in given.items() if value is not None}
+    psk = isinstance(given.get("credentials", kept.get("credentials")), PskCredentials)
+    with naming(psk=psk):
+        return kind.from_mapping({**kept, **given})
 
 
 def _rule(text: str) -> PeerRules:
     kind, colon, value = text.partition(":")
     if not colon or kind not in PeerRules.model_fields:
         raise config_error(
-            "allow", f"{text!r} is not one of {', '.join(PeerRules.model_fields)}, a colon, a value"
+            "--allow", f"{text!r} is not one of {', '.join(PeerRules.model_fields)}, a colon, a value"
         )
-    return PeerRules.from_mapping({kind: (value,)})
+    with naming():
+        return PeerRules.from_mapping({kind: (value,)})
 
 
 def _credentials(
@@ -224,15 +229,18 @@ def _credentials(
     if pkcs12 is not None:
         if any(one is not None for one in (cert, key, identity, psk_file)):
             raise config_error(
-                "pkcs12", "a PKCS#12 file has both certificate and key: give nothing beside it"
+                "--pkcs12", "a PKCS#12 file has both certificate and key: give nothing beside it"
             )
-        return Credentials.pkcs12(pkcs12, os.environ.get(PASSWORD_VARIABLE))
+        with naming():
+            return Credentials.pkcs12(pkcs12, os.environ.get(PASSWORD_VARIABLE))
     if cert is not None or key is not None:
         if cert is None or key is None:
-            raise config_error("key" if key is None else "cert", "--cert and --key belong together")
+            raise config_error("--key" if key is None else "--cert", "--cert and --key belong together")
         if identity is not None or psk_file is not None:
-            raise config_error("psk_identity", "a certificate and a pre-shared key exclude each other")
-        return Credentials.certificate(cert, key, password=os.environ.get(PASSWORD_VARIABLE))
+            given = "--psk-file" if identity is None else "--psk-identity"
+            raise config_error(given, "a certificate and a pre-shared key exclude each other")
+        with naming():
+            return Credentials.certificate(cert, key, password=os.environ.get(PASSWORD_VARIABLE))
     if identity is None and psk_file is None:
         return None
     secret: bytes | str | None = os.environ.get(PSK_VARIABLE)
@@ -240,9 +248,15 @@ def _credentials(
         try:
             secret = psk_file.read_bytes()
         except OSError as error:
-            raise config_error("psk_file", f"cannot read {psk_file}: {error.strerror}") from None
+            raise config_error("--psk-file", f"cannot read {psk_file}: {error.strerror}") from None
         with contextlib.suppress(UnicodeDecodeError, ValueError):  # otherwise it is the key itself
             secret = bytes.fromhex(secret.decode("ascii").strip())
     if not secret:
-        raise config_error("psk_file", f"a pre-shared key comes from --psk-file or from {PSK_VARIABLE}")
-    return Credentials.psk(identity or "", secret)
+        raise config_error("--psk-file", f"a pre-shared key comes from --psk-file or from {PSK_VARIABLE}")
+    with naming(psk=True):
+        try:
+            return Credentials.psk(identity or "", secret)
+        except ConfigError as error:
+            if psk_file is None and error.field == "key":
+                raise config_error(PSK_VARIABLE, error.message, error.reason) from None
+            raise

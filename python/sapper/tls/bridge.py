@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Literal, Self
 
-from sapper import _native, endpoint
+from sapper import _arguments, _native, endpoint
 from sapper._life import Callback, ErrorCallback, Policy
 from sapper._loop import running_post
 from sapper._options import config_error
@@ -28,6 +28,9 @@ from sapper.pump import Framing, Pump, PumpOptions, TapOptions, build, options_f
 from sapper.tls.config import Credentials, TlsConfig
 
 __all__ = ["Bridge", "CdTunnelParameters", "HandshakeInfo", "Peer", "create_bridge"]
+
+#: What every link carries, by IP version (RFC 791, RFC 8200): less cannot be granted.
+LEAST_MTU = {4: 68, 6: 1280}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,16 @@ class CdTunnelParameters:
     mtu: int
     server_address: IPv4Address | IPv6Address
     rsd_port: int
+
+    def __post_init__(self) -> None:
+        for name in ("client_address", "server_address"):
+            if not isinstance(address := getattr(self, name), IPv4Address | IPv6Address):
+                raise _arguments.wrong_type(name, "an IPv4Address or IPv6Address", address)
+        _arguments.whole(self.prefix_len, "prefix_len", 1, self.client_address.max_prefixlen)
+        _arguments.whole(self.mtu, "mtu", LEAST_MTU[self.client_address.version], 65_535)
+        _arguments.whole(self.rsd_port, "rsd_port", 1, 65_535)
+        if self.client_address.version != self.server_address.version:
+            raise config_error("server_address", "is of another IP version than client_address")
 
     @classmethod
     def from_native(cls, values: _native.CdTunnelDict) -> Self:
@@ -208,15 +221,19 @@ class Bridge(Pump):
 
         Returns:
             What was granted: the MTU is the smaller one of theirs and ours.
+
+        Raises:
+            ConfigError: ``parameters`` are none, or their addresses do not belong together.
         """
+        if not isinstance(parameters, CdTunnelParameters):
+            raise _arguments.wrong_type("parameters", "CdTunnelParameters", parameters)
         granted, operation = parameters.to_native(), self._native.cdtunnel_accept
         return CdTunnelParameters.from_native(
             await self._stop_if_cancelled(lambda mailbox, key: operation(granted, mailbox, key))
         )
 
     def _cdtunnel(self, mtu: int) -> Callable[[_native.Mailbox, int], None]:
-        if not 0 < mtu <= 65_535:
-            raise config_error("mtu", "must be from 1 to 65535")
+        _arguments.whole(mtu, "mtu", LEAST_MTU[4], 65_535)
         operation = self._native.cdtunnel_handshake
         return lambda mailbox, key: operation(mtu, mailbox, key)
 
@@ -229,9 +246,13 @@ class Bridge(Pump):
             context: Further input; ``None`` and ``b""`` differ in TLS 1.2.
 
         Raises:
+            ConfigError: An argument is wrong.
             NotStartedError: The handshake is not done yet.
         """
         export = self._native.export_keying_material
+        _arguments.text(label, "label")
+        _arguments.whole(length, "length", 1, 65_535)
+        context = None if context is None else _arguments.data(context, "context")
         material: bytes = await running_post().call(
             lambda mailbox, key: export(label, context, length, mailbox, key)
         )
@@ -344,10 +365,15 @@ def create_bridge(
 
     Raises:
         ConfigError: An argument is wrong; ``field`` names it.
+        ResourceError: The tap's file cannot be made, or a ``file:`` cannot be opened; ``field`` names it.
         ApiMisuseError: This process is a fork of one that used Sapper.
     """
-    if not isinstance(initial_data, bytes | bytearray | memoryview):
-        raise config_error("initial_data", f"must be bytes, not {type(initial_data).__name__}", "wrong_type")
+    initial_data = _arguments.data(initial_data, "initial_data")
+    _arguments.flag(server_side, "server_side")
+    for name, given in (("server_hostname", server_hostname), ("sink_hostname", sink_hostname)):
+        if given is not None:
+            _arguments.text(given, name)
+    _arguments.callback(peer_policy, "peer_policy")
     chosen = options_from(
         options,
         {
@@ -377,13 +403,15 @@ def create_bridge(
             inner_tls = side(inner, inner_config, False, sink_hostname, "sink_hostname")
         elif sink_credentials is not None:
             raise config_error("sink_credentials", "are for a sink that is a tls: or tls-listen: endpoint")
+        elif sink_hostname is not None:
+            raise config_error("sink_hostname", "is for a sink that is a tls: endpoint")
     except BaseException:
         inner.give_back()
         network.give_back()
         raise
     return build(
         Bridge,
-        (network, network_tls, bytes(initial_data)),
+        (network, network_tls, initial_data),
         (inner, inner_tls),
         chosen,
         on_error=on_error,
@@ -417,8 +445,6 @@ def asked(policy: PeerPolicy | None) -> Policy | None:
     """A call-back as the life of a pump takes it."""
     if policy is None:
         return None
-    if not callable(policy):
-        raise config_error("peer_policy", "must be callable", "wrong_type")
 
     def ask(subject: dict[str, Any]) -> bool | Awaitable[bool]:
         return policy(

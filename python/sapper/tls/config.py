@@ -16,12 +16,13 @@ import ssl
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict, model_validator
 
-from sapper import _native
+from sapper import _arguments, _native
 from sapper._options import Options, config_error
+from sapper.errors import ConfigError
 from sapper.tls.reload import ReloadCallback, TlsWatch
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
 Material = bytes | str | PathLike[str]
 
 Version = Literal["TLSv1.2", "TLSv1.3"]
+# Nothing that only looks like a truth value is taken for one.
+_Flag = Annotated[bool, Strict()]
 
 
 class FileBytes(bytes):
@@ -141,7 +144,7 @@ class Credentials(Options):
 
     Made by :meth:`certificate`, :meth:`pkcs12`, :meth:`psk`, :meth:`psks`, :meth:`none`.
 
-    Keys never show in ``repr``, logs or errors.
+    Keys never show in ``repr``, logs or errors, and are not pickled: a pickle would hold them readable.
     """
 
     @staticmethod
@@ -159,9 +162,15 @@ class Credentials(Options):
             hash: The hash the key belongs to in TLS 1.3 (``"sha384"`` for ``TLS_AES_256_GCM_SHA384``).
 
         Raises:
-            ConfigError: The key is no hexadecimal text or empty.
+            ConfigError: An argument is of a wrong type, or the key is no hexadecimal text.
         """
-        return PskCredentials.from_mapping({"identities": {_bytes(identity): key}, "hash": hash})
+        name = _identity(identity, "identity")
+        try:
+            return PskCredentials.from_mapping({"identities": {name: key}, "hash": hash})
+        except ConfigError as error:
+            if not (error.field or "").startswith("identities"):
+                raise
+            raise config_error("key", error.message, error.reason) from None
 
     @staticmethod
     def psks(
@@ -170,7 +179,9 @@ class Credentials(Options):
         hash: Literal["sha256", "sha384"] = "sha256",
     ) -> PskCredentials:
         """The pre-shared keys of all clients that a server knows, by identity. See :meth:`psk`."""
-        keys = {_bytes(name): key for name, key in identities.items()}
+        if not isinstance(identities, Mapping):
+            raise _arguments.wrong_type("identities", "a mapping from identities to keys", identities)
+        keys = {_identity(name, "identities"): key for name, key in identities.items()}
         return PskCredentials.from_mapping({"identities": keys, "hash": hash})
 
     @staticmethod
@@ -206,11 +217,11 @@ class Credentials(Options):
             {
                 "chain": chain,
                 "key": key,
-                "password": _bytes(password),
+                "password": _password(password),
                 "roots": roots,
-                "pins": tuple(pins),
+                "pins": _tuple(pins, "pins"),
                 "ocsp_response": ocsp_response,
-                "names": tuple(names),
+                "names": _tuple(names, "names"),
             }
         )
 
@@ -240,11 +251,11 @@ class Credentials(Options):
         return Pkcs12Credentials.from_mapping(
             {
                 "file": file,
-                "password": _bytes(password),
+                "password": _password(password),
                 "roots": roots,
-                "pins": tuple(pins),
+                "pins": _tuple(pins, "pins"),
                 "ocsp_response": ocsp_response,
-                "names": tuple(names),
+                "names": _tuple(names, "names"),
             }
         )
 
@@ -255,11 +266,38 @@ class Credentials(Options):
         pins: tuple[bytes | str, ...] | list[bytes | str] = (),
     ) -> NoCredentials:
         """Nothing: a client that only checks its server (against the system's roots by default)."""
-        return NoCredentials.from_mapping({"roots": roots, "pins": tuple(pins)})
+        return NoCredentials.from_mapping({"roots": roots, "pins": _tuple(pins, "pins")})
 
 
-def _bytes(value: Any) -> Any:
-    return value.encode() if isinstance(value, str) else value
+class _Unpicklable:
+    """What holds a key: whoever reads a pickle of it would have the key."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise _not_pickled(self)
+
+    def __getstate__(self) -> NoReturn:
+        raise _not_pickled(self)
+
+
+def _not_pickled(what: object) -> TypeError:
+    return TypeError(
+        f"{type(what).__name__} cannot be pickled: the secrets would be written out in readable form. "
+        "Give the other process the path of a file, and let it make its own"
+    )
+
+
+def _identity(value: object, name: str) -> bytes:
+    return value if isinstance(value, bytes) else _arguments.text(value, name).encode()
+
+
+def _password(value: object) -> object:
+    return _arguments.text(value, "password").encode() if isinstance(value, str) else value
+
+
+def _tuple(value: object, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise _arguments.wrong_type(name, "a tuple or a list", value)
+    return tuple(value)
 
 
 def _read_roots(value: object) -> object:
@@ -269,7 +307,7 @@ def _read_roots(value: object) -> object:
 _Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]
 
 
-class PskCredentials(Credentials):
+class PskCredentials(_Unpicklable, Credentials):
     """Pre-shared keys; see :meth:`Credentials.psk`."""
 
     kind: Literal["psk"] = "psk"
@@ -304,7 +342,7 @@ def _read_key_file(path: object) -> bytes:
         return content
 
 
-class OwnCertificate(Credentials):
+class OwnCertificate(_Unpicklable, Credentials):
     """What a certificate of our own has, wherever it and its key are."""
 
     password: SecretBytes | None = None
@@ -452,26 +490,26 @@ class TlsConfig(Options):
     """Key exchange groups, best first; empty is the default (X25519MLKEM768 first)."""
     alpn: tuple[_Word, ...] = ()
     """Application protocols, best first."""
-    resumption: bool = True
+    resumption: _Flag = True
     """Whether sessions of certificates may be resumed."""
-    ticket_lifetime: float = 21_600.0
+    ticket_lifetime: Annotated[float, Strict()] = 21_600.0
     """Seconds after which a server encrypts its session tickets with a new key, at most 21600. They are
     accepted for twice as long."""
     key_log_file: Path | None = None
     """Session secrets are appended here for a packet analyser. Whoever reads it reads the traffic."""
-    danger_accept_any_certificate: bool = False
+    danger_accept_any_certificate: _Flag = False
     """Ask nobody about the peer's certificate (pins still count)."""
-    danger_ignore_server_name: bool = False
+    danger_ignore_server_name: _Flag = False
     """A client does not compare its server's name with the certificate."""
-    danger_legacy_renegotiation: bool = False
+    danger_legacy_renegotiation: _Flag = False
     """TLS 1.2 with a peer that knows only the insecure renegotiation."""
-    danger_security_level_0: bool = False
+    danger_security_level_0: _Flag = False
     """OpenSSL's security level 0: small keys, SHA-1 signatures."""
-    danger_legacy_suites: bool = False
+    danger_legacy_suites: _Flag = False
     """Suites with CBC or without forward secrecy: added to the default, allowed in ``cipher_suites``."""
-    danger_short_psk: bool = False
+    danger_short_psk: _Flag = False
     """Pre-shared keys below 16 bytes."""
-    danger_ignore_truncation: bool = False
+    danger_ignore_truncation: _Flag = False
     """An end without close_notify counts as an orderly one."""
 
     def __init__(self, /, **values: Any) -> None:
@@ -480,6 +518,19 @@ class TlsConfig(Options):
 
     def __hash__(self) -> int:
         return hash((self.min_version, self.max_version, self.cipher_suites, self.alpn, self.pins))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if any(isinstance(one, _Unpicklable) for one in (self.credentials, *self.more_credentials)):
+            raise _not_pickled(self)
+        return super().__reduce_ex__(protocol)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if any(isinstance(one, _Unpicklable) for one in (self.credentials, *self.more_credentials)):
+            raise _not_pickled(self)
+        state = super().__getstate__()
+        # The parsed form stays here: it is parsed anew when it is used.
+        kept = {name: value for name, value in state["__dict__"].items() if name != "native"}
+        return {**state, "__dict__": kept}
 
     @functools.cached_property
     def native(self) -> _native.TlsConfig:

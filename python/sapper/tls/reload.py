@@ -10,9 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from sapper import _native
+from sapper import _arguments, _native
 from sapper._loop import current_loop, post_of
-from sapper._options import config_error
 from sapper.errors import SapperError
 
 __all__ = ["ReloadCallback", "TlsWatch"]
@@ -27,8 +26,7 @@ class TlsWatch:
     """Reloads a :class:`TlsConfig` when its files change. Made by :meth:`TlsConfig.watch`; close it."""
 
     def __init__(self, config: _native.TlsConfig, on_reload: ReloadCallback | None) -> None:
-        if on_reload is not None and not callable(on_reload):
-            raise config_error("on_reload", "must be callable", "wrong_type")
+        _arguments.callback(on_reload, "on_reload")
         self._post = post_of(current_loop())
         self._on_reload = on_reload
         mailbox, self._key = self._post.subscribe(self._hear)

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sapper_proto::cdtunnel;
 use tokio::sync::mpsc;
 
-use super::open::Prepared;
+use super::open::{Form, Prepared};
 use super::state::{BridgeState, Shared, StatsSnapshot};
 use super::{BridgeOptions, CdTunnelRole, Handshakes, task};
 use crate::endpoint::EndpointSpec;
@@ -96,6 +96,8 @@ pub struct Bridge {
     shared: Arc<Shared>,
     /// What the task is made from, until the first call makes it: one wake-up instead of two.
     launch: Mutex<Option<Launch>>,
+    form: Form,
+    transport_is_port: bool,
 }
 
 struct Launch {
@@ -110,9 +112,11 @@ impl Bridge {
     pub fn new(options: BridgeOptions, events: Reply) -> Result<Self> {
         runtime::ensure_running()?;
         let (commands, inbox) = mpsc::channel(COMMANDS);
+        let transport_is_port = options.transport.endpoint.is_port();
         let prepared = Prepared::check(options)?;
+        let form = prepared.form;
         let launch = Mutex::new(Some(Launch { prepared, inbox, events }));
-        Ok(Self { commands, shared: Arc::default(), launch })
+        Ok(Self { commands, shared: Arc::default(), launch, form, transport_is_port })
     }
 
     /// Makes the task, where there is none yet. A failure answers what waits for it.
@@ -161,6 +165,11 @@ impl Bridge {
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self, direction: Direction) -> Result<()> {
         self.send(Command::Pause(direction, false))
+    }
+
+    /// Finds what is wrong with a sink for [`swap_sink`](Self::swap_sink) without waiting.
+    pub fn check_sink(&self, sink: &EndpointSpec) -> Result<()> {
+        self.form.check_replacement(sink, self.transport_is_port)
     }
 
     /// Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.

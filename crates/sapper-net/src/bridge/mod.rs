@@ -5,6 +5,7 @@
 //! task on one I/O thread ([`task`]); the handle sends it commands and hears of it through a
 //! [`Mailbox`](crate::mailbox::Mailbox). Dropping the last handle stops the bridge at once.
 
+mod check;
 mod control;
 mod hello;
 mod open;
@@ -24,7 +25,7 @@ pub use state::{BridgeState, BridgeStats, FlowSnapshot, SideSnapshot, StatsSnaps
 use crate::endpoint::EndpointSpec;
 use crate::port::tap::TapOptions;
 use crate::tls::config::TlsConfig;
-use crate::tls::{HandshakeInfo, Role};
+use crate::tls::{HandshakeInfo, MAX_RECORD, Role};
 
 /// Everything that a bridge is made from.
 pub struct BridgeOptions {
@@ -34,11 +35,13 @@ pub struct BridgeOptions {
     pub sink: SideOptions,
     /// Which way application data may flow.
     pub direction: BridgeDirection,
-    /// How packets lie in the transport's stream; `None` is raw bytes and needs a stream as sink.
-    pub framing: Option<FramingOptions>,
-    /// How packets lie in the sink, where it is a stream and `framing` is set; as in `framing` where
-    /// this is `None`.
+    /// How packets lie in the transport's stream; `None` is raw bytes and needs a stream as sink. Where
+    /// the transport carries packets already, how they lie in the sink's stream.
+    pub framing: Option<Framing>,
+    /// How packets lie in the sink, where it is a stream; as in `framing` where this is `None`.
     pub sink_framing: Option<Framing>,
+    /// Limits of packets.
+    pub packets: PacketOptions,
     /// Limits of waiting.
     pub deadlines: Deadlines,
     /// Whether somebody is asked about the peer before any application data flows.
@@ -55,6 +58,8 @@ pub struct SideOptions {
     pub tls: Option<SideTls>,
     /// Bytes that the caller had already read from it: ciphertext when TLS is on.
     pub initial_data: Vec<u8>,
+    /// The option that it came in, which an error blames.
+    pub field: &'static str,
 }
 
 /// TLS on one end.
@@ -77,17 +82,21 @@ pub enum BridgeDirection {
     DecryptOnly,
 }
 
-/// Framing and its limits.
-#[derive(Clone, Debug)]
-pub struct FramingOptions {
-    /// How packets lie in the stream.
-    pub framing: Framing,
+/// Limits of packets, where a bridge carries them.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketOptions {
     /// Largest packet in bytes, either way. Apart from any MTU: some peers drop more than this.
     pub max_packet: usize,
     /// How many records share one write to the carrier.
     pub records_per_write: usize,
     /// Look for the next packet at a record boundary after a bad header, rather than end.
     pub resync: bool,
+}
+
+impl Default for PacketOptions {
+    fn default() -> Self {
+        Self { max_packet: MAX_RECORD, records_per_write: 64, resync: false }
+    }
 }
 
 /// Limits of waiting. None of them is a promise to be fast: a peer that answers is never cut off.

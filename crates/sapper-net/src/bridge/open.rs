@@ -8,16 +8,17 @@ use sapper_proto::packet::Offloads;
 use tokio::time::{Instant, timeout_at};
 
 use super::control::Reply;
-use super::{BridgeDirection, BridgeOptions, Deadlines, FramingOptions, PolicyOptions, SideTls};
+use super::{BridgeDirection, Deadlines, PacketOptions, PolicyOptions, SideOptions, SideTls};
 use crate::endpoint::{EndpointSpec, OpenOptions, Opened};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
 use crate::port::framed::{FramedOptions, FramedPort, superframe_hello};
+use crate::port::tap::TapFile;
 use crate::port::{BoxPort, PacketKind, PortAbilities};
 use crate::pump::{Ends, Sink};
 use crate::stream::Stream;
+use crate::tls::HandshakeInfo;
 use crate::tls::stream::TlsStream;
-use crate::tls::{HandshakeInfo, MAX_RECORD};
 
 /// Alert of a peer that was verified and is not wanted (RFC 8446, section 6.2).
 const ACCESS_DENIED: u8 = 49;
@@ -29,12 +30,22 @@ const LARGEST_SUPERFRAME: usize = 65_535;
 pub(super) struct Prepared {
     pub(super) transport: Side,
     pub(super) sink: Side,
-    pub(super) direction: BridgeDirection,
-    pub(super) framing: Option<FramingOptions>,
-    pub(super) sink_framing: Option<Framing>,
+    pub(super) form: Form,
+    pub(super) carries_packets: bool,
     pub(super) deadlines: Deadlines,
     pub(super) policy: Option<PolicyOptions>,
-    pub(super) tap: Option<crate::port::tap::TapOptions>,
+    pub(super) tap: Option<Box<TapFile>>,
+}
+
+/// In what form payload moves.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    /// In the transport's stream; `None` where it is raw, or no stream.
+    pub(super) framing: Option<Framing>,
+    /// In the sink's stream; as in `framing` where this is `None`.
+    pub(super) sink_framing: Option<Framing>,
+    pub(super) packets: PacketOptions,
+    pub(super) direction: BridgeDirection,
 }
 
 /// One end and what was already read from it.
@@ -68,85 +79,23 @@ impl Prepared {
         Self {
             transport: side("socket"),
             sink: side("sink"),
-            direction: BridgeDirection::Duplex,
-            framing: None,
-            sink_framing: None,
+            form: Form {
+                framing: None,
+                sink_framing: None,
+                packets: PacketOptions::default(),
+                direction: BridgeDirection::Duplex,
+            },
+            carries_packets: false,
             deadlines: Deadlines::default(),
             policy: None,
             tap: None,
         }
     }
 
-    /// Finds what is wrong without waiting for anybody.
-    pub(super) fn check(options: BridgeOptions) -> Result<Self> {
-        let BridgeOptions { transport, sink, direction, framing, sink_framing, deadlines, peer_policy, tap } =
-            options;
-        if transport.endpoint.is_port() {
-            return Err(Error::config(
-                "socket",
-                "a bridge's transport carries bytes: a packet endpoint belongs in `sink`",
-            ));
-        }
-        if framing.is_none() {
-            if sink.endpoint.is_port() {
-                return Err(Error::config(
-                    "framing",
-                    "a packet endpoint needs a framing: \"ip\", \"ipv4\", \"ipv6\", \"u16\", \"u32\" or \"superframe\"",
-                ));
-            }
-            if sink_framing.is_some() {
-                return Err(Error::config("sink_framing", "has no meaning without `framing`"));
-            }
-            if tap.is_some() {
-                return Err(Error::config("tap", "a tap writes packets: set a `framing`"));
-            }
-        }
-        if let Some(tap) = &tap {
-            tap.check()?;
-        }
-        if let Some(framing) = &framing {
-            if !(1..=65_535).contains(&framing.max_packet) {
-                return Err(Error::config("max_packet", format!("1 to 65535, not {}", framing.max_packet)));
-            }
-            if framing.records_per_write == 0 {
-                return Err(Error::config("records_per_write", "at least 1"));
-            }
-        }
-        if peer_policy.is_some() && transport.tls.is_none() {
-            return Err(Error::config("peer_policy", "needs TLS: without it no peer is known"));
-        }
-        for (field, duration) in [
-            ("connect_timeout", Some(deadlines.connect)),
-            ("accept_timeout", deadlines.accept),
-            ("handshake_timeout", Some(deadlines.handshake)),
-            ("idle_timeout", deadlines.idle),
-        ] {
-            if duration.is_some_and(|d| d.is_zero()) {
-                return Err(Error::config(field, "must be above zero"));
-            }
-        }
-        let side = |side: super::SideOptions, field| Side {
-            endpoint: Some(side.endpoint),
-            tls: side.tls,
-            initial_data: side.initial_data,
-            field,
-        };
-        Ok(Self {
-            transport: side(transport, "socket"),
-            sink: side(sink, "sink"),
-            direction,
-            framing,
-            sink_framing,
-            deadlines,
-            policy: peer_policy,
-            tap,
-        })
-    }
-
     /// Opens both ends, the sink first: a mistake there is found before a peer is bothered.
     pub(super) async fn open(&mut self, events: &Reply) -> Result<OpenEnds> {
         let sink_listens = self.sink.endpoint.as_ref().is_some_and(EndpointSpec::is_listener);
-        let max_packet = self.max_packet();
+        let max_packet = self.form.packets.max_packet;
         let sink = if sink_listens { None } else { Some(self.open_sink().await?) };
         let transport =
             open_side(&mut self.transport, max_packet, &self.deadlines, self.policy.map(|p| (p, events)))
@@ -156,12 +105,15 @@ impl Prepared {
 
     /// Opens the sink; a listener's one connection is waited for here.
     pub(super) async fn open_sink(&mut self) -> Result<OpenSide> {
-        let max_packet = self.max_packet();
+        let max_packet = self.form.packets.max_packet;
         open_side(&mut self.sink, max_packet, &self.deadlines, None).await
     }
+}
 
-    fn max_packet(&self) -> usize {
-        self.framing.as_ref().map_or(MAX_RECORD, |framing| framing.max_packet)
+impl Side {
+    pub(super) fn new(side: SideOptions) -> Self {
+        let SideOptions { endpoint, tls, initial_data, field } = side;
+        Self { endpoint: Some(endpoint), tls, initial_data, field }
     }
 }
 
@@ -211,39 +163,45 @@ async fn open_side(
 pub(super) async fn join(
     transport: OpenSide,
     sink: OpenSide,
-    framing: Option<&FramingOptions>,
-    sink_framing: Option<Framing>,
+    form: Form,
     deadlines: &Deadlines,
 ) -> Result<(Ends, Vec<u8>, Vec<u8>)> {
-    let Opened::Stream(network) = transport.opened else {
-        return Err(Error::config("socket", "a bridge's transport carries bytes"));
+    let mut network = match transport.opened {
+        Opened::Stream(network) => network,
+        Opened::Port(network) => {
+            let sink = sink_port(sink, form, network.abilities().kind)?;
+            return Ok((Ends::Ports(network, sink), Vec::new(), Vec::new()));
+        }
     };
-    let Some(framing) = framing else {
+    let Some(framing) = form.framing else {
         let Opened::Stream(cleartext) = sink.opened else {
             return Err(Error::config("framing", "a packet endpoint needs a framing"));
         };
         return Ok((Ends::Streams(network, cleartext), sink.initial, transport.initial));
     };
-    let sink = sink_port(sink, framing, sink_framing)?;
-    let options = FramedOptions {
-        framing: framing.framing,
-        max_packet: framing.max_packet,
-        records_per_write: framing.records_per_write,
-        resync: framing.resync,
-        kind: sink.abilities().kind,
-        agreement: None,
-    };
-    let (mut network, mut received) = (network, transport.initial);
-    let options = match framing.framing {
-        Framing::Superframe => {
-            let ours = hello_for(&sink.abilities(), framing.max_packet);
-            let agreement = superframe_hello(&mut network, ours, &mut received, deadlines.handshake).await?;
-            FramedOptions { agreement: Some(agreement), ..options }
-        }
-        _ => options,
-    };
+    let sink = sink_port(sink, form, PacketKind::Ip)?;
+    let mut received = transport.initial;
+    let mut options = form.framed(framing, sink.abilities().kind);
+    if framing == Framing::Superframe {
+        let ours = hello_for(&sink.abilities(), form.packets.max_packet);
+        let agreement = superframe_hello(&mut network, ours, &mut received, deadlines.handshake).await?;
+        options.agreement = Some(agreement);
+    }
     let network = FramedPort::new(network, options, &received)?;
     Ok((Ends::Ports(Box::new(network), sink), Vec::new(), Vec::new()))
+}
+
+impl Form {
+    fn framed(&self, framing: Framing, kind: PacketKind) -> FramedOptions {
+        FramedOptions {
+            framing,
+            max_packet: self.packets.max_packet,
+            records_per_write: self.packets.records_per_write,
+            resync: self.packets.resync,
+            kind,
+            agreement: None,
+        }
+    }
 }
 
 /// What we tell the peer in a superframe hello: what our sink takes.
@@ -254,57 +212,35 @@ fn hello_for(sink: &PortAbilities, max_packet: usize) -> Hello {
     Hello::new(accepts, if large { LARGEST_SUPERFRAME } else { max_packet })
 }
 
-/// The sink as a packet port: as it is, or a stream with packets in it.
-fn sink_port(sink: OpenSide, framing: &FramingOptions, sink_framing: Option<Framing>) -> Result<BoxPort> {
-    match sink.opened {
-        Opened::Port(port) => {
-            let with_length = matches!(framing.framing, Framing::U16 | Framing::U32);
-            if port.abilities().kind == PacketKind::Ethernet && !with_length {
-                return Err(Error::config(
-                    "framing",
-                    "a TAP carries Ethernet frames, which have no length of their own: use \"u16\" or \"u32\"",
-                ));
-            }
-            Ok(port)
-        }
-        Opened::Stream(stream) => {
-            let inner = sink_framing.unwrap_or(framing.framing);
-            if inner == Framing::Superframe {
-                return Err(Error::config(
-                    "sink_framing",
-                    "superframes join two of our own ends: name another framing for the sink's stream",
-                ));
-            }
-            let options = FramedOptions {
-                framing: inner,
-                max_packet: framing.max_packet,
-                records_per_write: framing.records_per_write,
-                resync: false,
-                kind: PacketKind::Ip,
-                agreement: None,
-            };
-            Ok(Box::new(FramedPort::new(stream, options, &sink.initial)?))
-        }
-    }
+/// The sink as a packet port: as it is, or a stream with packets of this kind in it.
+fn sink_port(sink: OpenSide, form: Form, kind: PacketKind) -> Result<BoxPort> {
+    let stream = match sink.opened {
+        Opened::Port(port) => return Ok(port),
+        Opened::Stream(stream) => stream,
+    };
+    let framing = form.sink_framing.or(form.framing);
+    let framing = framing.ok_or_else(|| Error::config("framing", "a packet endpoint needs a framing"))?;
+    // A record of the transport's is what resynchronising goes by; a sink has none.
+    let options = FramedOptions { resync: false, ..form.framed(framing, kind) };
+    Ok(Box::new(FramedPort::new(stream, options, &sink.initial)?))
 }
 
-/// A new sink for a running bridge.
+/// A new sink for a running bridge, which was checked before.
 pub(super) async fn open_replacement(
     spec: EndpointSpec,
-    framing: Option<FramingOptions>,
-    sink_framing: Option<Framing>,
+    form: Form,
+    carries_packets: bool,
     deadlines: Deadlines,
 ) -> Result<Sink> {
-    let mut side = Side { endpoint: Some(spec), tls: None, initial_data: Vec::new(), field: "sink" };
-    let max_packet = framing.as_ref().map_or(MAX_RECORD, |framing| framing.max_packet);
-    let opened = open_side(&mut side, max_packet, &deadlines, None).await?;
-    match &framing {
-        Some(framing) => Ok(Sink::Port(sink_port(opened, framing, sink_framing)?)),
-        None => match opened.opened {
-            Opened::Stream(stream) => Ok(Sink::Stream(stream)),
-            Opened::Port(_) => {
-                Err(Error::config("sink", "this bridge carries bytes: a packet endpoint needs a framing"))
-            }
-        },
+    let side = SideOptions { endpoint: spec, tls: None, initial_data: Vec::new(), field: "sink" };
+    let opened = open_side(&mut Side::new(side), form.packets.max_packet, &deadlines, None).await?;
+    if carries_packets {
+        return Ok(Sink::Port(sink_port(opened, form, PacketKind::Ip)?));
+    }
+    match opened.opened {
+        Opened::Stream(stream) => Ok(Sink::Stream(stream)),
+        Opened::Port(_) => {
+            Err(Error::config("sink", "this bridge carries bytes: a packet endpoint needs a framing"))
+        }
     }
 }

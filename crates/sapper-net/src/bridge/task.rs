@@ -23,7 +23,8 @@ use super::state::{BridgeState, BridgeStats, Shared};
 use super::{BridgeDirection, CdTunnelRole, Handshakes};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
-use crate::port::tap::{Tap, TapOptions};
+use crate::port::PacketKind;
+use crate::port::tap::{Tap, TapFile};
 use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode};
 use crate::runtime;
 use crate::stream::Stream;
@@ -80,8 +81,9 @@ struct Task {
     handshakes: Option<Handshakes>,
     handshake_replies: Vec<Reply>,
     start: bool,
-    /// Carries bytes, not packets.
-    raw: bool,
+    /// What will be written to once payload flows.
+    tap: Option<Box<TapFile>>,
+    carries_packets: bool,
     /// Directions that were paused before there was a pump.
     paused: Vec<(Direction, bool)>,
     unused: Vec<u8>,
@@ -89,13 +91,14 @@ struct Task {
 
 impl Task {
     fn new(
-        prepared: Prepared,
+        mut prepared: Prepared,
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Box<Command>>,
         events: Reply,
     ) -> Self {
         Self {
-            raw: prepared.framing.is_none(),
+            tap: prepared.tap.take(),
+            carries_packets: prepared.carries_packets,
             prepared,
             shared,
             inbox,
@@ -246,15 +249,15 @@ impl Task {
                 None => reply.send(Err(handshake_first())),
             },
             Command::SetTap(tap, reply) => {
-                let checked = match &tap {
-                    Some(_) if self.raw => Err(no_packets()),
-                    Some(tap) => tap.check(),
-                    None => Ok(()),
+                let opened = match tap {
+                    Some(_) if !self.carries_packets => Err(no_packets()),
+                    Some(tap) => tap.open().map(|file| Some(Box::new(file))),
+                    None => Ok(None),
                 };
-                if checked.is_ok() {
-                    self.prepared.tap = tap;
-                }
-                reply.send(checked.map(|()| Value::Unit));
+                reply.send(opened.map(|file| {
+                    self.tap = file;
+                    Value::Unit
+                }));
             }
             Command::CdTunnel(_, reply) => reply.send(Err(handshake_first())),
             Command::SwapSink(_, reply) => reply.send(Err(Error::new(
@@ -300,7 +303,7 @@ impl Task {
     /// Puts framing over both ends and makes the pump. A listener as sink is waited for here.
     async fn join(&mut self, ends: OpenEnds) -> Result<Pump, End> {
         let mut prepared = std::mem::replace(&mut self.prepared, Prepared::empty());
-        let direction = prepared.direction;
+        let direction = prepared.form.direction;
         let mut transport = ends.transport;
         if let Some(tls) = tls_of(&mut transport) {
             tls.set_direction(match direction {
@@ -315,14 +318,7 @@ impl Task {
                     Some(sink) => sink,
                     None => prepared.open_sink().await?,
                 };
-                open::join(
-                    transport,
-                    sink,
-                    prepared.framing.as_ref(),
-                    prepared.sink_framing,
-                    &prepared.deadlines,
-                )
-                .await
+                open::join(transport, sink, prepared.form, &prepared.deadlines).await
             }
             .await;
             (prepared, joined)
@@ -339,7 +335,13 @@ impl Task {
         match direction {
             BridgeDirection::Duplex => {}
             BridgeDirection::EncryptOnly => {
-                // It runs, for alerts, tickets and key updates, and delivers nothing.
+                // A stream runs, for its end and for TLS's alerts, tickets and key updates, and delivers
+                // nothing. A packet port has neither.
+                decapsulate.enabled = match &mut ends {
+                    Ends::Streams(..) => true,
+                    Ends::Ports(network, _) => network.stream_mut().is_some(),
+                };
+                decapsulate.refuses = true;
                 decapsulate.forward_eof = false;
                 decapsulate.keeps_alive = false;
             }
@@ -352,8 +354,8 @@ impl Task {
         for (direction, paused) in self.paused.drain(..) {
             pump.set_paused(direction, paused);
         }
-        if let Some(tap) = self.prepared.tap.take() {
-            let tap = open_tap(&mut pump, tap)?;
+        if let Some(file) = self.tap.take() {
+            let tap = start_tap(&mut pump, *file)?;
             pump.set_tap(Some(tap))?;
         }
         Ok(pump)
@@ -467,15 +469,19 @@ impl Task {
                 let prepared = &self.prepared;
                 let opening = open::open_replacement(
                     spec,
-                    prepared.framing.clone(),
-                    prepared.sink_framing,
+                    prepared.form,
+                    self.carries_packets,
                     prepared.deadlines.clone(),
                 );
                 running.swap = Some((Box::pin(opening), reply));
             }
             Command::SetTap(tap, reply) => {
                 let set = match tap {
-                    Some(options) => open_tap(pump, options).and_then(|tap| pump.set_tap(Some(tap))),
+                    Some(_) if !self.carries_packets => Err(no_packets()),
+                    Some(options) => options
+                        .open()
+                        .and_then(|file| start_tap(pump, file))
+                        .and_then(|tap| pump.set_tap(Some(tap))),
                     None => pump.set_tap(None),
                 };
                 reply.send(set.map(|()| Value::Unit));
@@ -523,6 +529,9 @@ impl Task {
                     }
                     stats.transport = Some(Arc::clone(network.stats()));
                     stats.sink = Some(Arc::clone(sink.stats()));
+                    let facts = network.offloads().into_iter();
+                    let facts = facts.map(|(name, state)| (format!("transport.offload.{name}"), state));
+                    stats.facts.extend(facts);
                     sink.offloads()
                 }
             };
@@ -551,8 +560,8 @@ impl Task {
                 command => command.refuse(&closed),
             }
         }
-        let Self { prepared, shared, events, unused, .. } = self;
-        drop(prepared);
+        let Self { prepared, tap, shared, events, unused, .. } = self;
+        drop((prepared, tap));
         let (here, elsewhere): (Vec<_>, Vec<_>) =
             shared.close(unused).into_iter().partition(|reply| Arc::ptr_eq(&reply.mailbox, &events.mailbox));
         let here = here.into_iter().map(|reply| (reply.key, Ok(Value::Unit)));
@@ -594,14 +603,14 @@ fn export(tls: &mut TlsStream, label: &str, context: Option<&[u8]>, len: usize) 
     Ok(Value::Bytes(out))
 }
 
-fn open_tap(pump: &mut Pump, mut options: TapOptions) -> Result<Tap> {
-    match pump.ends() {
-        Ends::Ports(_, sink) => options.kind = sink.abilities().kind,
-        Ends::Streams(..) => {
-            return Err(no_packets());
-        }
-    }
-    Tap::open(&options)
+fn start_tap(pump: &mut Pump, file: TapFile) -> Result<Tap> {
+    let Ends::Ports(network, sink) = pump.ends() else { return Err(no_packets()) };
+    // A socket at the other end of a TAP carries its frames and does not know it.
+    let kind = match network.abilities().kind {
+        PacketKind::Ethernet => PacketKind::Ethernet,
+        _ => sink.abilities().kind,
+    };
+    Tap::start(file, kind)
 }
 
 /// close_notify without waiting, for a bridge that ends before payload flowed.

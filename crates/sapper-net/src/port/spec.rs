@@ -1,7 +1,7 @@
 //! Packet ports as plain data, opened on the event loop that will use them.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -11,9 +11,11 @@ use super::counter::CounterPort;
 use super::datagram::{DatagramOptions, DatagramPort};
 use super::tun::{TunOptions, TunPort};
 use super::{BoxPort, PacketKind};
+use crate::endpoint::{check_access, not_connected};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::fd::{self, Access, FdKind, SocketType};
 use crate::stream::address::UnixAddress;
-use crate::stream::resolve::resolve;
+use crate::stream::resolve::{check_host, resolve};
 
 /// A packet port, not open yet. `field` is the option to blame for what it names.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub enum PortSpec {
         fd: OwnedFd,
         /// What lies at a packet's first byte.
         kind: PacketKind,
+        /// The option it came in.
+        field: &'static str,
     },
     /// A Unix datagram socket to connect to.
     UnixDatagram {
@@ -75,6 +79,49 @@ pub enum PortSpec {
     Counter,
 }
 
+impl PortSpec {
+    /// Finds what is wrong with it without waiting: see [`crate::endpoint::EndpointSpec::check`].
+    pub fn check(&self, needs: Access) -> Result<()> {
+        match self {
+            Self::TunFd { fd, field, .. } => {
+                check_access(fd.as_fd(), &fd::classify(fd.as_fd(), field)?, field, needs)
+            }
+            Self::Datagram { fd, field, .. } => match fd::classify(fd.as_fd(), field)? {
+                // From a Unix socket datagrams can be read without a peer to send them to.
+                FdKind::Socket(socket)
+                    if !needs.write
+                        && socket.socket_type == SocketType::Datagram
+                        && socket.domain == libc::AF_UNIX =>
+                {
+                    Ok(())
+                }
+                kind if !fd::has_peer(fd.as_fd()) => Err(not_connected(&kind, field)),
+                _ => Ok(()),
+            },
+            Self::UnixDatagram { path, bind, .. } => {
+                path.to_system()?;
+                bind.as_ref().map_or(Ok(()), |own| own.to_system().map(drop))
+            }
+            Self::Seqpacket { path, .. } => path.to_system().map(drop),
+            Self::Udp { host, .. } => check_host(host),
+            Self::Tun { .. } | Self::Counter | Self::Generator { .. } => Ok(()),
+        }
+    }
+
+    /// What an interface's packets are; other ports carry anything.
+    pub fn interface(&self) -> Option<PacketKind> {
+        let ethernet = match self {
+            Self::Tun { options, .. } => options.ethernet,
+            Self::TunFd { fd, field, .. } => match fd::classify(fd.as_fd(), field) {
+                Ok(FdKind::Tun(tun)) => tun.flags & libc::IFF_TAP != 0,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some(if ethernet { PacketKind::Ethernet } else { PacketKind::Ip })
+    }
+}
+
 /// Opens it; looking a name up may take until the deadline, nothing else waits. `max_packet` is the
 /// largest packet that the caller will move; an interface has its MTU.
 pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> Result<BoxPort> {
@@ -86,7 +133,9 @@ pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> 
         PortSpec::TunFd { fd, options, field } => {
             Box::new(TunPort::adopt(fd, &options).map_err(|error| error.with_field(field))?)
         }
-        PortSpec::Datagram { fd, kind } => Box::new(datagram(fd, kind)?),
+        PortSpec::Datagram { fd, kind, field } => {
+            Box::new(datagram(fd, kind).map_err(|error| error.with_field(field))?)
+        }
         PortSpec::UnixDatagram { path, bind, field } => {
             let (socket, bound) =
                 connect_unix(Type::DGRAM, &path, bind.as_ref()).map_err(|error| error.with_field(field))?;

@@ -3,7 +3,9 @@
 //! The pump never waits for the disk: packets go into blocks, blocks into a queue of fixed length,
 //! and what does not fit is counted as lost. Format: `docs/bridge.md`; reader: Wireshark, tcpdump.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -33,22 +35,44 @@ pub struct TapOptions {
     pub max_bytes: Option<u64>,
     /// At most this much of each packet.
     pub snap_len: u32,
-    /// What the packets are.
-    pub kind: PacketKind,
 }
 
 impl TapOptions {
-    /// Finds a wrong filter without touching the file.
-    pub fn check(&self) -> Result<()> {
-        self.parsed_filter().map(drop)
-    }
-
-    fn parsed_filter(&self) -> Result<Option<Filter>> {
+    /// Parses the filter and opens the file, making it where there is none; what an older one holds
+    /// stays until the tap starts. A mistake is an error of the field `tap`.
+    pub fn open(&self) -> Result<TapFile> {
         let parse = |text: &String| {
             Filter::parse(text).map_err(|error| Error::config("tap", format!("filter: {error}")))
         };
-        self.filter.as_ref().map(parse).transpose()
+        let filter = self.filter.as_ref().map(parse).transpose()?;
+        // Who reads a FIFO may pause for ever, and the end of a tap waits for what it writes to.
+        let is_queue = |kind: std::fs::FileType| kind.is_fifo() || kind.is_socket();
+        if std::fs::metadata(&self.path).is_ok_and(|found| is_queue(found.file_type())) {
+            let message = format!("{} is no file: a tap writes to one", self.path.display());
+            return Err(Error::config("tap", message).with_reason("not_a_file"));
+        }
+        let opened = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            // For whatever takes the path's place meanwhile; to a file it means nothing.
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&self.path);
+        let file = opened.map_err(|source| self.failed("create", &source))?;
+        Ok(TapFile { file, filter, options: self.clone() })
     }
+
+    fn failed(&self, what: &str, source: &std::io::Error) -> Error {
+        Error::io(ErrorKind::Device, format_args!("{what} {}", self.path.display()), source).with_field("tap")
+    }
+}
+
+/// A tap's file, open; nothing is written yet.
+#[derive(Debug)]
+pub struct TapFile {
+    file: File,
+    filter: Option<Filter>,
+    options: TapOptions,
 }
 
 /// A running tap, shared by the two directions. The file is complete when the last clone is gone.
@@ -79,17 +103,17 @@ struct Block {
 }
 
 impl Tap {
-    /// Creates the file and its thread. A wrong filter or path is an error of the field `tap`.
-    pub fn open(options: &TapOptions) -> Result<Self> {
-        let link = match options.kind {
+    /// Replaces what the file holds and starts its thread; `kind` is what the packets are.
+    pub fn start(file: TapFile, kind: PacketKind) -> Result<Self> {
+        let link = match kind {
             PacketKind::Ethernet => LinkType::Ethernet,
             PacketKind::Ip | PacketKind::Opaque => LinkType::Raw,
         };
-        let filter = options.parsed_filter()?;
-        let file = std::fs::File::create(&options.path).map_err(|source| {
-            Error::io(ErrorKind::Device, format_args!("create {}", options.path.display()), &source)
-                .with_field("tap")
-        })?;
+        let TapFile { file, filter, options } = file;
+        // Devices have no length.
+        if file.metadata().is_ok_and(|found| found.is_file()) {
+            file.set_len(0).map_err(|source| options.failed("empty", &source))?;
+        }
         let mut bytes = Vec::with_capacity(BLOCK_BYTES + 66_000);
         pcapng::section_header(&mut bytes, concat!("sapper ", env!("CARGO_PKG_VERSION")));
         pcapng::interface(&mut bytes, link, options.snap_len, "bridge");
@@ -208,7 +232,7 @@ impl Drop for Shared {
     }
 }
 
-fn write_blocks(mut file: std::fs::File, inbox: &Receiver<Vec<u8>>, give_back: &SyncSender<Vec<u8>>) {
+fn write_blocks(mut file: File, inbox: &Receiver<Vec<u8>>, give_back: &SyncSender<Vec<u8>>) {
     let mut failed = false;
     for mut block in inbox {
         if !failed && let Err(error) = file.write_all(&block) {

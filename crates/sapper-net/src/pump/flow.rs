@@ -26,6 +26,12 @@ fn ended_by_stop(mode: PumpMode, received: Result<Poll<bool>>) -> Result<Poll<bo
     }
 }
 
+/// Payload in a direction that carries none.
+fn refused() -> Error {
+    let message = "the peer sent application data over a connection that only encrypts";
+    Error::new(ErrorKind::RemoteProtocol, message).with_phase(Phase::Transfer)
+}
+
 /// What both kinds of flow tell their pump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlowState {
@@ -39,6 +45,7 @@ pub(super) enum FlowState {
 pub(super) struct FlowControl {
     phase: FlowPhase,
     enabled: bool,
+    refuses: bool,
     forward_eof: bool,
     paused: bool,
 }
@@ -57,6 +64,7 @@ impl FlowControl {
         Self {
             phase: FlowPhase::Reading,
             enabled: options.enabled,
+            refuses: options.refuses,
             forward_eof: options.forward_eof,
             paused: false,
         }
@@ -156,6 +164,7 @@ pub(super) trait Flow {
                 return Ok(FlowState::Open);
             }
             match ended_by_stop(mode, self.read(cx, source))? {
+                Poll::Ready(true) if self.control().refuses => return Err(refused()),
                 Poll::Ready(true) => *active = true,
                 Poll::Ready(false) => self.control().phase = FlowPhase::SourceEnded,
                 Poll::Pending => {

@@ -19,7 +19,7 @@ use packet::PacketFlow;
 use stream::StreamFlow;
 
 use crate::bridge::FlowSnapshot;
-use crate::error::{Direction, Error, ErrorKind, Result};
+use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::BoxPort;
 use crate::port::tap::Tap;
 use crate::stats::{Counter, Drops, LatencyHistogram};
@@ -129,6 +129,8 @@ pub struct FlowOptions {
     pub initial: Vec<u8>,
     /// Whether it runs at all (a one-way bridge leaves one out).
     pub enabled: bool,
+    /// Whether it is watched for its end only: payload that comes is an error.
+    pub refuses: bool,
     /// Whether its end is passed on to the destination.
     pub forward_eof: bool,
     /// Whether the pump goes on for it alone: not so where it only watches for alerts.
@@ -138,7 +140,14 @@ pub struct FlowOptions {
 impl FlowOptions {
     /// A direction that runs and begins with nothing.
     pub fn new(stats: Arc<FlowStats>) -> Self {
-        Self { stats, initial: Vec::new(), enabled: true, forward_eof: true, keeps_alive: true }
+        Self {
+            stats,
+            initial: Vec::new(),
+            enabled: true,
+            refuses: false,
+            forward_eof: true,
+            keeps_alive: true,
+        }
     }
 }
 

@@ -17,6 +17,9 @@ use crate::runtime;
 /// limit; further look-ups wait for their turn, under their own deadline.
 const MAX_LOOKUPS: usize = 32;
 
+/// Longest name that the DNS knows, with a dot at its end.
+const MAX_HOST: usize = 254;
+
 static LOOKUPS: std::sync::LazyLock<Arc<Semaphore>> =
     std::sync::LazyLock::new(|| Arc::new(Semaphore::new(MAX_LOOKUPS)));
 
@@ -25,9 +28,7 @@ pub async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<Soc
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
-    if host.is_empty() || host.contains('\0') {
-        return Err(Error::new(ErrorKind::Config, format!("{host:?} is no host name")));
-    }
+    check_host(host)?;
     let owned = host.to_owned();
     let lookup = in_thread(move || (owned.as_str(), port).to_socket_addrs().map(Vec::from_iter));
     let found = match timeout_at(deadline, lookup).await {
@@ -48,6 +49,17 @@ pub async fn resolve(host: &str, port: u16, deadline: Instant) -> Result<Vec<Soc
             .with_phase(Phase::Connect)
             .with_reason("name")),
     }
+}
+
+/// Refuses what can be no host name, without looking it up. Whoever knows the option to blame adds it.
+pub(crate) fn check_host(host: &str) -> Result<()> {
+    if host.is_empty()
+        || host.len() > MAX_HOST
+        || host.contains(|c: char| c.is_control() || c.is_whitespace())
+    {
+        return Err(Error::new(ErrorKind::Config, format!("{host:?} is no host name")).with_reason("host"));
+    }
+    Ok(())
 }
 
 async fn in_thread<T: Send + 'static>(
@@ -85,8 +97,9 @@ mod tests {
             !found.is_empty() && found.iter().all(|a| a.ip().is_loopback() && a.port() == 7),
             "{found:?}"
         );
-        assert_eq!(resolve("", 7, soon()).await.unwrap_err().kind(), ErrorKind::Config);
-        assert_eq!(resolve("a\0b", 7, soon()).await.unwrap_err().kind(), ErrorKind::Config);
+        for host in ["", "a\0b", "a b", "a\n", &"x".repeat(255)] {
+            assert_eq!(resolve(host, 7, soon()).await.unwrap_err().kind(), ErrorKind::Config, "{host:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

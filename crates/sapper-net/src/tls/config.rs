@@ -105,6 +105,12 @@ impl TlsConfig {
         self.loaded().engine(role)
     }
 
+    /// Finds what is wrong with a connection in this role before there is one. Not whether the system
+    /// has roots: that takes a look at the disk, and is no mistake of the caller's.
+    pub fn check(&self, role: &Role) -> Result<()> {
+        self.loaded().check(role)
+    }
+
     /// Reads all files again; whether anything has changed. New connections get it, running ones go on.
     /// Sessions from before are not resumed: what they were decided by is gone. After an error (which
     /// names the field) everything stays as it was.
@@ -169,6 +175,20 @@ impl Loaded {
                 let is_client = matches!(role, Role::Client { .. });
                 openssl_engine::engine(self.openssl(is_client)?, &self.settings, is_client, name)
             }
+        }
+    }
+
+    fn check(&self, role: &Role) -> Result<()> {
+        self.settings.check_name_and_credentials(role)?;
+        self.prepare(role)
+    }
+
+    /// Makes what all connections in this role share.
+    fn prepare(&self, role: &Role) -> Result<()> {
+        match (self.settings.library, role) {
+            (Library::Rustls, Role::Client { .. }) => self.rustls_client().map(drop),
+            (Library::Rustls, Role::Server) => self.rustls_server().map(drop),
+            (Library::Openssl, _) => self.openssl(matches!(role, Role::Client { .. })).map(drop),
         }
     }
 
@@ -313,6 +333,14 @@ impl Settings {
 
     /// Whether the options fit the role; the server's name where there is one.
     fn check_role(&self, role: &Role) -> Result<Option<ServerName<'static>>> {
+        let name = self.check_name_and_credentials(role)?;
+        if let (Role::Client { .. }, Some(system)) = (role, &self.system) {
+            system.check_system()?;
+        }
+        Ok(name)
+    }
+
+    fn check_name_and_credentials(&self, role: &Role) -> Result<Option<ServerName<'static>>> {
         match (role, &self.credentials) {
             (Role::Server, OurCredentials::None) => {
                 Err(Error::config("credentials", "a server needs a certificate or a pre-shared key"))
@@ -325,12 +353,9 @@ impl Settings {
                 let name = server_name.as_deref().map(parse_server_name).transpose()?;
                 if name.is_none() && self.needs_name {
                     return Err(Error::config(
-                        "server_name",
+                        "server_hostname",
                         "the server's name is needed to check its certificate (or danger_ignore_server_name)",
                     ));
-                }
-                if let Some(system) = &self.system {
-                    system.check_system()?;
                 }
                 Ok(name)
             }
@@ -351,7 +376,7 @@ fn parse_server_name(name: &str) -> Result<ServerName<'static>> {
     }
     let dns = name.strip_suffix('.').unwrap_or(name);
     ServerName::try_from(dns.to_owned()).map_err(|_| {
-        Error::config("server_name", format!("{name:?} is neither a DNS name nor an IP address"))
+        Error::config("server_hostname", format!("{name:?} is neither a DNS name nor an IP address"))
     })
 }
 
@@ -609,9 +634,11 @@ impl KeyLogSink {
                 .append(true)
                 .create(true)
                 .mode(0o600)
+                // A FIFO that nobody reads is an error, not a wait; to a file it means nothing.
+                .custom_flags(libc::O_NONBLOCK)
                 .open(path)
                 .map(|file| Some(Self::File(Mutex::new(file))))
-                .map_err(|e| Error::config("key_log", format!("{}: {e}", path.display()))),
+                .map_err(|e| Error::config("key_log_file", format!("{}: {e}", path.display()))),
         }
     }
 

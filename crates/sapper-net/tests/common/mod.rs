@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sapper_net::bridge::{
-    Bridge, BridgeDirection, BridgeOptions, CdTunnelRole, ControlMailbox, Deadlines, Event, FramingOptions,
-    Handshakes, Reply, SideOptions, SideTls, Value,
+    Bridge, BridgeDirection, BridgeOptions, CdTunnelRole, ControlMailbox, Deadlines, Event, Handshakes,
+    PacketOptions, Reply, SideOptions, SideTls, Value,
 };
 use sapper_net::endpoint::EndpointSpec;
 use sapper_net::error::{Error, Result};
@@ -121,18 +121,15 @@ impl End {
                 endpoint: EndpointSpec::from_fd(fd, field).unwrap(),
                 tls: None,
                 initial_data: Vec::new(),
+                field,
             };
             let options = BridgeOptions {
                 transport: SideOptions { tls: Some(plan.tls), ..side(plan.transport, "socket") },
                 sink: side(plan.sink, "sink"),
                 direction: plan.direction,
-                framing: plan.framing.map(|framing| FramingOptions {
-                    framing,
-                    max_packet: 16_000,
-                    records_per_write: 64,
-                    resync: false,
-                }),
+                framing: plan.framing,
                 sink_framing: None,
+                packets: PacketOptions { max_packet: 16_000, ..PacketOptions::default() },
                 deadlines: plan.deadlines,
                 peer_policy: None,
                 tap: None,

@@ -163,7 +163,7 @@ fn what_cannot_be_read_is_named() {
         (TlsOptions { client_auth: ClientAuth::Required, ..server_options() }, "roots"),
         (
             TlsOptions { key_log: KeyLog::File("/nonexistent/keys".into()), ..TlsOptions::default() },
-            "key_log",
+            "key_log_file",
         ),
     ] {
         let error = refused(&options);

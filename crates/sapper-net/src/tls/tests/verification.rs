@@ -146,10 +146,10 @@ fn names_are_dns_names_and_addresses() {
     for name in ["", "two words", "-", "a..b", "*.localhost", "http://localhost"] {
         let role = Role::Client { server_name: Some(name.to_owned()) };
         let error = config.engine(&role).err().unwrap();
-        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("server_name")), "{name:?}");
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("server_hostname")), "{name:?}");
     }
     let error = config.engine(&Role::Client { server_name: None }).err().unwrap();
-    assert_eq!(error.field(), Some("server_name"));
+    assert_eq!(error.field(), Some("server_hostname"));
 }
 
 #[test]

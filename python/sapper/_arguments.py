@@ -1,0 +1,87 @@
+"""Arguments of calls: each function gives the value, or a ConfigError that names the argument.
+
+Not here: options models, which are checked by pydantic (:mod:`sapper._options`), and what only native code
+can tell.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from sapper._options import config_error
+from sapper.errors import ConfigError
+
+__all__ = ["callback", "data", "file_path", "flag", "seconds", "text", "whole", "wrong_type"]
+
+
+class _Call(Protocol):
+    def __call__(self, *args: Any) -> object: ...
+
+
+def wrong_type(name: str, wanted: str, value: object) -> ConfigError:
+    """The error of a value of another type; the value itself is not repeated."""
+    return config_error(name, f"must be {wanted}, not {type(value).__name__}", "wrong_type")
+
+
+def text(value: object, name: str) -> str:
+    """Text that can be written down as UTF-8."""
+    if not isinstance(value, str):
+        raise wrong_type(name, "text", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise config_error(name, "holds a character that is none (a lone surrogate)", "not_text") from None
+    return value
+
+
+def whole(value: object, name: str, low: int, high: int) -> int:
+    """A whole number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong_type(name, "a whole number", value)
+    if not low <= value <= high:
+        raise config_error(name, f"must be from {low} to {high}", "out_of_range")
+    return value
+
+
+def seconds(value: object, name: str) -> float:
+    """Seconds from 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(name, "a number of seconds", value)
+    if not value >= 0:  # not a number is none of these
+        raise config_error(name, "must be seconds from 0", "out_of_range")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def flag(value: object, name: str) -> bool:
+    """True or False, and nothing that only looks like it."""
+    if not isinstance(value, bool):
+        raise wrong_type(name, "True or False", value)
+    return value
+
+
+def data(value: object, name: str) -> bytes:
+    """Bytes of any kind."""
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise wrong_type(name, "bytes", value)
+    return bytes(value)
+
+
+def callback(value: _Call | None, name: str) -> None:
+    """Something to call, or None."""
+    if value is not None and not callable(value):
+        raise wrong_type(name, "callable", value)
+
+
+def file_path(value: object, name: str) -> Path:
+    """A path in the file system."""
+    if not isinstance(value, str | os.PathLike) or isinstance(path := os.fspath(value), bytes):
+        raise wrong_type(name, "a path", value)
+    if "\0" in path:
+        raise config_error(name, "a path holds a zero byte")
+    return Path(path)

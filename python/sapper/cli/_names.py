@@ -1,0 +1,107 @@
+"""Errors in the words of the command line: A, B and options, where the API says ``socket`` and ``chain``.
+
+Not here: whether something is wrong; that is found by what the commands call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from sapper.errors import SapperError
+
+__all__ = ["OPTIONS", "PASSWORD_VARIABLE", "PSK_VARIABLE", "in_file", "named", "naming"]
+
+#: A pre-shared key in hexadecimal, where no file is given.
+PSK_VARIABLE = "SAPPER_PSK"
+#: Opens an encrypted private key.
+PASSWORD_VARIABLE = "SAPPER_KEY_PASSWORD"  # noqa: S105 - its name, not a password
+
+#: What is typed for an argument or an option of the API. What is not here can only be said in --config.
+OPTIONS: Mapping[str, str] = {
+    "chain": "--cert",
+    "key": "--key",
+    "password": PASSWORD_VARIABLE,
+    "identity": "--psk-identity",
+    "identities": "--psk-file",
+    "credentials": "--cert",
+    "sink_credentials": "--cert",
+    "file": "--pkcs12",
+    "roots": "--roots",
+    "peer_rules": "--allow",
+    **dict.fromkeys(("dns", "uri", "email", "ip", "cn", "ou", "pin"), "--allow"),
+    "crls": "--crl",
+    "ocsp": "--ocsp",
+    "pins": "--pin",
+    "alpn": "--alpn",
+    "min_version": "--min-tls",
+    "max_version": "--max-tls",
+    "cipher_suites": "--cipher-suite",
+    "key_log_file": "--key-log",
+    "danger_accept_any_certificate": "--danger-accept-any-certificate",
+    "danger_legacy_suites": "--danger-legacy-suites",
+    "server_hostname": "--server-name",
+    "sink_hostname": "--server-name",
+    "direction": "--direction",
+    "framing": "--framing",
+    "sink_framing": "--sink-framing",
+    "max_packet": "--max-packet",
+    "records_per_write": "--records-per-write",
+    "resync": "--resync",
+    "connect_timeout": "--connect-timeout",
+    "accept_timeout": "--accept-timeout",
+    "handshake_timeout": "--handshake-timeout",
+    "idle_timeout": "--idle-timeout",
+    "tap": "--tap",
+    "path": "--tap",
+    "tap.path": "--tap",
+    "filter": "--tap-filter",
+    "tap.filter": "--tap-filter",
+    "max_bytes": "--tap-max-bytes",
+    "tap.max_bytes": "--tap-max-bytes",
+}
+
+#: In a sentence only names that are no words of a language are replaced.
+_IN_TEXT = re.compile(r"`(\w+)`|\b(\w*_\w+)\b")
+
+
+def named(error: SapperError, ends: Mapping[str, str] | None = None, *, psk: bool = False) -> SapperError:
+    """The same error in the words of the command line.
+
+    Args:
+        error: What the API raised.
+        ends: What the API's names of the two endpoints are here.
+        psk: Whether ``key`` is a pre-shared key.
+    """
+    known = {**OPTIONS, **(ends or {}), **({"key": "--psk-file"} if psk else {})}
+
+    def word(match: re.Match[str]) -> str:
+        return known.get(match[1] or match[2], match[0])
+
+    field = error.field
+    if field is not None and field not in ("A", "B") and not field.startswith("-"):
+        parts = field.split(".")
+        field = known.get(field) or known.get(parts[0] if parts[0] != "credentials" else parts[-1], field)
+    return type(error)(_IN_TEXT.sub(word, error.message), replace(error.context, field=field))
+
+
+@contextmanager
+def naming(*, psk: bool = False) -> Iterator[None]:
+    """Errors of the calls inside, in the words of the command line."""
+    try:
+        yield
+    except SapperError as error:
+        raise named(error, psk=psk) from None
+
+
+@contextmanager
+def in_file(table: str) -> Iterator[None]:
+    """Errors of a file's table: they keep the file's own names."""
+    try:
+        yield
+    except SapperError as error:
+        where = f"[{table}]" if error.field in (None, table) else f"[{table}] {error.field}"
+        context = replace(error.context, field="--config")
+        raise type(error)(f"{where}: {error.message}", context) from None
