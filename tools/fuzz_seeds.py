@@ -98,6 +98,41 @@ def proxy_headers() -> list[bytes]:
     ]
 
 
+def w3p(json: str) -> bytes:
+    """A handshake message of the tunnel."""
+    return b"W3PTUNL" + vector(4, json.encode())
+
+
+def frame(stream: int, kind: int, payload: bytes = b"") -> bytes:
+    """A frame of the tunnel."""
+    return vector(4, struct.pack("!IB", stream, kind) + payload)
+
+
+def tunnel() -> tuple[list[bytes], list[bytes]]:
+    """Payloads and frames one by one, then whole streams for each sort of machine."""
+    hello = struct.pack("!BBHIIII", 1, 1, 0, 15, 1000, 10, 4096) + bytes(16 + 32 + 8)
+    ends = bytes([192, 0, 2, 7, 198, 51, 100, 9]) + struct.pack("!HH", 50000, 443)
+    opening = b"\0\2\4" + ends + b"\1" + vector(1, b"a.example") + b"\2" + vector(1, b"h2")
+    plain = frame(8, 1, b"GET /") + frame(8, 2) + frame(10, 1) + frame(10, 3)
+    ours = b"".join(
+        frame(*parts)
+        for parts in [
+            (4, 0x20, opening), (4, 1, b"GET /"), (4, 0x21, b"\0\0\1\0"), (0, 0x11, bytes(8)),
+            (0, 0x13, bytes(8)), (4, 0x22), (6, 0x20, b"\0\0\0"), (6, 0x23, b"\0\0\0\2no"),
+            (0, 0x24, b"\0\0\0\4\0\0\0\x08bye"),
+        ]
+    )  # fmt: skip
+    odd = ours.replace(struct.pack("!I", 4), struct.pack("!I", 5)).replace(b"\0\0\0\6", b"\0\0\0\7")
+    greeting = frame(0, 0x10, hello)
+    streams = [
+        b"\2" + b"\x40" + plain,
+        b"\3" + b"\x40" + plain,
+        b"\0" + b"\x40" + plain + greeting + ours,
+        b"\1" + b"\x40" + greeting + odd,
+    ]
+    return [hello, opening, frame(7, 1, b"x"), greeting], streams
+
+
 def seeds() -> dict[str, list[bytes]]:
     """Inputs by target."""
     forms = [(version, protocol) for version in (4, 6) for protocol in (TCP, UDP)]
@@ -151,6 +186,14 @@ def seeds() -> dict[str, list[bytes]]:
         "cdtunnel": [message('{"type":"clientHandshakeRequest","mtu":16000}'), message(reply)],
         "proxy_protocol": proxy_headers(),
         "client_hello": [bytes([7]) + records(client_hello(), size) for size in (10, 16384)],
+        "w3p": [
+            w3p('{"id":"secret"}'),
+            w3p('{"port":34567,"sapper":{"versions":[1,1],"capabilities":15}}'),
+            w3p('{"error":{"code":"rejected","message":"no","retry":1.5}}'),
+        ],
+        "tunnel_frame": tunnel()[0],
+        "tunnel_mux": tunnel()[1],
+        "ip_list": [b"10.0.0.0/8,192.168.*,10.0.0.5-9,2001:db8::/32,::ffff:1.2.3.4,*"],
         "filter": [text.encode() + b"\0" + data for text in filters for data in ordinary],
     }
 

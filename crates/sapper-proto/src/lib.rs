@@ -9,6 +9,8 @@
 //! - [`cdtunnel`]: the hello of device tunnels.
 //! - [`proxy_protocol`]: who is behind a connection, said in front of it.
 //! - [`client_hello`]: what a TLS client asks for, read without touching it.
+//! - [`tunnel`]: W3PTUNL, streams over one carrier, and the policy of a tunnel.
+//! - [`parsed`]: what parsers of first bytes answer.
 //! - [`pcapng`], [`filter`]: what a tap writes, and which packets it wants.
 
 #![forbid(unsafe_code)]
@@ -21,3 +23,4 @@ pub mod packet;
 pub mod parsed;
 pub mod pcapng;
 pub mod proxy_protocol;
+pub mod tunnel;

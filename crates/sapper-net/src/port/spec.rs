@@ -104,7 +104,7 @@ impl PortSpec {
             }
             Self::Seqpacket { path, .. } => path.to_system().map(drop),
             Self::Udp { host, .. } => check_host(host),
-            Self::Tun { .. } | Self::Counter | Self::Generator { .. } => Ok(()),
+            Self::Tun { .. } | Self::Counter => Ok(()),
         }
     }
 

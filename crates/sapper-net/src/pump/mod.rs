@@ -19,7 +19,7 @@ use packet::PacketFlow;
 use stream::StreamFlow;
 
 use crate::bridge::FlowSnapshot;
-use crate::error::{Direction, Error, ErrorKind, Phase, Result};
+use crate::error::{Direction, Error, ErrorKind, Result};
 use crate::port::BoxPort;
 use crate::port::tap::Tap;
 use crate::stats::{Counter, Drops, LatencyHistogram};

@@ -1,0 +1,325 @@
+//! Which public port belongs to whom: a token has the same one after each reconnect, and after a restart.
+//!
+//! The table knows nothing of sockets. It says which port to try, remembers what was got, and gives
+//! ports of tokens that have not been seen for long to others when there is no other left.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// What a client would like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Any port of the range.
+    Any,
+    /// This one, or none.
+    Exactly(u16),
+    /// This one, else any.
+    Rather(u16),
+}
+
+/// Why there is no port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeaseError {
+    /// It is somebody else's.
+    #[error("port {0} belongs to another token")]
+    Taken(u16),
+    /// It is not one that this server gives.
+    #[error("port {0} is not in the range of this server")]
+    OutOfRange(u16),
+    /// All are in use.
+    #[error("no port is free")]
+    Exhausted,
+    /// The token has as many as it may.
+    #[error("the token has {0} ports, which is as many as it may have")]
+    TooMany(usize),
+}
+
+/// A token, as a hash that tells nothing: the table lies on a disk.
+pub type TokenHash = [u8; 32];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lease {
+    token: TokenHash,
+    /// Which of the token's services.
+    service: u16,
+    /// When it was last in use, in seconds since 1970: it outlives this process's clock.
+    seen: u64,
+    in_use: bool,
+}
+
+/// The table.
+///
+/// Order of calls: [`take`](Self::take), then bind the port. Where the system has given it away, call
+/// [`lost`](Self::lost) and take again. [`release`](Self::release) when the tunnel ends: the lease stays.
+/// [`to_json`](Self::to_json) after changes, [`from_json`](Self::from_json) at the start.
+#[derive(Clone, Debug)]
+pub struct Leases {
+    first: u16,
+    last: u16,
+    most_per_token: usize,
+    keep: Duration,
+    by_port: BTreeMap<u16, Lease>,
+}
+
+impl Leases {
+    /// Gives ports of `first..=last`, at most so many to one token. A lease that was not in use for
+    /// `keep` may be given to others.
+    pub fn new(first: u16, last: u16, most_per_token: usize, keep: Duration) -> Self {
+        let (first, last) = (first.max(1), last.max(first).max(1));
+        Self { first, last, most_per_token, keep, by_port: BTreeMap::new() }
+    }
+
+    /// The port of a token's service. A lease that is in use by the same token is taken over: its old
+    /// connection is stale. `now` is in seconds since 1970, `entropy` any number drawn by the caller.
+    pub fn take(
+        &mut self,
+        token: TokenHash,
+        service: u16,
+        wanted: Wanted,
+        now: u64,
+        entropy: u64,
+    ) -> Result<u16, LeaseError> {
+        let exactly = match wanted {
+            Wanted::Exactly(port) => Some(port),
+            _ => None,
+        };
+        let mine = self.by_port.iter().find(|(_, lease)| lease.token == token && lease.service == service);
+        let mine = mine.map(|(port, _)| *port);
+        if let Some(port) = mine.filter(|port| exactly.is_none_or(|exactly| exactly == *port)) {
+            self.hold(port, token, service, now);
+            return Ok(port);
+        }
+        let count = self.by_port.values().filter(|lease| lease.token == token).count();
+        // The service's own old port is given up where another is wanted.
+        if count - usize::from(mine.is_some()) >= self.most_per_token {
+            return Err(LeaseError::TooMany(count));
+        }
+        let port = match wanted {
+            Wanted::Exactly(port) => {
+                if !(self.first..=self.last).contains(&port) {
+                    return Err(LeaseError::OutOfRange(port));
+                }
+                if !self.is_free(port, now) {
+                    return Err(LeaseError::Taken(port));
+                }
+                port
+            }
+            Wanted::Rather(port) if (self.first..=self.last).contains(&port) && self.is_free(port, now) => {
+                port
+            }
+            _ => self.any(now, entropy).ok_or(LeaseError::Exhausted)?,
+        };
+        if let Some(old) = mine {
+            self.by_port.remove(&old);
+        }
+        self.hold(port, token, service, now);
+        Ok(port)
+    }
+
+    fn hold(&mut self, port: u16, token: TokenHash, service: u16, now: u64) {
+        self.by_port.insert(port, Lease { token, service, seen: now, in_use: true });
+    }
+
+    /// Nobody's, or of somebody who has not been here for long.
+    fn is_free(&self, port: u16, now: u64) -> bool {
+        self.by_port.get(&port).is_none_or(|lease| self.has_lapsed(lease, now))
+    }
+
+    fn has_lapsed(&self, lease: &Lease, now: u64) -> bool {
+        !lease.in_use && now.saturating_sub(lease.seen) >= self.keep.as_secs()
+    }
+
+    /// From a place drawn by chance: ports that nobody ever had first, then the one that has been
+    /// silent longest.
+    fn any(&self, now: u64, entropy: u64) -> Option<u16> {
+        let ports = u64::from(self.last - self.first) + 1;
+        let at = |step: u64| self.first + ((entropy % ports + step) % ports) as u16;
+        let never = (0..ports).map(at).find(|port| !self.by_port.contains_key(port));
+        let lapsed = || {
+            let range = self.by_port.range(self.first..=self.last);
+            let old = range.filter(|(_, lease)| self.has_lapsed(lease, now));
+            old.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
+        };
+        never.or_else(lapsed)
+    }
+
+    /// The tunnel of that port ended. The lease stays its token's.
+    pub fn release(&mut self, port: u16, now: u64) {
+        if let Some(lease) = self.by_port.get_mut(&port) {
+            (lease.in_use, lease.seen) = (false, now);
+        }
+    }
+
+    /// The system does not give the port: the lease ends.
+    pub fn lost(&mut self, port: u16) {
+        self.by_port.remove(&port);
+    }
+
+    /// Whose a port is.
+    pub fn owner(&self, port: u16) -> Option<TokenHash> {
+        Some(self.by_port.get(&port)?.token)
+    }
+
+    /// How many there are, used or not.
+    pub fn len(&self) -> usize {
+        self.by_port.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.by_port.is_empty()
+    }
+
+    /// As a file has it.
+    pub fn to_json(&self) -> String {
+        let leases: Vec<Value> = self
+            .by_port
+            .iter()
+            .map(|(port, lease)| {
+                let token: String = lease.token.iter().map(|byte| format!("{byte:02x}")).collect();
+                json!({"port": port, "token": token, "service": lease.service, "seen": lease.seen})
+            })
+            .collect();
+        json!({"version": 1, "leases": leases}).to_string()
+    }
+
+    /// Adds what a file has. Nothing of it is in use. The text in an error says what is wrong with it; the
+    /// table is as before then.
+    pub fn from_json(&mut self, text: &str) -> Result<(), String> {
+        let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if value["version"] != 1 {
+            return Err("version: is not 1".to_owned());
+        }
+        let leases = value["leases"].as_array().ok_or("leases: is no list")?;
+        let mut read = self.by_port.clone();
+        for (at, lease) in leases.iter().enumerate() {
+            let wrong = |field: &str| format!("leases[{at}].{field}: is not valid");
+            let small = |field: &str| lease[field].as_u64().and_then(|number| u16::try_from(number).ok());
+            let port = small("port").filter(|port| *port > 0).ok_or_else(|| wrong("port"))?;
+            let service = small("service").ok_or_else(|| wrong("service"))?;
+            let seen = lease["seen"].as_u64().ok_or_else(|| wrong("seen"))?;
+            let token = lease["token"].as_str().and_then(token).ok_or_else(|| wrong("token"))?;
+            read.insert(port, Lease { token, service, seen, in_use: false });
+        }
+        self.by_port = read;
+        Ok(())
+    }
+}
+
+fn token(text: &str) -> Option<TokenHash> {
+    let mut token = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, pair) in token.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ANN: TokenHash = [1; 32];
+    const BOB: TokenHash = [2; 32];
+    const DAY: u64 = 86_400;
+
+    fn leases() -> Leases {
+        Leases::new(40_000, 40_004, 2, Duration::from_secs(DAY))
+    }
+
+    #[test]
+    fn a_token_has_its_port_again() {
+        let mut leases = leases();
+        let port = leases.take(ANN, 0, Wanted::Any, 0, 3).unwrap();
+        assert_eq!(port, 40_003, "where chance pointed");
+        assert_eq!(leases.take(ANN, 0, Wanted::Any, 1, 0), Ok(port), "a stale connection is taken over");
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, 1, 3), Ok(40_004));
+        leases.release(port, 5);
+        assert_eq!(leases.take(BOB, 1, Wanted::Exactly(port), 6, 0), Err(LeaseError::Taken(port)));
+        assert_eq!(leases.take(ANN, 0, Wanted::Rather(40_000), 7, 0), Ok(port), "its own before a wish");
+        assert_eq!((leases.owner(port), leases.owner(1)), (Some(ANN), None));
+    }
+
+    #[test]
+    fn wishes_and_limits() {
+        let mut leases = leases();
+        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(39_999), 0, 0), Err(LeaseError::OutOfRange(39_999)));
+        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(40_002), 0, 0), Ok(40_002));
+        assert_eq!(leases.take(BOB, 0, Wanted::Rather(40_002), 0, 2), Ok(40_003));
+        assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 0), Ok(40_000));
+        assert_eq!(leases.take(ANN, 2, Wanted::Any, 0, 0), Err(LeaseError::TooMany(2)));
+        assert_eq!(leases.take(ANN, 1, Wanted::Exactly(40_001), 0, 0), Ok(40_001), "instead of the old one");
+        assert_eq!((leases.len(), leases.owner(40_000)), (3, None));
+        leases.lost(40_001);
+        assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 1), Ok(40_001));
+    }
+
+    #[test]
+    fn ports_of_those_who_stay_away_go_to_others_when_there_is_no_other() {
+        let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
+        assert_eq!(leases.take(ANN, 0, Wanted::Any, 0, 0), Ok(1));
+        assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 0), Ok(2));
+        leases.release(1, 50);
+        leases.release(2, 40);
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, DAY + 39, 0), Err(LeaseError::Exhausted));
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, DAY + 60, 0), Ok(2), "the one that is silent longest");
+        assert_eq!(leases.take(ANN, 0, Wanted::Any, DAY + 60, 0), Ok(1));
+    }
+
+    #[test]
+    fn leases_survive_a_restart() {
+        let mut leases = leases();
+        leases.take(ANN, 7, Wanted::Any, 11, 1).unwrap();
+        let text = leases.to_json();
+        let token = "01".repeat(32);
+        assert_eq!(
+            text,
+            format!(r#"{{"leases":[{{"port":40001,"seen":11,"service":7,"token":"{token}"}}],"version":1}}"#)
+        );
+        let mut restarted = self::leases();
+        restarted.from_json(&text).unwrap();
+        assert_eq!(restarted.take(ANN, 7, Wanted::Any, 12, 0), Ok(40_001));
+        for (from, to, what) in [
+            ("40001", "0", "leases[0].port"),
+            ("40001", "65536", "leases[0].port"),
+            ("\"seen\":11", "\"seen\":-1", "leases[0].seen"),
+            ("0101", "01+1", "leases[0].token"),
+            ("\"version\":1", "\"version\":2", "version"),
+            ("\"leases\"", "\"x\"", "leases"),
+            ("{", "[", "expected"),
+        ] {
+            let mut empty = self::leases();
+            let error = empty.from_json(&text.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(what) && empty.is_empty(), "{error}");
+        }
+    }
+
+    proptest! {
+        /// No port is two tokens' at a time, and none is outside of the range.
+        #[test]
+        fn nobody_shares(steps in proptest::collection::vec((0u8..4, 0u16..3, 0u16..8, any::<u64>(), any::<bool>()), 0..80)) {
+            let mut leases = Leases::new(10, 14, 2, Duration::from_secs(50));
+            let mut used: BTreeMap<u16, (u8, u16)> = BTreeMap::new();
+            for (now, (who, service, wish, entropy, leave)) in steps.into_iter().enumerate() {
+                let now = now as u64 * 10;
+                let wanted = [Wanted::Any, Wanted::Exactly(wish + 9), Wanted::Rather(wish + 9)][usize::from(wish) % 3];
+                if leave {
+                    if let Some(port) = used.iter().find(|(_, user)| **user == (who, service)).map(|(port, _)| *port) {
+                        leases.release(port, now);
+                        used.remove(&port);
+                    }
+                } else if let Ok(port) = leases.take([who; 32], service, wanted, now, entropy) {
+                    prop_assert!((10..=14).contains(&port));
+                    used.retain(|_, user| *user != (who, service));
+                    prop_assert_eq!(used.insert(port, (who, service)), None);
+                }
+            }
+        }
+    }
+}
