@@ -115,11 +115,11 @@ def tunnel() -> tuple[list[bytes], list[bytes]]:
     opening = b"\0\2\4" + ends + b"\1" + vector(1, b"a.example") + b"\2" + vector(1, b"h2")
     plain = frame(8, 1, b"GET /") + frame(8, 2) + frame(10, 1) + frame(10, 3)
     ours = b"".join(
-        frame(*parts)
-        for parts in [
-            (4, 0x20, opening), (4, 1, b"GET /"), (4, 0x21, b"\0\0\1\0"), (0, 0x11, bytes(8)),
-            (0, 0x13, bytes(8)), (4, 0x22), (6, 0x20, b"\0\0\0"), (6, 0x23, b"\0\0\0\2no"),
-            (0, 0x24, b"\0\0\0\4\0\0\0\x08bye"),
+        [
+            frame(4, 0x20, opening), frame(4, 1, b"GET /"), frame(4, 0x21, b"\0\0\1\0"),
+            frame(0, 0x11, bytes(8)), frame(0, 0x13, bytes(8)), frame(4, 0x22),
+            frame(6, 0x20, b"\0\0\0"), frame(6, 0x23, b"\0\0\0\2no"),
+            frame(0, 0x24, b"\0\0\0\4\0\0\0\x08bye"),
         ]
     )  # fmt: skip
     odd = ours.replace(struct.pack("!I", 4), struct.pack("!I", 5)).replace(b"\0\0\0\6", b"\0\0\0\7")
