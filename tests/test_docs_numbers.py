@@ -97,6 +97,7 @@ TLS_IN_WORDS = {
     "min_version": '`"TLSv1.2"`, `"TLSv1.3"`',
     "cipher_suites": "all good ones",
     "groups": "X25519MLKEM768, X25519, secp256r1, …",
+    "ocsp": '`"check"`; in legacy modes `"off"`',
 }
 
 
@@ -175,7 +176,7 @@ NUMBERS: list[tuple[str, str, Path, str]] = [
     ("ports.md", "any number of ports ({:,} at most)", NET / "switch.rs", "MOST_PORTS"),
     ("ports.md", "its turn of {} packets", NET / "switch/engine.rs", "TURN"),
     ("ports.md", "a queue of {w} batches", NET / "port/udp.rs", "QUEUE_BATCHES"),
-    ("pump.md", "a turn of {w} rounds at most", NET / "pump/mod.rs", "ROUNDS"),
+    ("pump.md", "a turn of {w} rounds at most", NET / "pump/flow.rs", "ROUNDS"),
     ("pump.md", "one batch of up to {} packets", NET / "port/mod.rs", "BATCH_PACKETS"),
     ("pump.md", "one read of up to {k} KB", NET / "buffer.rs", "BLOCK"),
     ("pump.md", "{:,} at most, in one task", NET / "switch.rs", "MOST_PORTS"),
@@ -188,7 +189,7 @@ NUMBERS: list[tuple[str, str, Path, str]] = [
     ("streams.md", "anew every {} ms at the latest", NET / "stream/connect.rs", "MAX_FULL_PAUSE"),
     ("ARCHITECTURE.md", "a block of {k} KB", NET / "buffer.rs", "BLOCK"),
     ("ARCHITECTURE.md", "at most {w} (`SAPPER_IO_THREADS`)", NET / "runtime.rs", "MAX_DEFAULT_THREADS"),
-    ("ARCHITECTURE.md", "After {w} rounds", NET / "pump/mod.rs", "ROUNDS"),
+    ("ARCHITECTURE.md", "After {w} rounds", NET / "pump/flow.rs", "ROUNDS"),
 ]  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def test_the_largest_packets_of_the_framings() -> None:
     option = PumpOptions.model_fields["max_packet"].metadata
     (least,) = (one.ge for one in option if hasattr(one, "ge"))
     (most,) = (one.le for one in option if hasattr(one, "le"))
-    assert f"(1..={most:_}).contains(&framing.max_packet)" in (NET / "bridge/open.rs").read_text()
+    assert f"(1..={most:_}).contains(&packets.max_packet)" in (NET / "bridge/check.rs").read_text()
     assert (least, most) == (1, 65_535)
     seen = {}
     for name, _, can, default, limit in rows("framing.md", 5):
