@@ -80,7 +80,7 @@ fn packets_keep_their_bounds_one_record_each() {
             b.send(&packet).unwrap();
             assert_eq!(a.recv(&mut buf).unwrap(), size);
         }
-        near.bridge().stop(Duration::from_secs(2));
+        near.bridge().stop(PATIENCE);
         assert_orderly(&near, &far);
         assert_eq!(near.bridge().stats().transport.records_sent, 4);
         assert_eq!(far.bridge().stats().decapsulate.packets, 4);
@@ -128,21 +128,14 @@ fn a_handshake_that_never_ends_meets_its_deadline() {
 fn stop_takes_effect_while_the_sink_is_full() {
     let (near, far) = raw_pair(&psk());
     near.start_both(&far);
-    let mut a = near.cleartext();
+    let a = near.cleartext();
     a.set_nonblocking(true).unwrap();
     let block = vec![7; 65_536];
     // Nobody reads at the far end: fills every buffer between here and there.
-    let mut silence = 0;
-    while silence < 50 {
-        match a.write(&block) {
-            Ok(n) => silence = usize::from(n == 0),
-            Err(_) => {
-                silence += 1;
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        }
-    }
-    assert!(near.bridge().stats().encapsulate.backpressure > Duration::ZERO);
+    assert_becomes(true, || {
+        while (&a).write(&block).is_ok() {}
+        near.bridge().stats().encapsulate.backpressure > Duration::ZERO
+    });
     far.bridge().stop(Duration::from_millis(50));
     near.bridge().stop(Duration::from_millis(50));
     near.wait_closed();
@@ -156,7 +149,7 @@ fn a_drain_delivers_what_waits() {
     near.bridge().pause(Direction::Encapsulate).unwrap();
     let mut a = near.cleartext();
     a.write_all(&pattern(100_000)).unwrap();
-    near.bridge().stop(Duration::from_secs(5));
+    near.bridge().stop(PATIENCE);
     let mut got = Vec::new();
     far.cleartext().read_to_end(&mut got).unwrap();
     assert!(got == pattern(100_000), "{} bytes", got.len());
@@ -178,7 +171,7 @@ fn a_paused_direction_waits_and_loses_nothing() {
     b.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     assert!(b.read(&mut four).is_err(), "the other direction is paused");
     near.bridge().resume(Direction::Encapsulate).unwrap();
-    b.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    b.set_read_timeout(Some(PATIENCE)).unwrap();
     b.read_exact(&mut four).unwrap();
     assert_eq!(&four, b"held");
 }

@@ -21,8 +21,6 @@ use sapper_net::port::tap::TapOptions;
 use sapper_net::tls::Role;
 use sapper_proto::framing::Framing;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// Without TLS, over two descriptors.
 fn options(transport: impl Into<OwnedFd>, sink: impl Into<OwnedFd>) -> BridgeOptions {
     let side = |fd: OwnedFd, field| SideOptions {
@@ -77,9 +75,10 @@ fn two_packet_ports_are_joined_without_a_framing() {
         from.send(b"no packet that anybody knows").unwrap();
         assert_eq!(to.recv(&mut buf).unwrap(), 28);
     }
-    let stats = bridge.stats();
-    assert_eq!((stats.encapsulate.packets, stats.decapsulate.packets), (1, 1));
-    assert_eq!(stats.transport.packets_received, 1);
+    assert_becomes((1, 1, 1), || {
+        let stats = bridge.stats();
+        (stats.encapsulate.packets, stats.decapsulate.packets, stats.transport.packets_received)
+    });
 }
 
 #[test]
@@ -224,9 +223,7 @@ fn a_tap_named_during_the_handshake_is_not_forgotten() {
     let path = directory.path().join("tap");
     let (near, far) = packet_pair(&psk(), Framing::U16);
     near.ask_handshake(1);
-    while near.bridge().state() != BridgeState::Handshaking {
-        std::thread::yield_now();
-    }
+    assert_becomes(BridgeState::Handshaking, || near.bridge().state());
     let tap = TapOptions { path: path.clone(), filter: None, max_bytes: None, snap_len: 65_535 };
     near.bridge().set_tap(Some(tap), near.reply(2));
     near.answer(2).unwrap();
@@ -237,7 +234,7 @@ fn a_tap_named_during_the_handshake_is_not_forgotten() {
     far.bridge().start().unwrap();
     near.packets().send(b"seen").unwrap();
     far.packets().recv(&mut [0; 10]).unwrap();
-    near.bridge().stop(Duration::from_secs(2));
+    near.bridge().stop(PATIENCE);
     assert!(near.wait_closed().is_none());
     assert!(std::fs::read(&path).unwrap().windows(4).any(|bytes| bytes == b"seen"));
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 use std::cell::{OnceCell, RefCell};
+use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use sapper_proto::cdtunnel;
 use sapper_proto::framing::Framing;
 
 /// Longer than anything here takes; a test that meets it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Key of a bridge's own events.
 const EVENTS: u64 = 0;
@@ -298,6 +299,22 @@ pub fn device_parameters(mtu: u16) -> cdtunnel::Response {
     }
 }
 
+/// Fails unless what is looked at becomes `expected` in time. For whatever an I/O thread does after the
+/// system call that a test has seen the effect of: it counts a packet when the call has returned, and by
+/// then the packet may have been read.
+#[track_caller]
+pub fn assert_becomes<T: PartialEq + Debug>(expected: T, look: impl Fn() -> T) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let seen = look();
+        if seen == expected {
+            return;
+        }
+        assert!(Instant::now() < until, "it should become {expected:?}, and is {seen:?}");
+        std::thread::yield_now();
+    }
+}
+
 /// Descriptors, threads and tasks of this process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Leaks {
@@ -318,20 +335,13 @@ impl Leaks {
 
     /// The counts when no bridge is left: a task's last drop comes after its last message.
     pub fn at_rest() -> Self {
-        let until = Instant::now() + PATIENCE;
-        while sapper_net::runtime::live_tasks() > 0 {
-            assert!(Instant::now() < until, "a task never ends");
-            std::thread::yield_now();
-        }
+        assert_becomes(0, sapper_net::runtime::live_tasks);
         Self::now()
     }
 
     /// Waits a moment: a task's last drop comes after its last message.
-    pub fn assert_same(&self) {
-        let until = Instant::now() + PATIENCE;
-        while Self::now() != *self {
-            assert!(Instant::now() < until, "before {self:?}, now {:?}", Self::now());
-            std::thread::yield_now();
-        }
+    #[track_caller]
+    pub fn assert_same(self) {
+        assert_becomes(self, Self::now);
     }
 }
