@@ -15,6 +15,7 @@ MODULES = [
     "sapper",
     *(f"sapper.{one.name}" for one in pkgutil.iter_modules(sapper.__path__)),
     "sapper.tls.config",
+    "sapper.tls.lookup",
     "sapper.tls.reload",
     "sapper.tls.bridge",
     "sapper.tls.session",

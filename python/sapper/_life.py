@@ -178,8 +178,7 @@ class Life:
 
     def hears_here(self) -> bool:
         """Whether messages are taken by this very thread."""
-        ident = self.post.thread if isinstance(self.post, LoopPost) else getattr(self.post, "ident", None)
-        return ident == threading.get_ident()
+        return self.post.is_here()
 
     def _hear(self, tag: str, value: Any) -> None:
         if tag == "question":

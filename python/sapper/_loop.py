@@ -51,6 +51,9 @@ class Post(Protocol):
     def unsubscribe(self, key: int) -> None:
         """Ends a subscription; unknown keys are ignored."""
 
+    def is_here(self) -> bool:
+        """Whether messages are taken by this very thread."""
+
     def run(self, callback: Callable[..., Any], *args: Any) -> None:
         """Runs a user's call-back where call-backs of this post run; its failure is told, not raised."""
 
@@ -292,6 +295,9 @@ class ThreadPost:
         except Exception:
             logger.exception("sapper: the call-back %s failed", _name(callback))
 
+    def is_here(self) -> bool:
+        return self.ident == threading.get_ident()
+
     def shut_down(self) -> None:
         """Ends the thread whatever is left (at exit)."""
         with self._lock:
@@ -311,6 +317,8 @@ class ThreadPost:
                     handler = self._handlers.get(key)
                 if handler is not None:
                     self.run(handler, tag, value)
+                # An error that waits here for the next message would keep every frame that it passed.
+                del handler, value
 
 
 _thread_post = ThreadPost()

@@ -4,7 +4,7 @@
 # that takes time has the arguments ``mailbox`` and ``key`` and posts exactly one message there:
 # ``(key, "done", value)`` or ``(key, "error", exception)``. Subscriptions post ``"started"``,
 # ``"closed"`` and ``"reloaded"`` (with ``None`` or the exception), ``"lost"`` (with a number),
-# ``"question"``.
+# ``"question"``, ``"released"`` (the last one, where nothing else ends it).
 
 from collections.abc import Sequence
 from os import PathLike
@@ -31,6 +31,7 @@ class Question:
     @property
     def subject(self) -> dict[str, Any]: ...
     def answer(self, yes: bool) -> bool: ...
+    def answer_key(self, key: bytes | None) -> bool: ...
 
 # -- tls.rs ----------------------------------------------------------------------------------------
 
@@ -58,6 +59,7 @@ class TlsDict(TypedDict):
     own: OwnDict | None
     more: Sequence[OwnDict]
     psks: Sequence[tuple[bytes, bytes]] | None
+    psk_lookup: tuple[Mailbox, int, float] | None
     psk_hash: Literal["sha256", "sha384"]
     roots: Material | Literal["system", "none"] | None
     pins: Sequence[bytes]

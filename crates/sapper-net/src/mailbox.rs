@@ -11,13 +11,14 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
+use crate::tls::options::Secret;
 
 /// Events that wait at most. A listener that is this far behind has stopped listening.
 pub const EVENT_CAPACITY: usize = 1024;
@@ -44,18 +45,37 @@ pub enum Body<V, E> {
     Question(Question),
 }
 
-/// A policy question. Dropping it unanswered means no.
+/// A question. Dropping it unanswered means no.
 #[derive(Debug)]
 pub struct Question {
     /// What it is about.
     pub subject: Subject,
-    answer: oneshot::Sender<bool>,
+    asker: Asker,
+}
+
+/// Who waits for the answer.
+#[derive(Debug)]
+enum Asker {
+    Task(oneshot::Sender<bool>),
+    Thread(mpsc::SyncSender<Option<Secret>>),
 }
 
 impl Question {
-    /// Answers; `false` comes back where nobody waits any more (the deadline is over).
+    /// Answers a question for yes or no; to any other this is a no. `false` comes back where nobody waits
+    /// any more (the deadline is over).
     pub fn answer(self, yes: bool) -> bool {
-        self.answer.send(yes).is_ok()
+        match self.asker {
+            Asker::Task(asker) => asker.send(yes).is_ok(),
+            Asker::Thread(asker) => asker.send(None).is_ok(),
+        }
+    }
+
+    /// Answers a question for a key; to any other this is a no.
+    pub fn answer_key(self, key: Option<Secret>) -> bool {
+        match self.asker {
+            Asker::Task(asker) => asker.send(false).is_ok(),
+            Asker::Thread(asker) => asker.send(key).is_ok(),
+        }
     }
 }
 
@@ -70,6 +90,11 @@ pub enum Subject {
         psk_identity: Option<String>,
         /// Where it connects from, where that is known.
         address: Option<String>,
+    },
+    /// The key of a client with this pre-shared key identity.
+    Psk {
+        /// What the client calls its key.
+        identity: Vec<u8>,
     },
 }
 
@@ -179,8 +204,21 @@ impl<V, E> Mailbox<V, E> {
     /// Asks and waits; no answer within `deadline` means no, and so does a listener that is gone.
     pub async fn ask(&self, key: u64, subject: Subject, deadline: Duration) -> bool {
         let (answer, answered) = oneshot::channel();
-        self.post(self.lock(), Message { key, body: Body::Question(Question { subject, answer }) });
+        self.post(
+            self.lock(),
+            Message { key, body: Body::Question(Question { subject, asker: Asker::Task(answer) }) },
+        );
         matches!(tokio::time::timeout(deadline, answered).await, Ok(Ok(true)))
+    }
+
+    /// Asks for a client's pre-shared key and blocks; no answer within `deadline` means that there is
+    /// none, and so does a listener that is gone.
+    pub fn ask_for_key(&self, key: u64, identity: &[u8], deadline: Duration) -> Option<Secret> {
+        let (asker, answered) = mpsc::sync_channel(1);
+        let subject = Subject::Psk { identity: identity.to_vec() };
+        let question = Question { subject, asker: Asker::Thread(asker) };
+        self.post(self.lock(), Message { key, body: Body::Question(question) });
+        answered.recv_timeout(deadline).ok().flatten()
     }
 
     fn post(&self, mut state: MutexGuard<'_, State<V, E>>, message: Message<V, E>) {
@@ -255,6 +293,31 @@ mod tests {
         assert!(!mailbox.ask(1, peer(), Duration::from_secs(5)).await);
         mailbox.close();
         assert!(!mailbox.ask(1, peer(), Duration::from_secs(5)).await);
+    }
+
+    #[test]
+    fn a_key_is_asked_for_and_waited_for() {
+        let mailbox = Box::new().unwrap();
+        let soon = Duration::from_millis(1);
+        assert_eq!(mailbox.ask_for_key(1, b"x", soon), None, "nobody answers");
+        drop(mailbox.drain());
+        let answering = Arc::clone(&mailbox);
+        let answered = std::thread::spawn(move || {
+            for key in [Some(Secret::new(*b"secret")), None] {
+                assert!(answering.wait(Some(Duration::from_secs(10))));
+                let Some(Body::Question(question)) = answering.drain().pop().map(|m| m.body) else {
+                    panic!("not a question")
+                };
+                assert_eq!(question.subject, Subject::Psk { identity: b"x".to_vec() });
+                assert!(question.answer_key(key));
+            }
+        });
+        let late = Duration::from_secs(10);
+        assert_eq!(mailbox.ask_for_key(1, b"x", late), Some(Secret::new(*b"secret")));
+        assert_eq!(mailbox.ask_for_key(1, b"x", late), None);
+        answered.join().unwrap();
+        mailbox.close();
+        assert_eq!(mailbox.ask_for_key(1, b"x", late), None, "a closed mailbox answers at once");
     }
 
     #[tokio::test]

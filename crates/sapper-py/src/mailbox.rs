@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 use sapper_net::bridge::{ControlMailbox, Event, Reply, Value};
 use sapper_net::mailbox::{self, Body, Subject};
+use sapper_net::tls::options::Secret;
 use sapper_net::{Error, ErrorKind};
 
 use crate::errors::{self, OrRaise};
@@ -107,6 +109,7 @@ fn body_to_py(py: Python<'_>, body: Body<Value, Event>) -> PyResult<(&'static st
         Body::Event(Event::Started) => ("started", py.None()),
         Body::Event(Event::Closed(None)) => ("closed", py.None()),
         Body::Event(Event::Closed(Some(error))) => ("closed", errors::to_object(py, &error)?.unbind()),
+        Body::Event(Event::Released) => ("released", py.None()),
         Body::Event(Event::Reloaded(None)) => ("reloaded", py.None()),
         Body::Event(Event::Reloaded(Some(error))) => ("reloaded", errors::to_object(py, &error)?.unbind()),
         Body::EventsLost(n) => ("lost", n.into_pyobject(py)?.into_any().unbind()),
@@ -129,7 +132,7 @@ fn value_to_py(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {
     })
 }
 
-/// A policy question. Dropped without an answer it means no.
+/// A question. Dropped without an answer it means no.
 #[pyclass(frozen, module = "sapper._native")]
 pub(crate) struct Question {
     subject: Subject,
@@ -137,6 +140,10 @@ pub(crate) struct Question {
 }
 
 impl Question {
+    fn take(&self) -> Option<mailbox::Question> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn new(question: mailbox::Question) -> Self {
         Self { subject: question.subject.clone(), inner: Mutex::new(Some(question)) }
     }
@@ -155,13 +162,18 @@ impl Question {
                 subject.set_item("psk_identity", psk_identity)?;
                 subject.set_item("address", address)?;
             }
+            Subject::Psk { identity } => subject.set_item("identity", PyBytes::new(py, identity))?,
         }
         Ok(subject)
     }
 
+    /// Answers a question for a key once; `False` comes back where nobody waits any more.
+    fn answer_key(&self, key: Option<PyBackedBytes>) -> bool {
+        self.take().is_some_and(|question| question.answer_key(key.map(|key| Secret::new(&*key))))
+    }
+
     /// Answers once; `False` comes back where nobody waits any more.
     fn answer(&self, yes: bool) -> bool {
-        let question = self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        question.is_some_and(|question| question.answer(yes))
+        self.take().is_some_and(|question| question.answer(yes))
     }
 }

@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
-use sapper_net::bridge::Event;
+use sapper_net::bridge::{ControlMailbox, Event};
 use sapper_net::tls::Role;
 use sapper_net::tls::config;
 use sapper_net::tls::options::{
-    CertificateSource, ClientAuth, Credentials, KeyLog, Material, OcspCheck, OwnCertificate, PeerRule,
-    PskHash, PskIdentity, Roots, Secret, TlsOptions, TlsVersion,
+    CertificateSource, ClientAuth, Credentials, FindPsk, KeyLog, Material, OcspCheck, OwnCertificate,
+    PeerRule, PskHash, PskIdentity, PskLookup, Roots, Secret, TlsOptions, TlsVersion,
 };
 use sapper_net::tls::reload;
 use sapper_net::{Error, Result};
@@ -41,6 +42,7 @@ pub(crate) struct TlsValues {
     own: Option<OwnValues>,
     more: Vec<OwnValues>,
     psks: Option<Vec<(PyBackedBytes, PyBackedBytes)>>,
+    psk_lookup: Option<(Py<Mailbox>, u64, f64)>,
     psk_hash: String,
     roots: Option<RootsValue>,
     pins: Vec<PyBackedBytes>,
@@ -149,7 +151,15 @@ impl RuleValues {
 impl TlsConfig {
     #[new]
     fn new(py: Python<'_>, options: TlsValues) -> PyResult<Self> {
-        let options = options.read().or_raise(py)?;
+        let lookup = match &options.psk_lookup {
+            Some((mailbox, key, deadline)) => Some(MailboxLookup {
+                mailbox: mailbox.get().shared(py)?,
+                key: *key,
+                deadline: seconds("timeout")(*deadline).or_raise(py)?,
+            }),
+            None => None,
+        };
+        let options = options.read(lookup).or_raise(py)?;
         // Key parsing and roots take milliseconds: nobody else has to wait for that.
         let config = py.detach(|| config::TlsConfig::new(&options)).or_raise(py)?;
         Ok(Self { inner: Arc::new(config) })
@@ -164,6 +174,25 @@ impl TlsConfig {
     /// Reads the files again; whether anything has changed.
     fn reload(&self, py: Python<'_>) -> PyResult<bool> {
         py.detach(|| self.inner.reload()).or_raise(py)
+    }
+}
+
+/// Asks a listener for the keys of clients, and tells it when it is not needed any more.
+struct MailboxLookup {
+    mailbox: Arc<ControlMailbox>,
+    key: u64,
+    deadline: Duration,
+}
+
+impl FindPsk for MailboxLookup {
+    fn find(&self, identity: &[u8]) -> Option<Secret> {
+        self.mailbox.ask_for_key(self.key, identity, self.deadline)
+    }
+}
+
+impl Drop for MailboxLookup {
+    fn drop(&mut self) {
+        self.mailbox.last(self.key, Event::Released, []);
     }
 }
 
@@ -198,7 +227,8 @@ impl TlsWatch {
 }
 
 impl TlsValues {
-    fn read(self) -> Result<TlsOptions> {
+    fn read(self, lookup: Option<MailboxLookup>) -> Result<TlsOptions> {
+        let hashes = [("sha256", PskHash::Sha256), ("sha384", PskHash::Sha384)];
         let credentials = match (self.own, self.psks) {
             (Some(own), _) => Credentials::Certificate(own.read()),
             (None, Some(psks)) => Credentials::Psk {
@@ -209,13 +239,15 @@ impl TlsValues {
                         key: Secret::new(&*key),
                     })
                     .collect(),
-                hash: word(
-                    "hash",
-                    &self.psk_hash,
-                    &[("sha256", PskHash::Sha256), ("sha384", PskHash::Sha384)],
-                )?,
+                hash: word("hash", &self.psk_hash, &hashes)?,
             },
-            (None, None) => Credentials::None,
+            (None, None) => match lookup {
+                Some(lookup) => Credentials::PskLookup {
+                    lookup: PskLookup(Arc::new(lookup)),
+                    hash: word("hash", &self.psk_hash, &hashes)?,
+                },
+                None => Credentials::None,
+            },
         };
         let roots = match self.roots {
             None => Roots::Default,

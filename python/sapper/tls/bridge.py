@@ -23,9 +23,10 @@ from sapper._life import Callback, ErrorCallback, Policy
 from sapper._loop import running_post
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
-from sapper.errors import ApiMisuseError
+from sapper.errors import ApiMisuseError, ErrorContext
 from sapper.pump import Framing, Pump, PumpOptions, TapOptions, build, options_from, take_both
 from sapper.tls.config import Credentials, TlsConfig
+from sapper.tls.lookup import PskAnswers
 
 __all__ = ["Bridge", "CdTunnelParameters", "HandshakeInfo", "Peer", "create_bridge"]
 
@@ -168,6 +169,8 @@ PeerPolicy = Callable[[Peer], bool | Awaitable[bool]]
 class Bridge(Pump):
     """A pump of which at least one end is under TLS. Made by :func:`create_bridge`."""
 
+    _psk_answers: tuple[PskAnswers, ...] = ()
+
     async def handshake(self) -> HandshakeInfo:
         """Connects both ends and shakes hands. :meth:`start` does it by itself where nobody did.
 
@@ -192,6 +195,12 @@ class Bridge(Pump):
         Raises:
             ApiMisuseError: This thread is the one that has to answer meanwhile.
         """
+        if any(answers.must_answer_here() for answers in self._psk_answers):
+            raise ApiMisuseError(
+                "handshake_sync() blocks the thread that has to answer for pre-shared keys meanwhile: await "
+                "handshake(), or call it in another thread",
+                ErrorContext(reason="would_deadlock"),
+            )
         return _agreed(self._opened_sync("handshake_sync()"))
 
     async def cdtunnel_handshake(self, mtu: int = 1280) -> CdTunnelParameters:
@@ -409,7 +418,7 @@ def create_bridge(
         inner.give_back()
         network.give_back()
         raise
-    return build(
+    bridge = build(
         Bridge,
         (network, network_tls, initial_data),
         (inner, inner_tls),
@@ -418,6 +427,9 @@ def create_bridge(
         on_close=on_close,
         policy=policy,
     )
+    if config.psk_answers is not None:
+        bridge._psk_answers = (config.psk_answers,)
+    return bridge
 
 
 def side(

@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict
 from sapper import _arguments, _native
 from sapper._options import Options, config_error
 from sapper.errors import ConfigError
+from sapper.tls.lookup import PskAnswers, PskFinder
 from sapper.tls.reload import ReloadCallback, TlsWatch
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "PeerRules",
     "Pkcs12Credentials",
     "PskCredentials",
+    "PskLookupCredentials",
     "TlsConfig",
 ]
 
@@ -94,6 +96,12 @@ def _read_secret(value: object) -> SecretBytes:
     return SecretBytes(_read_material(value))
 
 
+def _must_be_callable(value: object) -> object:
+    if not callable(value):
+        raise ValueError("must be callable")
+    return value
+
+
 def _read_psk(value: object) -> object:
     """Bytes as they are, text as hexadecimal."""
     if isinstance(value, str):
@@ -142,7 +150,8 @@ _Word = Annotated[bytes, BeforeValidator(_as_bytes)]
 class Credentials(Options):
     """What one end proves to the other.
 
-    Made by :meth:`certificate`, :meth:`pkcs12`, :meth:`psk`, :meth:`psks`, :meth:`none`.
+    Made by :meth:`certificate`, :meth:`pkcs12`, :meth:`psk`, :meth:`psks`, :meth:`psk_lookup`,
+    :meth:`none`.
 
     Keys never show in ``repr``, logs or errors, and are not pickled: a pickle would hold them readable.
     """
@@ -183,6 +192,27 @@ class Credentials(Options):
             raise _arguments.wrong_type("identities", "a mapping from identities to keys", identities)
         keys = {_identity(name, "identities"): key for name, key in identities.items()}
         return PskCredentials.from_mapping({"identities": keys, "hash": hash})
+
+    @staticmethod
+    def psk_lookup(
+        finder: PskFinder,
+        *,
+        timeout: float = 5.0,
+        hash: Literal["sha256", "sha384"] = "sha256",
+    ) -> PskLookupCredentials:
+        """Pre-shared keys that a server's program is asked for, within the handshake of each client.
+
+        Args:
+            finder: Called with the identity (bytes); gives the key (text is read as hexadecimal), or
+                ``None`` where there is no such client. Plain or async. It runs on the event loop that is
+                running when the :class:`TlsConfig` is made; without one, on the call-backs' thread.
+            timeout: Seconds. No answer until then, and any failure, means that there is no such client.
+            hash: As in :meth:`psk`.
+
+        Raises:
+            ConfigError: A value has the wrong type.
+        """
+        return PskLookupCredentials.from_mapping({"finder": finder, "timeout": timeout, "hash": hash})
 
     @staticmethod
     def certificate(
@@ -342,6 +372,18 @@ def _read_key_file(path: object) -> bytes:
         return content
 
 
+class PskLookupCredentials(Credentials):
+    """Pre-shared keys that a program is asked for; see :meth:`Credentials.psk_lookup`."""
+
+    kind: Literal["psk_lookup"] = "psk_lookup"
+    finder: Annotated[PskFinder, PlainValidator(_must_be_callable)]
+    """Gives the key of an identity."""
+    timeout: float = Field(default=5.0, gt=0)
+    """Seconds to wait for it."""
+    hash: Literal["sha256", "sha384"] = "sha256"
+    """The hash the keys belong to in TLS 1.3."""
+
+
 class OwnCertificate(_Unpicklable, Credentials):
     """What a certificate of our own has, wherever it and its key are."""
 
@@ -410,7 +452,8 @@ class NoCredentials(Credentials):
 
 
 AnyCredentials = Annotated[
-    PskCredentials | CertificateCredentials | Pkcs12Credentials | NoCredentials, Field(discriminator="kind")
+    PskCredentials | PskLookupCredentials | CertificateCredentials | Pkcs12Credentials | NoCredentials,
+    Field(discriminator="kind"),
 ]
 _OneMore = Annotated[CertificateCredentials | Pkcs12Credentials, Field(discriminator="kind")]
 
@@ -529,13 +572,26 @@ class TlsConfig(Options):
             raise _not_pickled(self)
         state = super().__getstate__()
         # The parsed form stays here: it is parsed anew when it is used.
-        kept = {name: value for name, value in state["__dict__"].items() if name != "native"}
+        kept = {name: value for name, value in state["__dict__"].items() if name not in ("native", "psk_answers")}
         return {**state, "__dict__": kept}
+
+    @functools.cached_property
+    def psk_answers(self) -> PskAnswers | None:
+        """Who answers native questions for pre-shared keys, where a program is asked for them."""
+        credentials = self.credentials
+        if isinstance(credentials, PskLookupCredentials):
+            return PskAnswers(credentials.finder, credentials.timeout)
+        return None
 
     @functools.cached_property
     def native(self) -> _native.TlsConfig:
         """The parsed form, for the binding."""
-        return self._parse()
+        try:
+            return self._parse()
+        except BaseException:
+            if self.psk_answers is not None:
+                self.psk_answers.cancel()
+            raise
 
     @classmethod
     def of(cls, value: object, *, field: str = "credentials") -> TlsConfig:
@@ -585,7 +641,10 @@ class TlsConfig(Options):
                 "psks": [(name, key.get_secret_value()) for name, key in credentials.identities.items()]
                 if isinstance(credentials, PskCredentials)
                 else None,
-                "psk_hash": credentials.hash if isinstance(credentials, PskCredentials) else "sha256",
+                "psk_lookup": self.psk_answers.taken() if self.psk_answers is not None else None,
+                "psk_hash": credentials.hash
+                if isinstance(credentials, PskCredentials | PskLookupCredentials)
+                else "sha256",
                 "roots": "none"
                 if self.danger_accept_any_certificate
                 else _material(roots)

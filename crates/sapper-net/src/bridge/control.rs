@@ -51,6 +51,8 @@ pub enum Event {
     Closed(Option<Error>),
     /// Files of a TLS configuration were read again; an error says why what was there stays in use.
     Reloaded(Option<Error>),
+    /// What was subscribed to is gone. Posted once, last.
+    Released,
 }
 
 /// Where the answer of an operation goes.

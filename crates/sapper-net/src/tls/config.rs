@@ -143,6 +143,13 @@ impl TlsConfig {
         self.loaded().engine_name()
     }
 
+    /// Whether a handshake in this role may block.
+    pub(crate) fn may_block(&self, role: &Role) -> bool {
+        let loaded = self.loaded();
+        let asks = matches!(&loaded.settings.credentials, OurCredentials::Psk(psk) if psk.lookup.is_some());
+        asks && matches!(role, Role::Server)
+    }
+
     /// Whether an end without close_notify counts as an orderly one.
     pub fn allows_truncation(&self) -> bool {
         self.loaded().settings.ignore_truncation
@@ -347,7 +354,7 @@ impl Settings {
             }
             (Role::Server, _) => Ok(None),
             (Role::Client { .. }, OurCredentials::Psk(psk)) if psk.identities.len() != 1 => {
-                Err(Error::config("credentials", "a client uses one pre-shared key, not several"))
+                Err(Error::config("credentials", "a client uses one pre-shared key, which it knows"))
             }
             (Role::Client { server_name }, _) => {
                 let name = server_name.as_deref().map(parse_server_name).transpose()?;
@@ -392,6 +399,11 @@ fn load_credentials(options: &TlsOptions) -> Result<OurCredentials> {
             options.min_version == TlsVersion::V1_3,
             options.danger_short_psk,
         )?)),
+        Credentials::PskLookup { lookup, hash } => OurCredentials::Psk(Arc::new(PskCredentials::looked_up(
+            lookup.clone(),
+            *hash,
+            options.danger_short_psk,
+        ))),
     })
 }
 

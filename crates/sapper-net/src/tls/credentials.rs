@@ -7,7 +7,7 @@ use openssl::pkey::{PKey, Private};
 use openssl::x509::{X509, X509VerifyResult};
 use zeroize::Zeroizing;
 
-use super::options::{CertificateSource, OwnCertificate, PskHash, PskIdentity, Secret};
+use super::options::{CertificateSource, OwnCertificate, PskHash, PskIdentity, PskLookup, Secret};
 use crate::error::{Error, Result};
 
 /// OpenSSL's own limits (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
@@ -77,6 +77,9 @@ impl CertifiedCredentials {
 pub(crate) struct PskCredentials {
     pub(crate) identities: Vec<PskIdentity>,
     pub(crate) hash: PskHash,
+    /// Who is asked for the keys of clients, in place of the list.
+    pub(crate) lookup: Option<PskLookup>,
+    short_keys: bool,
 }
 
 impl PskCredentials {
@@ -126,12 +129,29 @@ impl PskCredentials {
                 ));
             }
         }
-        Ok(Self { identities: identities.to_vec(), hash })
+        Ok(Self { identities: identities.to_vec(), hash, lookup: None, short_keys })
     }
 
-    /// The key of an identity.
-    pub(crate) fn find(&self, identity: &[u8]) -> Option<&PskIdentity> {
-        self.identities.iter().find(|psk| psk.identity == identity)
+    /// Keys that somebody is asked for.
+    pub(crate) fn looked_up(lookup: PskLookup, hash: PskHash, short_keys: bool) -> Self {
+        Self { identities: Vec::new(), hash, lookup: Some(lookup), short_keys }
+    }
+
+    /// The key of an identity. It may block where there is a look-up.
+    pub(crate) fn find(&self, identity: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let found = match &self.lookup {
+            None => self.identities.iter().find(|psk| psk.identity == identity).map(|psk| psk.key.clone()),
+            Some(_) if identity.len() > MAX_IDENTITY => None,
+            Some(lookup) => lookup.0.find(identity).filter(|key| {
+                let shortest = if self.short_keys { 1 } else { MIN_PSK };
+                let fits = (shortest..=MAX_PSK).contains(&key.expose().len());
+                if !fits {
+                    tracing::warn!("a look-up gave a pre-shared key of a length that is not allowed");
+                }
+                fits
+            }),
+        };
+        found.map(|key| Zeroizing::new(key.expose().to_vec()))
     }
 }
 

@@ -6,6 +6,7 @@
 //! - [`stream`]: a [`crate::stream::Stream`] that seals and opens records over another one.
 
 pub mod bench;
+mod blocking;
 pub mod certificate;
 pub mod config;
 mod credentials;

@@ -13,6 +13,7 @@ use openssl::nid::Nid;
 use openssl::ssl::{Ssl, SslContextBuilder, SslRef, SslSessionRef};
 use openssl::x509::X509Ref;
 use openssl_sys as ffi;
+use zeroize::Zeroizing;
 
 use super::credentials::PskCredentials;
 use super::failure::{CertificateReason, Rejection};
@@ -56,6 +57,9 @@ unsafe extern "C" {
     ) -> c_int;
     fn X509_STORE_CTX_get0_untrusted(ctx: *const ffi::X509_STORE_CTX) -> *mut ffi::stack_st_X509;
 }
+
+/// Keys of a client that are looked up at most in one handshake.
+const MAX_LOOKUPS: u8 = 4;
 
 /// Bits of the info call-back's second argument (`SSL_CB_*`).
 const CB_READ: c_int = 0x04;
@@ -242,16 +246,31 @@ unsafe extern "C" fn find_session(
 }
 
 /// A server's look-up, noted in the scene. TLS 1.2 and 1.3 share it.
-pub(crate) fn find_identity(psk: &PskCredentials, identity: &[u8]) -> Option<zeroize::Zeroizing<Vec<u8>>> {
-    let found = psk.find(identity);
-    on_stage(|scene| match found {
-        Some(known) => {
-            scene.psk_identity = Some(known.identity.clone());
-            scene.unknown_identity = false;
+pub(crate) fn find_identity(psk: &PskCredentials, identity: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    // After a retry the client names the same one again, and a client may name any number.
+    let before = on_stage(|scene| match &scene.looked_up {
+        Some((asked, found)) if asked == identity => Err(found.clone()),
+        _ => {
+            scene.lookups += 1;
+            Ok(scene.lookups <= MAX_LOOKUPS)
         }
-        None => scene.unknown_identity = scene.psk_identity.is_none(),
     });
-    found.map(|known| zeroize::Zeroizing::new(known.key.expose().to_vec()))
+    let found = match before {
+        Some(Err(found)) => found,
+        // It may block and call back: it must not find the stage borrowed.
+        Some(Ok(true)) => psk.find(identity),
+        _ => None,
+    };
+    on_stage(|scene| {
+        scene.looked_up = Some((identity.to_vec(), found.clone()));
+        if found.is_some() {
+            scene.psk_identity = Some(identity.to_vec());
+            scene.unknown_identity = false;
+        } else {
+            scene.unknown_identity = scene.psk_identity.is_none();
+        }
+    });
+    found
 }
 
 unsafe extern "C" fn verify_chain(context: *mut ffi::X509_STORE_CTX, _arg: *mut c_void) -> c_int {

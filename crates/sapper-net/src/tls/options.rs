@@ -55,6 +55,13 @@ pub enum Credentials {
         /// The hash the keys belong to in TLS 1.3, where it decides which suites can be used.
         hash: PskHash,
     },
+    /// Keys of clients that somebody is asked for (servers).
+    PskLookup {
+        /// Who is asked.
+        lookup: PskLookup,
+        /// The hash the keys belong to in TLS 1.3.
+        hash: PskHash,
+    },
 }
 
 /// A certificate of our own with its key, and what belongs to it.
@@ -98,6 +105,31 @@ impl OwnCertificate {
         Self { source, ..Self::default() }
     }
 }
+
+/// Finds the keys of clients.
+pub trait FindPsk: Send + Sync {
+    /// The key of an identity, or `None` where there is no such client. It may block: it is called on a
+    /// thread for such calls. It must come back; a deadline is its own matter.
+    fn find(&self, identity: &[u8]) -> Option<Secret>;
+}
+
+/// A [`FindPsk`], shared.
+#[derive(Clone)]
+pub struct PskLookup(pub Arc<dyn FindPsk>);
+
+impl fmt::Debug for PskLookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PskLookup")
+    }
+}
+
+impl PartialEq for PskLookup {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for PskLookup {}
 
 /// A pre-shared key and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,6 +14,9 @@ use super::credentials::PskCredentials;
 use super::failure::Rejection;
 use super::verify::PeerVerifier;
 
+/// An identity, and the key that was found for it.
+pub(crate) type LookedUp = (Vec<u8>, Option<Zeroizing<Vec<u8>>>);
+
 /// State of one connection's handshake that call-backs share with its engine.
 #[derive(Default)]
 pub(crate) struct Scene {
@@ -32,6 +35,9 @@ pub(crate) struct Scene {
     pub(crate) rejection: Option<Rejection>,
     /// Identity of the pre-shared key that was looked up.
     pub(crate) psk_identity: Option<Vec<u8>>,
+    /// The last look-up and what it found, and how many there were.
+    pub(crate) looked_up: Option<LookedUp>,
+    pub(crate) lookups: u8,
     /// A client named an identity that we do not have.
     pub(crate) unknown_identity: bool,
     /// A client accepts no signature of our certificate's kind.

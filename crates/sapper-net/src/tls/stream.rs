@@ -19,7 +19,9 @@ use tokio::time::timeout;
 
 use super::config::TlsConfig;
 use super::failure::{alert, misuse};
-use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Opened, Role, greeting};
+use super::{
+    BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Opened, Role, blocking, greeting,
+};
 use crate::buffer::{BLOCK, Buffer};
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::stats::EndpointStats;
@@ -112,7 +114,7 @@ impl TlsStream {
             stream.incoming.extend(initial);
         }
         let is_client = matches!(role, Role::Client { .. });
-        match stream.shake_hands(is_client).await {
+        match stream.shake_hands(is_client, config.may_block(role)).await {
             Ok(info) => Ok((stream, info)),
             Err(error) => {
                 stream.last_words().await;
@@ -126,13 +128,19 @@ impl TlsStream {
         let _ = timeout(LAST_WORDS, poll_fn(|cx| self.poll_drain(cx))).await;
     }
 
-    async fn shake_hands(&mut self, is_client: bool) -> Result<HandshakeInfo> {
+    async fn shake_hands(&mut self, is_client: bool, may_block: bool) -> Result<HandshakeInfo> {
         let mut greeted = false;
         loop {
             if !greeted {
                 greeted = self.check_greeting(is_client).await?;
             }
-            match self.engine.handshake(&mut self.incoming, &mut self.outgoing)? {
+            let progress = if may_block {
+                // Boxed: who does not need it does not carry it.
+                Box::pin(blocking::handshake(&mut self.engine, &mut self.incoming, &mut self.outgoing)).await
+            } else {
+                self.engine.handshake(&mut self.incoming, &mut self.outgoing)
+            };
+            match progress? {
                 HandshakeProgress::Done(info) => {
                     self.version = info.version;
                     // All that a server still sends in TLS 1.3 is tickets; the peer may read them when

@@ -1,8 +1,14 @@
 //! Pre-shared keys: who is known and who is not, and the TLS 1.2 connections that stay with OpenSSL.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use super::pipe::pipe;
 use super::*;
 use crate::error::ErrorKind;
 use crate::tls::failure::alert;
+use crate::tls::options::{FindPsk, PskLookup};
+use crate::tls::stream::TlsStream;
 
 const KEY: &[u8] = &[7; 32];
 
@@ -225,4 +231,113 @@ fn a_sealed_record_that_is_too_short_is_the_peers_fault() {
     let error = pair.server.step().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::RemoteProtocol, "{error}");
     assert!(error.message().contains("too short"), "{error}");
+}
+
+/// Knows one client, and counts who is asked for.
+struct Finder {
+    key: Vec<u8>,
+    asked: AtomicUsize,
+}
+
+impl FindPsk for Finder {
+    fn find(&self, identity: &[u8]) -> Option<Secret> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        (identity == b"known").then(|| Secret::new(self.key.clone()))
+    }
+}
+
+fn finder(key: &[u8]) -> Arc<Finder> {
+    Arc::new(Finder { key: key.to_vec(), asked: AtomicUsize::new(0) })
+}
+
+fn asking(finder: Arc<dyn FindPsk>) -> TlsOptions {
+    let credentials = Credentials::PskLookup { lookup: PskLookup(finder), hash: PskHash::Sha256 };
+    TlsOptions { credentials, ..TlsOptions::default() }
+}
+
+#[test]
+fn a_server_asks_for_the_key_of_each_client() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let knows = finder(KEY);
+        let server = only(version, asking(Arc::clone(&knows) as Arc<dyn FindPsk>));
+        let mut pair = connected(&only(version, psk_options(b"known", KEY)), &server);
+        exchange(&mut pair, b"data").unwrap();
+        assert_eq!(pair.server.info.as_ref().unwrap().psk_identity.as_deref(), Some("known"));
+        assert_eq!(knows.asked.load(Ordering::Relaxed), 1, "{version:?}");
+        let (is_client, error, _) = fails(&only(version, psk_options(b"stranger", KEY)), &server);
+        assert!(!is_client);
+        assert_eq!(error.kind(), ErrorKind::UnknownPeer, "{error}");
+        let (_, error, _) = fails(&only(version, psk_options(b"known", &[8; 32])), &server);
+        assert_eq!(error.kind(), ErrorKind::CredentialsRejected, "{error}");
+        // A key that can be guessed lets nobody in, whoever gave it.
+        let weak = only(version, asking(finder(b"short")));
+        let client = only(version, TlsOptions { danger_short_psk: true, ..psk_options(b"known", b"short") });
+        let (_, error, _) = fails(&client, &weak);
+        assert_eq!(error.kind(), ErrorKind::UnknownPeer, "{error}");
+        connected(&client, &TlsOptions { danger_short_psk: true, ..weak });
+    }
+    let error = TlsConfig::new(&asking(finder(KEY))).unwrap().engine(&role()).err().unwrap();
+    assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("credentials")));
+}
+
+/// Waits for somebody outside to let it go on.
+struct Slow {
+    go: Mutex<mpsc::Receiver<()>>,
+    asked: mpsc::Sender<()>,
+}
+
+impl FindPsk for Slow {
+    fn find(&self, _: &[u8]) -> Option<Secret> {
+        self.asked.send(()).unwrap();
+        self.go.lock().unwrap().recv_timeout(Duration::from_secs(20)).ok()?;
+        Some(Secret::new(KEY))
+    }
+}
+
+#[tokio::test]
+async fn a_look_up_that_takes_long_does_not_hold_up_its_event_loop() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let ((let_go, go), (asked, was_asked)) = (mpsc::channel(), mpsc::channel());
+        let server = only(version, asking(Arc::new(Slow { go: Mutex::new(go), asked })));
+        let server = TlsConfig::new(&server).unwrap();
+        let client = TlsConfig::new(&only(version, psk_options(b"known", KEY))).unwrap();
+        let (near, far) = pipe(1 << 20);
+        let (role, role_of_server) = (role(), Role::Server);
+        let both = async {
+            tokio::join!(
+                TlsStream::handshake(Box::new(near), &client, &role, &[]),
+                TlsStream::handshake(Box::new(far), &server, &role_of_server, &[]),
+            )
+        };
+        let meanwhile = async {
+            // This runs on the event loop that does the handshake, while the look-up blocks.
+            let mut turns = 0_u64;
+            while was_asked.try_recv().is_err() {
+                tokio::task::yield_now().await;
+                turns += 1;
+            }
+            let_go.send(()).unwrap();
+            turns
+        };
+        let ((client, server), turns) = tokio::join!(both, meanwhile);
+        assert_eq!(server.unwrap().1.psk_identity.as_deref(), Some("known"));
+        client.unwrap();
+        assert!(turns > 0);
+    }
+}
+
+#[tokio::test]
+async fn a_look_up_that_does_not_come_back_ends_with_the_handshakes_deadline() {
+    let ((let_go, go), (asked, was_asked)) = (mpsc::channel(), mpsc::channel());
+    let server = TlsConfig::new(&asking(Arc::new(Slow { go: Mutex::new(go), asked }))).unwrap();
+    let client = TlsConfig::new(&psk_options(b"known", KEY)).unwrap();
+    let (near, far) = pipe(1 << 20);
+    let role = role();
+    let answering = TlsStream::handshake(Box::new(far), &server, &Role::Server, &[]);
+    let calling = TlsStream::handshake(Box::new(near), &client, &role, &[]);
+    let (late, told) = tokio::join!(tokio::time::timeout(Duration::from_millis(200), answering), calling);
+    assert!(late.is_err());
+    assert_eq!(told.err().unwrap().kind(), ErrorKind::ConnectionLost);
+    was_asked.recv_timeout(Duration::from_secs(20)).unwrap();
+    let_go.send(()).unwrap();
 }
