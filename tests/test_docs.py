@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,12 +98,18 @@ def test_every_option_of_the_command_line_is_documented() -> None:
 
     page = (DOCS / "cli.md").read_text()
     command = typer.main.get_command(app)
-    for name, one in getattr(command, "commands", {}).items():
-        assert f"sapper {name}" in page
+
+    def below(name: str, one: Any) -> Iterator[tuple[str, Any]]:
+        yield name, one
+        for word, child in getattr(one, "commands", {}).items():
+            yield from below(f"{name} {word}", child)
+
+    for name, one in below("sapper", command):
+        assert name in page
         for parameter in one.params:
             for option in parameter.opts:
                 if option.startswith("--"):
-                    assert f"`{option}`" in page, f"docs/cli.md does not explain {option} of sapper {name}"
+                    assert f"`{option}`" in page, f"docs/cli.md does not explain {option} of {name}"
 
 
 def rust_reasons() -> set[str]:

@@ -578,9 +578,9 @@ def test_a_look_up_is_a_servers(made: ThrowawayCertificates) -> None:
         Credentials.psk_lookup("no function")  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         Credentials.psk_lookup(lambda _: KEY, timeout=0)
-    near, far = socket.socketpair()
     client = TlsConfig(credentials=Credentials.psk_lookup(lambda _: KEY))
-    bridge = tls.create_bridge(socket=near, sink=far, credentials=client)
-    with pytest.raises(ConfigError) as caught:
-        bridge.handshake_sync()
-    assert caught.value.field == "credentials"
+    near, far = socket.socketpair()
+    with near, far:
+        with pytest.raises(ConfigError) as caught:
+            tls.create_bridge(socket=near, sink=far, credentials=client)
+        assert caught.value.field == "credentials"

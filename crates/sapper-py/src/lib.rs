@@ -34,7 +34,7 @@ mod _native {
     #[pymodule_export]
     use super::testing::{Load, dev_certificates, handshake_pair_seconds, live_tasks};
     #[pymodule_export]
-    use super::tls::{TlsConfig, TlsWatch, end_point_hash};
+    use super::tls::{TlsConfig, TlsWatch, dev_authority, dev_issue, end_point_hash};
     #[pymodule_export]
     use super::values::describe_certificate;
 

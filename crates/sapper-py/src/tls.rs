@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
 use sapper_net::bridge::{ControlMailbox, Event};
 use sapper_net::tls::Role;
 use sapper_net::tls::config;
+use sapper_net::tls::dev_cert::DevAuthority;
 use sapper_net::tls::options::{
     CertificateSource, ClientAuth, Credentials, FindPsk, KeyLog, Material, OcspCheck, OwnCertificate,
     PeerRule, PskHash, PskIdentity, PskLookup, Roots, Secret, TlsOptions, TlsVersion,
@@ -200,6 +202,32 @@ impl Drop for MailboxLookup {
 #[pyfunction]
 pub(crate) fn end_point_hash(certificate: &[u8]) -> Option<Vec<u8>> {
     sapper_net::tls::server_end_point(certificate)
+}
+
+/// Certificate and key, in PEM.
+type Pair<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
+
+/// Makes an authority for development that is valid for so many seconds.
+#[pyfunction]
+pub(crate) fn dev_authority(py: Python<'_>, valid: f64) -> PyResult<Pair<'_>> {
+    let valid = seconds("valid")(valid).or_raise(py)?;
+    let made = py.detach(|| DevAuthority::make(valid)).or_raise(py)?;
+    Ok((PyBytes::new(py, made.certificate.as_bytes()), PyBytes::new(py, made.key.expose())))
+}
+
+/// A certificate of such an authority: chain and key, its names, and when it ends (seconds since the epoch).
+#[pyfunction]
+pub(crate) fn dev_issue<'py>(
+    py: Python<'py>,
+    authority: (PyBackedBytes, PyBackedBytes),
+    names: Vec<String>,
+    valid: f64,
+) -> PyResult<(Pair<'py>, Vec<String>, u64)> {
+    let valid = seconds("valid")(valid).or_raise(py)?;
+    let work = || DevAuthority::read(&authority.0, &authority.1)?.issue(&names, valid);
+    let made = py.detach(work).or_raise(py)?;
+    let chain = PyBytes::new(py, made.identity.chain.as_bytes());
+    Ok(((chain, PyBytes::new(py, made.identity.key.expose())), made.names, made.expires))
 }
 
 /// Reloads a configuration when its files change, and tells of it: `"reloaded"` with `None` or an error.

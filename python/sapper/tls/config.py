@@ -572,7 +572,9 @@ class TlsConfig(Options):
             raise _not_pickled(self)
         state = super().__getstate__()
         # The parsed form stays here: it is parsed anew when it is used.
-        kept = {name: value for name, value in state["__dict__"].items() if name not in ("native", "psk_answers")}
+        kept = {
+            name: value for name, value in state["__dict__"].items() if name not in ("native", "psk_answers")
+        }
         return {**state, "__dict__": kept}
 
     @functools.cached_property
