@@ -75,6 +75,7 @@ class TlsDict(TypedDict):
     resumption: bool
     ticket_lifetime: float
     key_log_file: str | PathLike[str] | None
+    capture_file: str | PathLike[str] | None
     danger_ignore_server_name: bool
     danger_legacy_renegotiation: bool
     danger_security_level_0: bool

@@ -26,6 +26,9 @@ OPTIONS: Mapping[str, str] = {
     "password": PASSWORD_VARIABLE,
     "identity": "--psk-identity",
     "identities": "--psk-file",
+    "ocsp_response": "--ocsp-response",
+    "more_credentials": "--more-cert",
+    "client_auth": "--client-auth",
     "credentials": "--cert",
     "sink_credentials": "--cert",
     "file": "--pkcs12",
@@ -39,9 +42,18 @@ OPTIONS: Mapping[str, str] = {
     "min_version": "--min-tls",
     "max_version": "--max-tls",
     "cipher_suites": "--cipher-suite",
+    "groups": "--group",
+    "resumption": "--no-resumption",
+    "ticket_lifetime": "--ticket-lifetime",
     "key_log_file": "--key-log",
-    "danger_accept_any_certificate": "--danger-accept-any-certificate",
-    "danger_legacy_suites": "--danger-legacy-suites",
+    "capture_file": "--capture",
+    **{
+        f"danger_{name}": f"--danger-{name.replace('_', '-')}"
+        for name in (
+            *("accept_any_certificate", "ignore_server_name", "ignore_truncation"),
+            *("legacy_renegotiation", "legacy_suites", "security_level_0", "short_psk"),
+        )
+    },
     "server_hostname": "--server-name",
     "sink_hostname": "--server-name",
     "direction": "--direction",
@@ -67,15 +79,26 @@ OPTIONS: Mapping[str, str] = {
 _IN_TEXT = re.compile(r"`(\w+)`|\b(\w*_\w+)\b")
 
 
-def named(error: SapperError, ends: Mapping[str, str] | None = None, *, psk: bool = False) -> SapperError:
+#: The same for further certificates.
+_MORE = {"chain": "--more-cert", "key": "--more-key"}
+
+
+def named(
+    error: SapperError,
+    ends: Mapping[str, str] | None = None,
+    *,
+    psk: bool = False,
+    more: bool = False,
+) -> SapperError:
     """The same error in the words of the command line.
 
     Args:
         error: What the API raised.
         ends: What the API's names of the two endpoints are here.
         psk: Whether ``key`` is a pre-shared key.
+        more: Whether it is about a further certificate.
     """
-    known = {**OPTIONS, **(ends or {}), **({"key": "--psk-file"} if psk else {})}
+    known = {**OPTIONS, **(ends or {}), **({"key": "--psk-file"} if psk else {}), **(_MORE if more else {})}
 
     def word(match: re.Match[str]) -> str:
         return known.get(match[1] or match[2], match[0])
@@ -88,12 +111,12 @@ def named(error: SapperError, ends: Mapping[str, str] | None = None, *, psk: boo
 
 
 @contextmanager
-def naming(*, psk: bool = False) -> Iterator[None]:
+def naming(*, psk: bool = False, more: bool = False) -> Iterator[None]:
     """Errors of the calls inside, in the words of the command line."""
     try:
         yield
     except SapperError as error:
-        raise named(error, psk=psk) from None
+        raise named(error, psk=psk, more=more) from None
 
 
 @contextmanager

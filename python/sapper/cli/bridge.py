@@ -57,6 +57,13 @@ def bridge(
     pkcs12: Annotated[
         Path | None, _tls_option(f"Both in one PKCS#12 file. A password is read from {PASSWORD_VARIABLE}.")
     ] = None,
+    ocsp_response: Annotated[
+        Path | None, _tls_option("OCSP response (DER) that a server staples to its certificate.")
+    ] = None,
+    more_cert: Annotated[
+        list[Path] | None, _tls_option("Another certificate of a server, for its own names; repeatable.")
+    ] = None,
+    more_key: Annotated[list[Path] | None, _tls_option("Its key, in the same order.")] = None,
     roots: Annotated[str | None, _tls_option("Whom to believe: a file of certificates, or 'system'.")] = None,
     pin: Annotated[
         list[str] | None, _tls_option("SHA-256 of a public key that the peer must have; repeatable.")
@@ -65,6 +72,12 @@ def bridge(
         list[str] | None,
         _tls_option(
             "Only a peer whose certificate has this: cn:NAME, ou, dns, uri, email, ip, pin; repeatable."
+        ),
+    ] = None,
+    client_auth: Annotated[
+        Literal["off", "optional", "required"] | None,
+        _tls_option(
+            "Whether a server asks for certificates; required where --roots is a file, or with --pin."
         ),
     ] = None,
     crl: Annotated[list[Path] | None, _tls_option("A certificate revocation list; repeatable.")] = None,
@@ -83,14 +96,40 @@ def bridge(
     min_tls: Annotated[Literal["1.2", "1.3"] | None, _tls_option("Oldest version.")] = None,
     max_tls: Annotated[Literal["1.2", "1.3"] | None, _tls_option("Newest version.")] = None,
     cipher_suite: Annotated[list[str] | None, _tls_option("A suite; repeatable, best first.")] = None,
+    group: Annotated[list[str] | None, _tls_option("A key exchange group; repeatable, best first.")] = None,
+    no_resumption: Annotated[
+        bool, _tls_option("Do the whole handshake every time.", "--no-resumption")
+    ] = False,
+    ticket_lifetime: Annotated[
+        float | None, _tls_option("Seconds after which a server's tickets get a new key.")
+    ] = None,
     key_log: Annotated[
         Path | None, _tls_option("Append session secrets here: whoever reads it reads the traffic.")
+    ] = None,
+    capture: Annotated[
+        Path | None,
+        _tls_option("Write the ciphertext with its secrets to this pcapng file: whoever reads it reads all."),
     ] = None,
     danger_accept_any_certificate: Annotated[
         bool, _tls_option("Believe anybody.", "--danger-accept-any-certificate")
     ] = False,
+    danger_ignore_server_name: Annotated[
+        bool, _tls_option("Any name will do in the server's certificate.", "--danger-ignore-server-name")
+    ] = False,
+    danger_legacy_renegotiation: Annotated[
+        bool, _tls_option("TLS 1.2 with insecure renegotiation.", "--danger-legacy-renegotiation")
+    ] = False,
+    danger_security_level_0: Annotated[
+        bool, _tls_option("Small keys, SHA-1 signatures.", "--danger-security-level-0")
+    ] = False,
     danger_legacy_suites: Annotated[
         bool, _tls_option("Allow suites with CBC or without forward secrecy.", "--danger-legacy-suites")
+    ] = False,
+    danger_short_psk: Annotated[
+        bool, _tls_option("Pre-shared keys below 16 bytes.", "--danger-short-psk")
+    ] = False,
+    danger_ignore_truncation: Annotated[
+        bool, _tls_option("An end without close_notify is an orderly one.", "--danger-ignore-truncation")
     ] = False,
     framing: Annotated[Framing | None, _packet_option("How packets lie in the network end's stream.")] = None,
     sink_framing: Annotated[Framing | None, _packet_option("The same for the other end.")] = None,
@@ -163,19 +202,30 @@ def bridge(
         tap=tap_options,
     )
     tls = {
-        "credentials": _credentials(cert, key, pkcs12, psk_identity, psk_file),
+        "credentials": _credentials(cert, key, pkcs12, ocsp_response, psk_identity, psk_file),
+        "more_credentials": _more(more_cert, more_key),
         "roots": Path(roots) if roots not in (None, "system") else roots,
         "pins": tuple(pin) if pin else None,
         "peer_rules": tuple(_rule(text) for text in allow) if allow else None,
+        "client_auth": client_auth,
         "crls": tuple(crl) if crl else None,
         "ocsp": ocsp,
         "alpn": tuple(alpn.split(",")) if alpn else None,
         "min_version": min_tls and f"TLSv{min_tls}",
         "max_version": max_tls and f"TLSv{max_tls}",
         "cipher_suites": tuple(cipher_suite) if cipher_suite else None,
+        "groups": tuple(group) if group else None,
+        "resumption": False if no_resumption else None,
+        "ticket_lifetime": ticket_lifetime,
         "key_log_file": key_log,
+        "capture_file": capture,
         "danger_accept_any_certificate": danger_accept_any_certificate or None,
+        "danger_ignore_server_name": danger_ignore_server_name or None,
+        "danger_legacy_renegotiation": danger_legacy_renegotiation or None,
+        "danger_security_level_0": danger_security_level_0 or None,
         "danger_legacy_suites": danger_legacy_suites or None,
+        "danger_short_psk": danger_short_psk or None,
+        "danger_ignore_truncation": danger_ignore_truncation or None,
     }
     said = "tls" in tables or any(value is not None for value in tls.values())
     tls_config = _merged(TlsConfig, config if "tls" in tables else None, "tls", **tls) if said else None
@@ -223,16 +273,32 @@ def _rule(text: str) -> PeerRules:
         return PeerRules.from_mapping({kind: (value,)})
 
 
+def _more(certs: list[Path] | None, keys: list[Path] | None) -> tuple[Credentials, ...] | None:
+    if len(certs or ()) != len(keys or ()):
+        raise config_error("--more-key", "--more-cert and --more-key belong together, in the same order")
+    if not certs or not keys:
+        return None
+    with naming(more=True):
+        return tuple(Credentials.certificate(*pair) for pair in zip(certs, keys, strict=True))
+
+
 def _credentials(
-    cert: Path | None, key: Path | None, pkcs12: Path | None, identity: str | None, psk_file: Path | None
+    cert: Path | None,
+    key: Path | None,
+    pkcs12: Path | None,
+    ocsp_response: Path | None,
+    identity: str | None,
+    psk_file: Path | None,
 ) -> Credentials | None:
+    if ocsp_response is not None and cert is None and pkcs12 is None:
+        raise config_error("--ocsp-response", "a response is about a certificate: give --cert or --pkcs12")
     if pkcs12 is not None:
         if any(one is not None for one in (cert, key, identity, psk_file)):
             raise config_error(
                 "--pkcs12", "a PKCS#12 file has both certificate and key: give nothing beside it"
             )
         with naming():
-            return Credentials.pkcs12(pkcs12, os.environ.get(PASSWORD_VARIABLE))
+            return Credentials.pkcs12(pkcs12, os.environ.get(PASSWORD_VARIABLE), ocsp_response=ocsp_response)
     if cert is not None or key is not None:
         if cert is None or key is None:
             raise config_error("--key" if key is None else "--cert", "--cert and --key belong together")
@@ -240,7 +306,8 @@ def _credentials(
             given = "--psk-file" if identity is None else "--psk-identity"
             raise config_error(given, "a certificate and a pre-shared key exclude each other")
         with naming():
-            return Credentials.certificate(cert, key, password=os.environ.get(PASSWORD_VARIABLE))
+            password = os.environ.get(PASSWORD_VARIABLE)
+            return Credentials.certificate(cert, key, password=password, ocsp_response=ocsp_response)
     if identity is None and psk_file is None:
         return None
     secret: bytes | str | None = os.environ.get(PSK_VARIABLE)

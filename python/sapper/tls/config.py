@@ -540,6 +540,9 @@ class TlsConfig(Options):
     accepted for twice as long."""
     key_log_file: Path | None = None
     """Session secrets are appended here for a packet analyser. Whoever reads it reads the traffic."""
+    capture_file: Path | None = None
+    """The ciphertext of all connections with its secrets is written here, as pcapng, from the first one on;
+    what the file held is replaced. Whoever reads it reads the traffic."""
     danger_accept_any_certificate: _Flag = False
     """Ask nobody about the peer's certificate (pins still count)."""
     danger_ignore_server_name: _Flag = False
@@ -665,6 +668,7 @@ class TlsConfig(Options):
                 "resumption": self.resumption,
                 "ticket_lifetime": self.ticket_lifetime,
                 "key_log_file": self.key_log_file,
+                "capture_file": self.capture_file,
                 "danger_ignore_server_name": self.danger_ignore_server_name,
                 "danger_legacy_renegotiation": self.danger_legacy_renegotiation,
                 "danger_security_level_0": self.danger_security_level_0,
@@ -725,7 +729,7 @@ class TlsConfig(Options):
                 names.append("key")
             return resolved(table, *names)
 
-        values = resolved(values, "roots", "key_log_file")
+        values = resolved(values, "roots", "key_log_file", "capture_file")
         if "credentials" in values:
             values["credentials"] = certificate(values["credentials"])
         if isinstance(values.get("more_credentials"), list):

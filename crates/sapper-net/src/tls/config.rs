@@ -4,10 +4,7 @@
 //! [`super::openssl_config`]), which are made from this one when a role is first used.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -17,10 +14,11 @@ use openssl::ssl::SslContext;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
 
+use super::capture::Flow;
 use super::credentials::{CertifiedCredentials, PskCredentials, read_certificates};
+use super::key_log::KeyLogSink;
 use super::options::{
-    ClientAuth, Credentials, KeyLog, LONGEST_TICKET_LIFETIME, OcspCheck, PskHash, Roots, TlsOptions,
-    TlsVersion,
+    ClientAuth, Credentials, LONGEST_TICKET_LIFETIME, OcspCheck, PskHash, Roots, TlsOptions, TlsVersion,
 };
 use super::peer_rules::PeerRules;
 use super::revocation::{self, StapleCheck};
@@ -95,7 +93,7 @@ pub(crate) struct Settings {
 impl TlsConfig {
     /// Checks the options; an error names the field.
     pub fn new(options: &TlsOptions) -> Result<Self> {
-        let key_log = KeyLogSink::open(&options.key_log)?.map(Arc::new);
+        let key_log = KeyLogSink::open(options)?.map(Arc::new);
         let loaded = Loaded::new(options, key_log)?;
         Ok(Self { loaded: RwLock::new(Arc::new(loaded)), options: Mutex::new(options.clone()) })
     }
@@ -153,6 +151,18 @@ impl TlsConfig {
     /// Whether an end without close_notify counts as an orderly one.
     pub fn allows_truncation(&self) -> bool {
         self.loaded().settings.ignore_truncation
+    }
+
+    /// A new connection's place in the capture, where there is one.
+    pub(crate) fn captured(
+        &self,
+        is_client: bool,
+        local: Option<SocketAddr>,
+        peer: Option<SocketAddr>,
+    ) -> Result<Option<Box<Flow>>> {
+        let loaded = self.loaded();
+        let capture = loaded.settings.key_log.as_ref().and_then(|log| log.capture.as_ref());
+        capture.map(|capture| capture.flow(is_client, local, peer).map(Box::new)).transpose()
     }
 
     fn loaded(&self) -> Arc<Loaded> {
@@ -623,49 +633,4 @@ fn choose_groups(options: &TlsOptions) -> Result<Vec<&'static Group>> {
             })
         })
         .collect()
-}
-
-/// Where key log lines go.
-pub(crate) enum KeyLogSink {
-    File(Mutex<File>),
-    Callback(Arc<dyn Fn(&str) + Send + Sync>),
-}
-
-impl fmt::Debug for KeyLogSink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("KeyLogSink")
-    }
-}
-
-impl KeyLogSink {
-    fn open(target: &KeyLog) -> Result<Option<Self>> {
-        match target {
-            KeyLog::None => Ok(None),
-            KeyLog::Callback(callback) => Ok(Some(Self::Callback(Arc::clone(callback)))),
-            KeyLog::File(path) => OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                // A FIFO that nobody reads is an error, not a wait; to a file it means nothing.
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path)
-                .map(|file| Some(Self::File(Mutex::new(file))))
-                .map_err(|e| Error::config("key_log_file", format!("{}: {e}", path.display()))),
-        }
-    }
-
-    /// Writes one line, given without its newline.
-    pub(crate) fn write(&self, line: &str) {
-        match self {
-            Self::Callback(callback) => callback(line),
-            Self::File(file) => {
-                // One write per line, so that several processes may share a file.
-                let text = format!("{line}\n");
-                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                if let Err(error) = file.write_all(text.as_bytes()) {
-                    tracing::warn!(%error, "the key log cannot be written");
-                }
-            }
-        }
-    }
 }

@@ -7,6 +7,7 @@
 
 pub mod bench;
 mod blocking;
+mod capture;
 pub mod certificate;
 pub mod config;
 mod credentials;
@@ -15,6 +16,7 @@ pub mod failure;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzed;
 mod greeting;
+mod key_log;
 mod key_schedule;
 mod material;
 mod openssl_config;

@@ -285,6 +285,9 @@ pub struct TlsOptions {
     pub ticket_lifetime: Duration,
     /// Where session secrets are written.
     pub key_log: KeyLog,
+    /// A pcapng file of all ciphertext with its secrets; an existing one is replaced at the first
+    /// connection. Whoever reads it reads the traffic.
+    pub capture: Option<PathBuf>,
     /// A client does not compare its server's name with the certificate.
     pub danger_ignore_server_name: bool,
     /// TLS 1.2 with a peer that knows only the insecure renegotiation.
@@ -319,6 +322,7 @@ impl Default for TlsOptions {
             resumption: true,
             ticket_lifetime: LONGEST_TICKET_LIFETIME,
             key_log: KeyLog::None,
+            capture: None,
             danger_ignore_server_name: false,
             danger_legacy_renegotiation: false,
             danger_security_level_0: false,

@@ -21,9 +21,10 @@ use rustls::{
     ServerConfig, SignatureScheme, SupportedProtocolVersion, TicketRotator,
 };
 
-use super::config::{KeyLogSink, Settings};
+use super::config::Settings;
 use super::credentials::CertifiedCredentials;
 use super::failure::{CertificateReason, Rejection};
+use super::key_log::KeyLogSink;
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
 use super::shown::ShownCertificates;

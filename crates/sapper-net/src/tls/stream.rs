@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::capture::Flow;
 use super::config::TlsConfig;
 use super::failure::{alert, misuse};
 use super::{
@@ -68,6 +69,8 @@ pub struct TlsStream {
     /// How much of it answers what the peer sent.
     answers: usize,
     version: &'static str,
+    /// Our place in a capture, where the user wants one.
+    captured: Option<Box<Flow>>,
     /// The carrier's, with the records.
     stats: Arc<EndpointStats>,
     direction: StreamDirection,
@@ -91,8 +94,11 @@ impl TlsStream {
         role: &Role,
         initial: &[u8],
     ) -> Result<(Self, HandshakeInfo)> {
+        let is_client = matches!(role, Role::Client { .. });
+        let captured = config.captured(is_client, carrier.local_address(), carrier.peer_address())?;
         let mut stream = Self {
             engine: config.engine(role)?,
+            captured,
             stats: Arc::clone(carrier.stats()),
             carrier,
             incoming: Buffer::new(),
@@ -112,8 +118,8 @@ impl TlsStream {
         };
         if !initial.is_empty() {
             stream.incoming.extend(initial);
+            stream.note_received(initial.len());
         }
-        let is_client = matches!(role, Role::Client { .. });
         match stream.shake_hands(is_client, config.may_block(role)).await {
             Ok(info) => Ok((stream, info)),
             Err(error) => {
@@ -140,6 +146,9 @@ impl TlsStream {
             } else {
                 self.engine.handshake(&mut self.incoming, &mut self.outgoing)
             };
+            if let Some(flow) = &mut self.captured {
+                flow.explained(matches!(progress, Ok(HandshakeProgress::Done(_))));
+            }
             match progress? {
                 HandshakeProgress::Done(info) => {
                     self.version = info.version;
@@ -261,6 +270,7 @@ impl TlsStream {
         match result {
             Poll::Ready(Ok(n)) => {
                 self.incoming.commit(n);
+                self.note_received(n);
                 self.unopened |= n > 0;
                 Poll::Ready(Ok(n))
             }
@@ -271,12 +281,25 @@ impl TlsStream {
         }
     }
 
+    /// The last `n` bytes of what is there have just come.
+    fn note_received(&mut self, n: usize) {
+        if let Some(flow) = &mut self.captured {
+            let there = self.incoming.data();
+            flow.received(&there[there.len() - n..]);
+        }
+    }
+
     /// Ready when nothing waits to be sent.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         while !self.outgoing.is_empty() {
             let result = self.carrier.poll_write(cx, &[IoSlice::new(self.outgoing.data())]);
             match ready!(result) {
-                Ok(n) => self.outgoing.consume(n),
+                Ok(n) => {
+                    if let Some(flow) = &mut self.captured {
+                        flow.sent(&self.outgoing.data()[..n]);
+                    }
+                    self.outgoing.consume(n);
+                }
                 Err(error) => {
                     self.outgoing.consume(self.outgoing.len());
                     self.outgoing.release();
