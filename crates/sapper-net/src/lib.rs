@@ -4,6 +4,9 @@
 //! [`stream::Stream`] (ordered bytes) and [`port::PacketPort`] (whole packets). A framing turns a
 //! stream into a packet port; TLS is a stream over a stream. tokio lives here, Python does not.
 
+#[cfg(test)]
+#[path = "../tests/common/becomes.rs"]
+mod becomes;
 pub mod bridge;
 pub mod buffer;
 pub mod endpoint;

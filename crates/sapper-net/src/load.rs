@@ -392,17 +392,11 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     use super::*;
+    use crate::becomes::assert_becomes;
 
     fn until(load: &Load, units: u64) -> LoadSnapshot {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let snapshot = load.snapshot();
-            if snapshot.units >= units {
-                return snapshot;
-            }
-            assert!(Instant::now() < deadline, "{snapshot:?}");
-            std::thread::yield_now();
-        }
+        assert_becomes(true, || load.snapshot().units >= units);
+        load.snapshot()
     }
 
     #[test]

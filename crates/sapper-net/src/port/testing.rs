@@ -7,6 +7,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
+use sapper_proto::packet::Gso;
+
 use super::adapt::Adapter;
 use super::{PacketBatch, PacketPort, take_batch};
 use crate::error::{Error, ErrorKind, Result};
@@ -215,11 +217,17 @@ struct Half {
     adapted: Option<PacketBatch>,
     adapter: Adapter,
     drops: Drops,
+    super_packets: usize,
 }
 
 impl<A: PacketPort, B: PacketPort> Join<A, B> {
     pub(super) fn new(a: A, b: B) -> Self {
         Self { a, b, there: Half::default(), back: Half::default() }
+    }
+
+    /// How many packets of several in one each port gave.
+    pub(super) fn super_packets(&self) -> [usize; 2] {
+        [self.there.super_packets, self.back.super_packets]
     }
 
     /// Moves packets both ways until a port ends or fails.
@@ -253,6 +261,7 @@ impl Half {
             if !ready!(from.poll_receive(cx, received))? {
                 return Poll::Ready(Ok(()));
             }
+            self.super_packets += received.iter().filter(|packet| packet.meta.gso != Gso::None).count();
         }
     }
 }

@@ -154,6 +154,12 @@ thread_local! {
     static NOW: Cell<Now> = const { Cell::new(Now { threads: None, index: 0, used: Duration::ZERO, settled: false, move_to: None }) };
 }
 
+/// Whether a task that takes `mine` of its thread's time, of which `here` are taken in all, does better
+/// where `there` are taken: afterwards it must be clearly less crowded there than it is here now.
+pub(super) fn gains(here: u32, mine: u32, there: u32) -> bool {
+    there + mine + GAIN < here
+}
+
 /// What a poll asked for.
 pub(super) struct Asked {
     pub(super) move_to: Option<usize>,
@@ -207,8 +213,7 @@ impl Share {
         let others = threads.iter().enumerate().filter(|(index, _)| *index != now.index);
         let (index, there) =
             others.map(|(index, thread)| (index, thread.share())).min_by_key(|(_, share)| *share)?;
-        let gains = there + mine + GAIN < here;
-        (gains && threads[now.index].let_one_leave()).then_some(index)
+        (gains(here, mine, there) && threads[now.index].let_one_leave()).then_some(index)
     }
 }
 

@@ -62,7 +62,7 @@ impl Shared {
         let mut seen: Vec<Option<Stamp>> = files.iter().map(Stamp::of).collect();
         // What changed between their reading and now is found by reading them once more.
         let mut changed = true;
-        loop {
+        while self.wait() {
             let now: Vec<_> = files.iter().map(Stamp::of).collect();
             if now != seen {
                 seen = now;
@@ -79,12 +79,13 @@ impl Shared {
                     Err(error) => tell(Err(error)),
                 }
             }
-            let closed = self.lock();
-            let waited = self.wake.wait_timeout_while(closed, INTERVAL, |closed| !*closed);
-            if *waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0 {
-                return;
-            }
         }
+    }
+
+    /// Until the next look; `false` when the watch is over.
+    fn wait(&self) -> bool {
+        let waited = self.wake.wait_timeout_while(self.lock(), INTERVAL, |closed| !*closed);
+        !*waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
     }
 }
 

@@ -2,13 +2,15 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+mod becomes;
+
 use std::cell::{OnceCell, RefCell};
-use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use becomes::assert_becomes;
 use sapper_net::bridge::{
     Bridge, BridgeDirection, BridgeOptions, CdTunnelRole, ControlMailbox, Deadlines, Event, Handshakes,
     PacketOptions, Reply, SideOptions, SideTls, Value,
@@ -296,22 +298,6 @@ pub fn device_parameters(mtu: u16) -> cdtunnel::Response {
         mtu,
         server_address: "fd58:8c92:8961::1".parse().unwrap(),
         rsd_port: 56_307,
-    }
-}
-
-/// Fails unless what is looked at becomes `expected` in time. For whatever an I/O thread does after the
-/// system call that a test has seen the effect of: it counts a packet when the call has returned, and by
-/// then the packet may have been read.
-#[track_caller]
-pub fn assert_becomes<T: PartialEq + Debug>(expected: T, look: impl Fn() -> T) {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let seen = look();
-        if seen == expected {
-            return;
-        }
-        assert!(Instant::now() < until, "it should become {expected:?}, and is {seen:?}");
-        std::thread::yield_now();
     }
 }
 

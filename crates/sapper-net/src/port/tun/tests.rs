@@ -1,5 +1,6 @@
 mod kernel;
 
+use std::cell::OnceCell;
 use std::future::{Future, poll_fn};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -13,6 +14,7 @@ use super::super::datagram::{DatagramOptions, DatagramPort};
 use super::super::testing::{Join, in_namespace, ip, new_namespace};
 use super::super::{give_batch, take_batch};
 use super::*;
+use crate::becomes::assert_becomes;
 use crate::error::ErrorKind;
 use crate::fd::open_flags;
 

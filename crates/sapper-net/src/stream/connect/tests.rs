@@ -1,6 +1,7 @@
 //! Connectors against real listeners.
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 
 use super::*;
@@ -77,18 +78,35 @@ async fn a_refusal_names_the_address_and_the_errno() {
 fn fill(listener: &TcpListener) -> Vec<Socket> {
     let address = SockAddr::from(listener.local_addr().unwrap());
     // SAFETY: listen touches no memory.
-    assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(listener), 0) }, 0);
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
     let mut held = Vec::new();
-    loop {
+    while !is_full(listener) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        // The one that waits longer than the others did is the first without an answer.
-        let answered = socket.connect_timeout(&address, Duration::from_millis(300)).is_ok();
+        // It goes on without us where it takes longer.
+        let _ = socket.connect_timeout(&address, Duration::from_millis(50));
         held.push(socket);
-        if !answered {
-            return held;
-        }
         assert!(held.len() < 64, "the queue has no end");
     }
+    held
+}
+
+/// Whether the kernel refuses a further connection to a listener: it says how many wait, and the most.
+fn is_full(listener: &TcpListener) -> bool {
+    // SAFETY: all-zero bytes are a valid `tcp_info`.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the pointer and the length are those of the structure.
+    let got = unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(got, 0);
+    info.tcpi_unacked > info.tcpi_sacked
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@ use super::*;
 use crate::tls::options::Material;
 use crate::tls::reload::Watch;
 
+const DEADLINE: Duration = Duration::from_secs(30);
+
 struct Files {
     folder: tempfile::TempDir,
 }
@@ -117,9 +119,11 @@ fn a_watch_reloads_by_itself_and_says_why_not() {
     let server = Arc::new(TlsConfig::new(&files.options()).unwrap());
     let (tell, told) = mpsc::channel();
     let watch = Watch::start(Arc::clone(&server), move |result| tell.send(result).unwrap()).unwrap();
-    let heard = || told.recv_timeout(Duration::from_secs(20)).expect("the watch says something");
+    let heard = || told.recv_timeout(DEADLINE).expect("the watch says something");
+    // Where this thread is held up between a certificate and its key, the watch says that they do not fit.
+    let reloaded = || while heard().is_err() {};
     files.write(&second.server);
-    heard().unwrap();
+    reloaded();
     connect(&server, &second.authority).unwrap();
     files.write(&DevIdentity { chain: "garbage".to_owned(), ..first.server.clone() });
     assert_eq!(heard().unwrap_err().field(), Some("chain"));
@@ -128,11 +132,11 @@ fn a_watch_reloads_by_itself_and_says_why_not() {
     let folder = files.folder.path();
     std::fs::write(folder.join("new"), &first.server.chain).unwrap();
     std::fs::rename(folder.join("new"), folder.join("chain.pem")).unwrap();
-    heard().unwrap();
+    reloaded();
     connect(&server, &first.authority).unwrap();
     drop(watch);
     // Its thread has gone, and what it told into with it.
-    assert!(told.recv_timeout(Duration::from_secs(20)).is_err());
+    assert_eq!(told.recv_timeout(DEADLINE).err(), Some(mpsc::RecvTimeoutError::Disconnected));
     let bytes = TlsConfig::new(&server_options()).unwrap();
     assert_eq!(Watch::start(Arc::new(bytes), |_| ()).err().unwrap().field(), Some("credentials"));
 }
