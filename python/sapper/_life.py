@@ -105,7 +105,10 @@ class Life:
     ) -> None:
         self.post = post
         self.error: SapperError | None = None
-        self.over = threading.Event()
+        self.over = False
+        # Held until the end: an Event would cost as much as all the rest of this.
+        self._alive = threading.Lock()
+        self._alive.acquire()
         self._on_error = on_error
         self._on_close = on_close
         self._policy = policy
@@ -123,9 +126,14 @@ class Life:
         assert self.mailbox is not None  # noqa: S101 - asked for when the pump is made
         return self.mailbox
 
+    def wait_over(self, timeout: float) -> None:
+        """Blocks until the end was heard of, for ``timeout`` seconds at most."""
+        if self._alive.acquire(timeout=timeout):
+            self._alive.release()
+
     def keep(self, pump: object) -> None:
         """Keeps the pump alive until its end."""
-        if not self.over.is_set():
+        if not self.over:
             self._keep = pump
 
     def at_end(self, *calls: Callable[[], None]) -> None:
@@ -164,7 +172,7 @@ class Life:
     def events(self) -> EventStream:
         """A new iterator."""
         stream = EventStream()
-        if self.over.is_set():
+        if self.over:
             stream.put(Closed(self.error))
         else:
             self._streams.append(stream)
@@ -202,7 +210,8 @@ class Life:
             self.error = error
             if self._on_error is None:
                 self._unheard = error
-        self.over.set()
+        self.over = True
+        self._alive.release()
         at_end, self._at_end = self._at_end, ()
         for call in at_end:
             call()

@@ -250,8 +250,8 @@ class Pump:
             SapperError: What ended the pump, unless ``on_error`` or another waiter has heard it.
         """
         await running_post().call(self._native.wait_closed)
-        if not self._life.over.is_set():  # its messages arrive on another loop or thread
-            await asyncio.to_thread(self._life.over.wait, 1.0)
+        if not self._life.over:  # its messages arrive on another loop or thread
+            await asyncio.to_thread(self._life.wait_over, 1.0)
         self._life.raise_unheard()
 
     def wait_closed_sync(self, timeout: float | None = None) -> None:
@@ -269,8 +269,8 @@ class Pump:
             timeout = _arguments.seconds(timeout, "timeout")
         self._refuse_own_thread("wait_closed_sync()", needed=self._on_loop)
         call_sync(self._native.wait_closed, timeout)
-        if not self._life.over.is_set() and not self._life.hears_here():
-            self._life.over.wait(1.0)
+        if not self._life.over and not self._life.hears_here():
+            self._life.wait_over(1.0)
         self._life.hear_now()
         self._life.raise_unheard()
 

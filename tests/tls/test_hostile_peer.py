@@ -304,3 +304,41 @@ def test_a_peer_that_never_reads_holds_nobody(drain: float, certs: Certificates)
         assert hearing.closed.wait(LATEST)
         assert time.monotonic() - begun < LATEST / 2
     assert hearing.errors == []
+
+
+def test_a_client_that_says_all_at_once_and_goes_is_heard(certs: Certificates) -> None:
+    """It reads no more, so the tickets that follow a handshake of TLS 1.3 cannot leave: no loss, no error."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair()
+    hearing = Hearing()
+    server = Credentials.certificate(certs.server.cert, certs.server.key)
+    with (
+        far,
+        end,
+        create_bridge(
+            socket=near, sink=sink, credentials=server, server_side=True, **hearing.options()
+        ) as bridge,
+    ):
+        bridge.start()
+        context = ssl.create_default_context(cadata=certs.ca.cert.decode())
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing, server_hostname=certs.name)
+        far.settimeout(LATEST)
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.sendall(outgoing.read())
+        while True:
+            incoming.write(far.recv(65_536))
+            with suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+                break
+        far.shutdown(socket.SHUT_RD)
+        client.write(b"all that there is")
+        with suppress(ssl.SSLWantReadError):
+            client.unwrap()
+        far.sendall(outgoing.read())
+        far.close()
+        assert drain(end) == b"all that there is"
+        end.close()
+        bridge.wait_closed_sync(LATEST)
+    assert not hearing.errors

@@ -156,7 +156,7 @@ impl EndpointSpec {
                     )
                     .with_reason("listening")),
                     SocketType::Datagram | SocketType::SeqPacket => {
-                        Ok(Self::Port(PortSpec::Datagram { fd, kind: PacketKind::Ip, field }))
+                        Ok(Self::Port(PortSpec::Datagram { fd, socket, kind: PacketKind::Ip, field }))
                     }
                     SocketType::Stream => {
                         Ok(Self::Fd(FdSpec { fd, kind, field, options: SocketOptions::default() }))

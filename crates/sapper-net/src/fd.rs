@@ -249,16 +249,19 @@ fn metadata(fd: BorrowedFd<'_>) -> io::Result<std::fs::Metadata> {
 
 fn classify_socket(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
     let socket = SockRef::from(&fd);
+    let domain = socket.domain()?.into();
+    let socket_type = match i32::from(socket.r#type()?) {
+        libc::SOCK_STREAM => SocketType::Stream,
+        libc::SOCK_DGRAM => SocketType::Datagram,
+        libc::SOCK_SEQPACKET => SocketType::SeqPacket,
+        other => SocketType::Other(other),
+    };
     Ok(SocketKind {
-        domain: socket.domain()?.into(),
-        socket_type: match i32::from(socket.r#type()?) {
-            libc::SOCK_STREAM => SocketType::Stream,
-            libc::SOCK_DGRAM => SocketType::Datagram,
-            libc::SOCK_SEQPACKET => SocketType::SeqPacket,
-            other => SocketType::Other(other),
-        },
-        protocol: socket.protocol()?.map_or(0, i32::from),
-        listening: socket.is_listener()?,
+        domain,
+        socket_type,
+        // Unix sockets have one protocol, and datagram sockets do not listen: no need to ask.
+        protocol: if domain == libc::AF_UNIX { 0 } else { socket.protocol()?.map_or(0, i32::from) },
+        listening: socket_type != SocketType::Datagram && socket.is_listener()?,
     })
 }
 

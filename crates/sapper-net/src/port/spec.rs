@@ -13,7 +13,7 @@ use super::tun::{TunOptions, TunPort};
 use super::{BoxPort, PacketKind};
 use crate::endpoint::{check_access, not_connected};
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::fd::{self, Access, FdKind, SocketType};
+use crate::fd::{self, Access, FdKind, SocketKind, SocketType};
 use crate::stream::address::UnixAddress;
 use crate::stream::resolve::{check_host, resolve};
 
@@ -43,6 +43,8 @@ pub enum PortSpec {
     Datagram {
         /// The socket.
         fd: OwnedFd,
+        /// What it was found to be.
+        socket: SocketKind,
         /// What lies at a packet's first byte.
         kind: PacketKind,
         /// The option it came in.
@@ -86,18 +88,18 @@ impl PortSpec {
             Self::TunFd { fd, field, .. } => {
                 check_access(fd.as_fd(), &fd::classify(fd.as_fd(), field)?, field, needs)
             }
-            Self::Datagram { fd, field, .. } => match fd::classify(fd.as_fd(), field)? {
-                // From a Unix socket datagrams can be read without a peer to send them to.
-                FdKind::Socket(socket)
-                    if !needs.write
-                        && socket.socket_type == SocketType::Datagram
-                        && socket.domain == libc::AF_UNIX =>
-                {
-                    Ok(())
-                }
-                kind if !fd::has_peer(fd.as_fd()) => Err(not_connected(&kind, field)),
-                _ => Ok(()),
-            },
+            // From a Unix socket datagrams can be read without a peer to send them to.
+            Self::Datagram { socket, .. }
+                if !needs.write
+                    && socket.socket_type == SocketType::Datagram
+                    && socket.domain == libc::AF_UNIX =>
+            {
+                Ok(())
+            }
+            Self::Datagram { fd, socket, field, .. } if !fd::has_peer(fd.as_fd()) => {
+                Err(not_connected(&FdKind::Socket(*socket), field))
+            }
+            Self::Datagram { .. } => Ok(()),
             Self::UnixDatagram { path, bind, .. } => {
                 path.to_system()?;
                 bind.as_ref().map_or(Ok(()), |own| own.to_system().map(drop))
@@ -133,7 +135,7 @@ pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> 
         PortSpec::TunFd { fd, options, field } => {
             Box::new(TunPort::adopt(fd, &options).map_err(|error| error.with_field(field))?)
         }
-        PortSpec::Datagram { fd, kind, field } => {
+        PortSpec::Datagram { fd, kind, field, .. } => {
             Box::new(datagram(fd, kind).map_err(|error| error.with_field(field))?)
         }
         PortSpec::UnixDatagram { path, bind, field } => {

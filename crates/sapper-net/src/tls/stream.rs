@@ -152,11 +152,11 @@ impl TlsStream {
             match progress? {
                 HandshakeProgress::Done(info) => {
                     self.version = info.version;
-                    // All that a server still sends in TLS 1.3 is tickets; the peer may read them when
-                    // it likes.
+                    // All that a server still sends in TLS 1.3 is tickets: the peer may read them when it
+                    // likes, and one that has said everything and closed does not want them.
                     let only_tickets = !is_client && info.version == "TLSv1.3";
                     poll_fn(|cx| match self.poll_drain(cx) {
-                        Poll::Pending if only_tickets => Poll::Ready(Ok(())),
+                        Poll::Pending | Poll::Ready(Err(_)) if only_tickets => Poll::Ready(Ok(())),
                         drained => drained,
                     })
                     .await?;

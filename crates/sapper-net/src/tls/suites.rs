@@ -33,11 +33,13 @@ const fn suite(id: u16, iana: &'static str, openssl: &'static str, auth: Auth, l
     Suite { id, iana, openssl, version, auth, legacy }
 }
 
-/// All of them, best first. The order of the pre-shared ones is what packet tunnels expect.
+/// All of them, best first. AES-128 leads TLS 1.3, as it does in Go and in browsers: both are beyond
+/// anybody's reach, it takes ten rounds in place of fourteen, and SHA-256 has instructions of its own.
+/// The order of the pre-shared ones is what packet tunnels expect.
 #[rustfmt::skip]
 pub(crate) const SUITES: &[Suite] = &[
-    suite(0x1302, "TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384", Auth::Any, false),
     suite(0x1301, "TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256", Auth::Any, false),
+    suite(0x1302, "TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384", Auth::Any, false),
     suite(0x1303, "TLS_CHACHA20_POLY1305_SHA256", "TLS_CHACHA20_POLY1305_SHA256", Auth::Any, false),
 
     suite(0xc02c, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "ECDHE-ECDSA-AES256-GCM-SHA384", Auth::Certificate, false),
