@@ -40,6 +40,12 @@ def test_every_option_of_tls_is_documented() -> None:
         assert f"`{name}`" in page, f"docs/tls.md does not explain {name}"
 
 
+def test_every_option_of_the_proxy_is_documented() -> None:
+    page = (DOCS / "proxy.md").read_text()
+    for name in [*tls.ProxyOptions.model_fields, *tls.Route.model_fields]:
+        assert f"`{name}`" in page, f"docs/proxy.md does not explain {name}"
+
+
 def test_every_error_is_documented() -> None:
     page = (DOCS / "errors.md").read_text()
 

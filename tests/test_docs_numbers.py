@@ -203,7 +203,7 @@ def test_a_number_is_the_codes(page: str, text: str, source: Path, name: str) ->
 
 
 def test_a_tenth_of_a_second_is_said_of_idle_buffers() -> None:
-    assert constant(NET / "bridge/running.rs", "IDLE_SWEEP") == 100
+    assert constant(NET / "pump/idle.rs", "IDLE_SWEEP") == 100
     for page in ("pump.md", "ARCHITECTURE.md"):
         assert "for a tenth of a second" in words_of(page)
     assert constant(NET / "port/tun/device.rs", "MTU_AGE") == 1000

@@ -18,6 +18,8 @@ MODULES = [
     "sapper.tls.lookup",
     "sapper.tls.reload",
     "sapper.tls.bridge",
+    "sapper.tls.proxy",
+    "sapper.tls.proxy_options",
     "sapper.tls.session",
     "sapper.tls.stream",
 ]
@@ -45,6 +47,7 @@ def test_all_is_exact(name: str) -> None:
 
 SHARED = {
     "sapper.tls.bridge": {"asked", "side"},
+    "sapper.tls.proxy_options": {"listen_values", "systemd_name"},
     "sapper.tls.session": {"describe_certificate", "extra_info"},
     "sapper.tls.stream": {"shake"},
     "sapper.endpoint": {"split_address", "join_address"},

@@ -4,7 +4,8 @@
 # that takes time has the arguments ``mailbox`` and ``key`` and posts exactly one message there:
 # ``(key, "done", value)`` or ``(key, "error", exception)``. Subscriptions post ``"started"``,
 # ``"closed"`` and ``"reloaded"`` (with ``None`` or the exception), ``"lost"`` (with a number),
-# ``"question"``, ``"released"`` (the last one, where nothing else ends it).
+# ``"question"``, ``"proxy"`` (with a ProxyEventDict), ``"released"`` (the last
+# one, where nothing else ends it).
 
 from collections.abc import Sequence
 from os import PathLike
@@ -306,6 +307,110 @@ class Arrival:
     def local(self) -> str: ...
     def endpoint(self) -> Endpoint: ...
     def done(self) -> None: ...
+
+# -- proxy.rs --------------------------------------------------------------------------------------
+
+class ProxyListenDict(TypedDict):
+    host: str | None
+    port: int
+    path: str | None
+    fd: int | None
+
+class ProxyListenerDict(TypedDict):
+    backlog: int
+    max_connections: int
+    reuse_port: bool
+    unix_mode: int | None
+    replace_stale: bool
+    transparent: bool
+    keepalive: float | None
+
+class UpstreamDict(TypedDict):
+    host: str | None
+    port: int
+    path: str | None
+
+class RouteDict(TypedDict):
+    names: Sequence[str]
+    pass_through: bool
+    tls: TlsConfig | None
+    upstreams: Sequence[UpstreamDict]
+    keep_source: bool
+    upstream_tls: tuple[TlsConfig, str | None] | None
+    send_proxy: Literal["v1", "v2"] | None
+
+class ServiceDict(TypedDict):
+    routes: Sequence[RouteDict]
+    proxy_from: Sequence[str]
+    proxy_from_unix: bool
+    max_handshakes: int
+    rate: float | None
+    burst: int
+    handshake_timeout: float
+    connect_timeout: float
+    idle_timeout: float | None
+    tell_connections: bool
+
+class ProxyStatsDict(TypedDict):
+    state: Literal["new", "running", "draining", "closed"]
+    accepted: int
+    open: int
+    handshaking: int
+    handshakes: dict[str, int]
+    resumed: int
+    ended: dict[str, int]
+    errors: dict[str, int]
+    upstream_failures: dict[str, int]
+    to_upstream: int
+    to_client: int
+    handshake_p50: float
+    handshake_p99: float
+    connect_p50: float
+    connect_p99: float
+    limit_pauses: int
+    exhausted_pauses: int
+    rate_addresses: int
+
+class ProxyConnectionDict(TypedDict):
+    id: int
+    client: str
+    local: str
+    upstream: str | None
+    server_name: str | None
+    version: str | None
+    cipher_suite: str | None
+    alpn: bytes | None
+    resumed: bool
+    client_cn: str | None
+    age: float
+    to_upstream: int
+    to_client: int
+
+# An event "proxy" of the subscription.
+class ProxyEventDict(TypedDict):
+    connection: ProxyConnectionDict
+    outcome: str
+    error: Any
+
+@final
+class Proxy:
+    def __new__(
+        cls,
+        listen: Sequence[ProxyListenDict],
+        listener: ProxyListenerDict,
+        service: ServiceDict,
+        mailbox: Mailbox,
+        key: int,
+    ) -> Proxy: ...
+    def start(self, mailbox: Mailbox, key: int) -> None: ...
+    def reload(self, service: ServiceDict) -> None: ...
+    def stop(self, drain: float) -> None: ...
+    def wait_closed(self, mailbox: Mailbox, key: int) -> None: ...
+    def state(self) -> Literal["new", "running", "draining", "closed"]: ...
+    def stats(self) -> ProxyStatsDict: ...
+    def connections(self) -> list[ProxyConnectionDict]: ...
+
+def inherited_sockets() -> list[tuple[int, str]]: ...
 
 # -- values.rs -------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ pub mod fd;
 pub mod load;
 pub mod mailbox;
 pub mod port;
+pub mod proxy;
 pub mod pump;
 pub mod runtime;
 pub mod stats;

@@ -8,6 +8,7 @@ mod balance;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -29,6 +30,11 @@ const MAX_DEFAULT_THREADS: usize = 8;
 struct Runtime {
     threads: Vec<Thread>,
     forks: u32,
+}
+
+thread_local! {
+    /// Which I/O thread this is.
+    static OWN_THREAD: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -74,6 +80,7 @@ fn start() -> Result<Runtime> {
         let event_loop = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let handle = event_loop.handle().clone();
         spawn_thread(&format!("sapper-io-{index}"), move || {
+            OWN_THREAD.set(Some(index));
             event_loop.block_on(std::future::pending::<()>());
         })
         .map_err(failed)?;
@@ -113,10 +120,27 @@ pub fn ensure_running() -> Result<()> {
 /// belongs to tells it.
 pub fn spawn(name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let threads = &runtime()?.threads;
-    tracing::trace!(task = name, "starts");
-    let place = Place::new(threads, balance::lightest(threads));
-    Task { work: Some(Box::pin(task)), place: Some(place), used: Duration::ZERO }.run();
+    run(threads, balance::lightest(threads), name, task);
     Ok(())
+}
+
+/// The same, on this I/O thread unless another has less to do: what it just accepted it serves without
+/// waking another, and many are spread all the same.
+pub(crate) fn spawn_near(name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    let threads = &runtime()?.threads;
+    run(threads, balance::nearest(threads, OWN_THREAD.get()), name, task);
+    Ok(())
+}
+
+fn run(
+    threads: &'static [Thread],
+    index: usize,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tracing::trace!(task = name, "starts");
+    let place = Place::new(threads, index);
+    Task { work: Some(Box::pin(task)), place: Some(place), used: Duration::ZERO }.run();
 }
 
 /// A task, its place and its time.

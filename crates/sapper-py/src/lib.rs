@@ -11,6 +11,7 @@ mod listener;
 mod mailbox;
 mod payload;
 mod process;
+mod proxy;
 mod testing;
 mod tls;
 mod values;
@@ -31,6 +32,8 @@ mod _native {
     use super::mailbox::{Mailbox, Question};
     #[pymodule_export]
     use super::payload::{ForeignTransport, StreamDoor};
+    #[pymodule_export]
+    use super::proxy::{Proxy, inherited_sockets};
     #[pymodule_export]
     use super::testing::{Load, dev_certificates, handshake_pair_seconds, live_tasks};
     #[pymodule_export]

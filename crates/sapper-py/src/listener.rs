@@ -131,6 +131,7 @@ impl ListenerValues {
             reuse_port: self.reuse_port,
             unix_mode: self.unix_mode,
             replace_stale: self.replace_stale,
+            transparent: false,
             socket: SocketOptions { keepalive },
         })
     }

@@ -19,6 +19,7 @@ use crate::errors::{self, OrRaise};
 use crate::listener::Arrival;
 use crate::payload;
 use crate::process::Local;
+use crate::proxy;
 use crate::values;
 
 /// One listener's queue of messages.
@@ -112,6 +113,7 @@ fn body_to_py(py: Python<'_>, body: Body<Value, Event>) -> PyResult<(&'static st
         Body::Event(Event::Released) => ("released", py.None()),
         Body::Event(Event::Reloaded(None)) => ("reloaded", py.None()),
         Body::Event(Event::Reloaded(Some(error))) => ("reloaded", errors::to_object(py, &error)?.unbind()),
+        Body::Event(Event::Proxy(event)) => ("proxy", proxy::event(py, *event)?.into_any().unbind()),
         Body::EventsLost(n) => ("lost", n.into_pyobject(py)?.into_any().unbind()),
         Body::Question(question) => {
             ("question", Question::new(question).into_pyobject(py)?.into_any().unbind())

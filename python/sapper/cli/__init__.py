@@ -13,6 +13,7 @@ import typer
 from sapper.cli._output import EXIT_CODES, fail
 from sapper.cli.bridge import bridge
 from sapper.cli.demo import demo
+from sapper.cli.proxy import app as proxy
 from sapper.cli.tls import tls
 from sapper.cli.version import version
 from sapper.errors import SapperError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(bridge)
 app.command(epilog=EXIT_CODES)(demo)
+app.add_typer(proxy, name="proxy")
 app.command()(version)
 app.add_typer(tls)
 

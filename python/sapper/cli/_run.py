@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from typing import IO, Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from sapper.cli._names import named
 from sapper.cli._output import error_values, fail, stats_table, stats_values, write_json
 from sapper.endpoint import Endpoint, File, Tls, TlsListen
 from sapper.errors import ClosedError, SapperError
+from sapper.metrics import MetricsServer
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import Bridge, HandshakeInfo, TlsConfig, create_bridge
 
@@ -106,6 +108,7 @@ async def run(
     options: PumpOptions,
     drain: float,
     report: Report,
+    metrics: tuple[str, ...] = (),
 ) -> int:
     """Runs a bridge to its end and gives the exit code."""
     network, inner = _in_order(ends)
@@ -116,6 +119,24 @@ async def run(
         pump = _make(network, inner, tls, server_name, options)
     except SapperError as failure:
         raise named(failure, names, psk=psk) from None
+    try:
+        servers = [MetricsServer(address, pumps={"bridge": pump}) for address in metrics]
+    except SapperError as failure:
+        raise named(failure, {"address": "--metrics"}) from None
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            await stack.enter_async_context(server)
+        return await _run(ends, pump, drain, report, names, psk)
+
+
+async def _run(
+    ends: tuple[Endpoint, Endpoint],
+    pump: Pump,
+    drain: float,
+    report: Report,
+    names: dict[str, str],
+    psk: bool,
+) -> int:
     cut = _stop_on_signals(pump, drain, report)
     error: SapperError | None = None
     report.note("opening", f"{ends[0]} <-> {ends[1]}", a=str(ends[0]), b=str(ends[1]))

@@ -158,6 +158,13 @@ def bridge(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer /metrics and /status here: 127.0.0.1:9100, unix:/path; repeatable.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -231,7 +238,7 @@ def bridge(
     tls_config = _merged(TlsConfig, config if "tls" in tables else None, "tls", **tls) if said else None
     out = sys.stderr if any(isinstance(end, Stdio) for end in ends) else sys.stdout
     report = Report(out if as_json else None, quiet=quiet, interval=stats)
-    code = asyncio.run(run(ends, tls_config, server_name, options, drain, report))
+    code = asyncio.run(run(ends, tls_config, server_name, options, drain, report, tuple(metrics or ())))
     if code:
         raise typer.Exit(code)
 

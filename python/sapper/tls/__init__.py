@@ -4,10 +4,13 @@
 - :func:`connect`, :func:`start_client`, :func:`start_server`: TLS as a stream that a program reads and
   writes.
 - :func:`create_bridge`: TLS over one endpoint, cleartext at another, no byte in Python.
+- :class:`Proxy`: TLS in front of services, or to them, for any number of connections, no byte in Python.
 """
 
 from sapper.tls.bridge import Bridge, CdTunnelParameters, HandshakeInfo, Peer, create_bridge
 from sapper.tls.config import Credentials, PeerRules, TlsConfig
+from sapper.tls.proxy import Proxy
+from sapper.tls.proxy_options import ProxyOptions, Route
 from sapper.tls.reload import TlsWatch
 from sapper.tls.stream import TlsStream, connect, start_client, start_server
 
@@ -18,6 +21,9 @@ __all__ = [
     "HandshakeInfo",
     "Peer",
     "PeerRules",
+    "Proxy",
+    "ProxyOptions",
+    "Route",
     "TlsConfig",
     "TlsStream",
     "TlsWatch",

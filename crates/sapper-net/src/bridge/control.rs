@@ -14,6 +14,7 @@ use crate::endpoint::EndpointSpec;
 use crate::error::{Direction, Error, ErrorKind, Result};
 use crate::mailbox::Mailbox;
 use crate::port::tap::TapOptions;
+use crate::proxy::ProxyEvent;
 use crate::runtime;
 use crate::stream::address::Address;
 use crate::stream::listen::service::Arrival;
@@ -53,12 +54,14 @@ pub enum Event {
     Reloaded(Option<Error>),
     /// What was subscribed to is gone. Posted once, last.
     Released,
+    /// A proxy's connection is over.
+    Proxy(Box<ProxyEvent>),
 }
 
 /// Where the answer of an operation goes.
 pub struct Reply {
-    pub(super) mailbox: Arc<ControlMailbox>,
-    pub(super) key: u64,
+    pub(crate) mailbox: Arc<ControlMailbox>,
+    pub(crate) key: u64,
 }
 
 impl Reply {
@@ -67,7 +70,7 @@ impl Reply {
         Self { mailbox, key }
     }
 
-    pub(super) fn send(self, result: Result<Value>) {
+    pub(crate) fn send(self, result: Result<Value>) {
         self.mailbox.done(self.key, result);
     }
 }

@@ -10,12 +10,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::control::{Reply, Value};
 use super::state::StopRequest;
-use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::pump::{Pump, PumpMode, Sink};
-use crate::runtime::Share;
-
-/// A connection that was silent this long gives its buffers back.
-const IDLE_SWEEP: Duration = Duration::from_millis(100);
+use crate::error::Result;
+use crate::pump::{IdleClock, Pump, PumpMode, Sink};
 
 /// A drain has heard of all that waits when nothing came for this long.
 const SETTLE: Duration = Duration::from_millis(2);
@@ -25,16 +21,8 @@ pub(super) type Opening = Pin<Box<dyn Future<Output = Result<Sink>> + Send>>;
 
 /// What belongs to the running state only: clocks, and a sink that is being opened.
 pub(super) struct Running {
-    clock: Pin<Box<Sleep>>,
-    /// Whether the clock runs: it rests while a bridge without an idle deadline is silent.
-    armed: bool,
-    released: bool,
-    last_activity: Instant,
-    idle: Option<Duration>,
+    pub(super) clock: IdleClock,
     drain: Option<Drain>,
-    share: Share,
-    /// The thread that it should go on on.
-    move_to: Option<usize>,
     pub(super) swap: Option<(Opening, Reply)>,
 }
 
@@ -47,18 +35,7 @@ struct Drain {
 
 impl Running {
     pub(super) fn new(idle: Option<Duration>) -> Self {
-        let now = Instant::now();
-        Self {
-            clock: Box::pin(sleep_until(now + IDLE_SWEEP)),
-            armed: true,
-            released: false,
-            last_activity: now,
-            idle,
-            drain: None,
-            share: Share::new(),
-            move_to: None,
-            swap: None,
-        }
+        Self { clock: IdleClock::new(idle), drain: None, swap: None }
     }
 
     /// How a requested stop is carried out; `None` when its time is over, which is at once where
@@ -98,16 +75,10 @@ impl Running {
         Some(PumpMode::Drain)
     }
 
-    /// The thread that the bridge would do better on; told once.
-    pub(super) fn take_move(&mut self) -> Option<usize> {
-        self.move_to.take()
-    }
-
-    /// It is there: the clock is that thread's.
-    pub(super) fn moved(&mut self) {
-        self.clock = Box::pin(sleep_until(Instant::now() + IDLE_SWEEP));
-        self.armed = true;
-        self.share = Share::new();
+    /// Gives buffers back after a silence and ends a bridge that was silent for too long.
+    pub(super) fn poll_clock(&mut self, cx: &mut Context<'_>, pump: &mut Pump) -> Poll<Result<()>> {
+        let stays = self.drain.is_some() || self.swap.is_some();
+        self.clock.poll(cx, pump, stays)
     }
 
     pub(super) fn poll_swap(&mut self, cx: &mut Context<'_>, pump: &mut Pump) {
@@ -117,47 +88,6 @@ impl Running {
         {
             reply.send(sink.and_then(|sink| pump.swap_sink(sink)).map(|()| Value::Unit));
         }
-    }
-
-    /// Gives buffers back after a silence and ends a bridge that was silent for too long.
-    pub(super) fn poll_clock(&mut self, cx: &mut Context<'_>, pump: &mut Pump) -> Poll<Result<()>> {
-        if !self.armed {
-            if !pump.is_active() {
-                return Poll::Pending;
-            }
-            self.armed = true;
-            self.clock.as_mut().reset(Instant::now() + IDLE_SWEEP);
-        }
-        while self.clock.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if pump.take_activity() {
-                self.last_activity = now;
-                self.released = false;
-                if self.drain.is_none() && self.swap.is_none() && pump.is_movable() {
-                    self.move_to = self.share.better_thread();
-                }
-                self.clock.as_mut().reset(now + IDLE_SWEEP);
-                continue;
-            }
-            if !self.released {
-                pump.release_idle();
-                self.released = true;
-            }
-            let Some(idle) = self.idle else {
-                self.armed = false;
-                return Poll::Pending;
-            };
-            let end = self.last_activity + idle;
-            if now >= end {
-                let text = format!("nothing moved for {:.1} s", idle.as_secs_f64());
-                return Poll::Ready(Err(
-                    Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer)
-                ));
-            }
-            // Looks in between: activity is noted by a flag, not by its time.
-            self.clock.as_mut().reset(end.min(now + idle / 4 + IDLE_SWEEP));
-        }
-        Poll::Pending
     }
 }
 

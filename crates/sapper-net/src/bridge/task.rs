@@ -368,7 +368,7 @@ impl Task {
             // A pump takes turns by itself; a budget that runs out would look like a silent endpoint.
             let turn = unconstrained(poll_fn(|cx| {
                 let polled = self.poll_pump(cx, &mut pump, &mut running);
-                match running.take_move() {
+                match running.clock.take_move() {
                     Some(thread) if polled.is_pending() => Poll::Ready(Turn::Move(thread)),
                     _ => polled.map(Turn::Over),
                 }
@@ -380,7 +380,7 @@ impl Task {
             if let Err(error) = pump.moved() {
                 break Err(End::Failed(error));
             }
-            running.moved();
+            running.clock.moved();
         };
         if let Ends::Streams(network, _) = pump.ends()
             && let Some(tls) = network.tls_mut()

@@ -101,6 +101,12 @@ pub(super) fn lightest(threads: &[Thread]) -> usize {
     lightest.map_or(0, |(index, _)| index)
 }
 
+/// The same, but `own` where no other has less.
+pub(super) fn nearest(threads: &[Thread], own: Option<usize>) -> usize {
+    let lightest = lightest(threads);
+    own.filter(|own| threads[*own].weight() <= threads[lightest].weight()).unwrap_or(lightest)
+}
+
 /// A task's place in the counts of its thread.
 pub(super) struct Place {
     threads: &'static [Thread],

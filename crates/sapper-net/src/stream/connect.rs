@@ -17,6 +17,7 @@ use super::address::{Address, UnixAddress};
 use super::eyeballs::{interleave, race};
 use super::fd::descriptor::{Descriptor, register};
 use super::fd::{FdStream, SocketOptions, socket_interest};
+use super::listen::bind::set_transparent;
 use super::resolve::resolve;
 use crate::error::{Error, ErrorKind, Phase, Result};
 
@@ -29,6 +30,8 @@ const MAX_FULL_PAUSE: Duration = Duration::from_millis(100);
 pub struct ConnectOptions {
     /// Address to connect from; only addresses of its family are tried. Port 0 is any.
     pub local: Option<SocketAddr>,
+    /// Whether that may be an address of another machine, whose packets come back here. A right.
+    pub transparent: bool,
     /// Options of the connected socket.
     pub socket: SocketOptions,
 }
@@ -90,7 +93,7 @@ async fn attempt(address: SocketAddr, options: &ConnectOptions) -> Result<FdStre
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP)).map_err(failed)?;
     if let Some(local) = options.local {
-        bind_local(&socket, local)?;
+        bind_local(&socket, local, options.transparent)?;
     }
     let stream = match socket.connect(&address.into()) {
         Ok(()) => connected(socket.into(), true)?,
@@ -109,13 +112,14 @@ async fn attempt(address: SocketAddr, options: &ConnectOptions) -> Result<FdStre
     Ok(stream)
 }
 
-fn bind_local(socket: &Socket, local: SocketAddr) -> Result<()> {
+fn bind_local(socket: &Socket, local: SocketAddr, transparent: bool) -> Result<()> {
     let address = SockAddr::from(local);
+    let allowed = if transparent { set_transparent(socket, local) } else { Ok(()) };
     // The port is chosen when the peer is known, so that many connections can share it.
-    let bound = match local.port() {
+    let bound = allowed.and_then(|()| match local.port() {
         0 => bind_address_no_port(socket).and_then(|()| socket.bind(&address)),
         _ => socket.set_reuse_address(true).and_then(|()| socket.bind(&address)),
-    };
+    });
     bound.map_err(|source| {
         Error::io(ErrorKind::Bind, format_args!("bind the local address {local}"), &source)
             .with_field("local_address")

@@ -3,13 +3,14 @@
 //! It accepts as long as its limit of open connections allows and waits where the system is out of
 //! descriptors. What is accepted is a [`FdStream`] that gives its place back when it goes.
 
-mod bind;
+pub(super) mod bind;
 pub mod service;
 #[cfg(test)]
 mod tests;
 
 use std::future::poll_fn;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -45,7 +46,7 @@ pub struct Listener {
     max_connections: u32,
     options: SocketOptions,
     /// Removed from the file system when the listener goes.
-    own_path: Option<OwnPath>,
+    own_paths: Vec<OwnPath>,
     stats: Arc<ListenerStats>,
 }
 
@@ -104,7 +105,16 @@ impl Listener {
     pub async fn bind(address: &ListenAddress, options: &ListenOptions, deadline: Instant) -> Result<Self> {
         let (sockets, own_path) = bind::bind(address, options, deadline).await?;
         let sockets = sockets.into_iter().map(ListenSocket::new).collect::<Result<_>>()?;
-        Self::new(sockets, own_path, options)
+        Self::new(sockets, own_path.into_iter().collect(), options)
+    }
+
+    /// One listener of several: their sockets share the first one's limit and options.
+    pub fn united(mut first: Self, others: Vec<Self>) -> Self {
+        for mut other in others {
+            first.sockets.append(&mut other.sockets);
+            first.own_paths.append(&mut other.own_paths);
+        }
+        first
     }
 
     /// Takes sockets that listen already (inherited ones); `field` is the option to blame.
@@ -123,10 +133,10 @@ impl Listener {
             }
         }
         let sockets: Result<_> = fds.into_iter().map(ListenSocket::new).collect();
-        Self::new(sockets.map_err(|error: Error| error.with_field(field))?, None, options)
+        Self::new(sockets.map_err(|error: Error| error.with_field(field))?, Vec::new(), options)
     }
 
-    fn new(sockets: Vec<ListenSocket>, own_path: Option<OwnPath>, options: &ListenOptions) -> Result<Self> {
+    fn new(sockets: Vec<ListenSocket>, own_paths: Vec<OwnPath>, options: &ListenOptions) -> Result<Self> {
         let max_connections = options.max_connections;
         if max_connections == 0 || max_connections as usize > Semaphore::MAX_PERMITS {
             return Err(Error::config(
@@ -140,7 +150,7 @@ impl Listener {
             places: Arc::new(Semaphore::new(max_connections as usize)),
             max_connections,
             options: options.socket.clone(),
-            own_path,
+            own_paths,
             stats: Arc::default(),
         })
     }
@@ -236,7 +246,7 @@ impl Listener {
     /// Stops accepting: closes the sockets and removes our own path. What was accepted goes on.
     pub fn close(&mut self) {
         self.sockets.clear();
-        self.own_path = None;
+        self.own_paths.clear();
     }
 
     /// Stops accepting and waits until the accepted connections have ended.
@@ -271,6 +281,19 @@ impl Listener {
 }
 
 impl AcceptedSocket {
+    /// Where the client wanted to go, where the system's rules led it here (REDIRECT, DNAT) instead. A
+    /// connection that came by TPROXY has it as its own address.
+    pub fn redirected_from(&self) -> Option<SocketAddr> {
+        let Address::Inet(local) = &self.local else { return None };
+        let socket = SockRef::from(&self.fd);
+        let said = match local.ip().to_canonical() {
+            IpAddr::V4(_) => socket.original_dst_v4(),
+            IpAddr::V6(_) => socket.original_dst_v6(),
+        };
+        let wanted = said.ok()?.as_socket()?;
+        (canonical(wanted) != canonical(*local)).then_some(wanted)
+    }
+
     /// The stream, on the event loop that will use it. It holds its place of the listener's limit.
     pub fn open(self) -> Result<FdStream> {
         let mut stream = FdStream::between(self.fd, self.is_tcp, &self.local, &self.peer)?;
@@ -278,6 +301,11 @@ impl AcceptedSocket {
         stream.hold(self.permit);
         Ok(stream)
     }
+}
+
+/// An IPv4 address of an IPv6 socket is an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// To which of our addresses a connection came.

@@ -47,6 +47,8 @@ pub struct ListenOptions {
     pub unix_mode: Option<u32>,
     /// Replace a Unix socket's path on which nobody listens any more.
     pub replace_stale: bool,
+    /// Take connections to addresses of others that the system's rules lead here (TPROXY). A right.
+    pub transparent: bool,
     /// Options of accepted sockets.
     pub socket: SocketOptions,
 }
@@ -62,6 +64,7 @@ impl Default for ListenOptions {
             reuse_port: false,
             unix_mode: None,
             replace_stale: false,
+            transparent: false,
             socket: SocketOptions::default(),
         }
     }
@@ -154,6 +157,9 @@ fn bind_tcp(address: SocketAddr, dual_stack: bool, options: &ListenOptions) -> i
     if options.reuse_port {
         socket.set_reuse_port(true)?;
     }
+    if options.transparent {
+        set_transparent(&socket, address)?;
+    }
     if address.is_ipv6() {
         // Said either way: the system's default differs from machine to machine.
         socket.set_only_v6(!dual_stack)?;
@@ -161,6 +167,19 @@ fn bind_tcp(address: SocketAddr, dual_stack: bool, options: &ListenOptions) -> i
     socket.bind(&address.into())?;
     socket.listen(i32::from(options.backlog))?;
     Ok(socket.into())
+}
+
+/// Lets a socket have an address that is not this machine's.
+pub(in crate::stream) fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv4() {
+        return socket.set_ip_transparent_v4(true);
+    }
+    let on: libc::c_int = 1;
+    let (start, len) = ((&raw const on).cast(), size_of_val(&on) as libc::socklen_t);
+    // SAFETY: the option is an int, which lives through the call.
+    let failed =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IPV6, libc::IPV6_TRANSPARENT, start, len) };
+    if failed != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn local_port(fd: &OwnedFd) -> io::Result<u16> {

@@ -1,0 +1,99 @@
+//! The way to the service: the first one that answers of those that a route names.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::Subject;
+use super::control::Shared;
+use super::metrics::{Connection, ProxyEvent};
+use super::{Upstream, header};
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::stream::address::Address;
+use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
+use crate::stream::fd::SocketOptions;
+use crate::stream::{BoxStream, ops};
+use crate::tls::Role;
+use crate::tls::stream::TlsStream;
+
+/// Asks a silent service whether it is still there, so that a lost one does not hold a client for ever.
+const KEEPALIVE: Duration = Duration::from_secs(120);
+
+/// A service that answers, handshake included. Each gets its share of the time that is left.
+pub(super) async fn reach(
+    subject: &Subject,
+    shared: &Shared,
+    connection: &Connection,
+    time: Duration,
+) -> Result<BoxStream> {
+    let end = Instant::now() + time;
+    let order = shared.metrics.best_first(&subject.route.upstreams);
+    let mut left = order.len();
+    loop {
+        let upstream = order[order.len() - left];
+        let name = upstream.to_string();
+        connection.facts().upstream = Some(name.clone());
+        let now = Instant::now();
+        let until = now + end.saturating_duration_since(now) / left as u32;
+        let tried = timeout_at(until, connect(subject, upstream, until)).await;
+        let error = match tried.unwrap_or_else(|_| Err(late(&name, until - now))) {
+            Ok(stream) => {
+                shared.metrics.upstream_answered(&name);
+                return Ok(stream);
+            }
+            Err(error) => error,
+        };
+        shared.metrics.upstream_failed(&name);
+        left -= 1;
+        if left == 0 {
+            return Err(error);
+        }
+        let connection = connection.snapshot();
+        shared.tell(ProxyEvent { connection, outcome: "retry", error: Some(error) });
+    }
+}
+
+fn late(name: &str, time: Duration) -> Error {
+    let text = format!("{name}: no connection and handshake within {:.1} s", time.as_secs_f64());
+    Error::new(ErrorKind::ConnectDeadline, text).with_phase(Phase::Connect)
+}
+
+/// One service: connected, told who comes, and shaken hands with.
+async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Result<BoxStream> {
+    let route = &subject.route;
+    let mut options =
+        ConnectOptions { socket: SocketOptions { keepalive: Some(KEEPALIVE) }, ..ConnectOptions::default() };
+    if let (true, Address::Inet(source)) = (route.keep_source, &subject.parties.source) {
+        // Its port is taken: by the client's connection to us.
+        options.local = Some(SocketAddr::new(source.ip(), 0));
+        options.transparent = true;
+    }
+    let mut stream: BoxStream = match upstream {
+        Upstream::Tcp { host, port } => Box::new(connect_tcp(host, *port, &options, until).await?),
+        Upstream::Unix(address) => Box::new(connect_unix(address, until).await?),
+        Upstream::Original => {
+            let text = "the client connected to this proxy itself: no rule of the system led it here";
+            let nowhere = || Error::new(ErrorKind::NotFound, text).with_phase(Phase::Connect);
+            let wanted = subject.original.ok_or_else(nowhere)?;
+            Box::new(
+                connect_tcp(&wanted.ip().to_canonical().to_string(), wanted.port(), &options, until).await?,
+            )
+        }
+    };
+    if let Some(version) = route.send_proxy {
+        let server_name = subject.server_name.as_deref();
+        let header = header::write(version, &subject.parties, subject.info.as_ref(), server_name);
+        ops::write_all(stream.as_mut(), &header).await?;
+        ops::flush(stream.as_mut()).await?;
+    }
+    let Some(tls) = &route.upstream_tls else { return Ok(stream) };
+    let host = match upstream {
+        Upstream::Tcp { host, .. } => Some(host),
+        // The name that the client asked for, where it asked for one.
+        Upstream::Unix(_) | Upstream::Original => subject.server_name.as_ref(),
+    };
+    let role = Role::Client { server_name: tls.server_name.as_ref().or(host).cloned() };
+    let (stream, _) = TlsStream::handshake(stream, &tls.config, &role, &[]).await?;
+    Ok(Box::new(stream))
+}

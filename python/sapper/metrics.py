@@ -1,0 +1,340 @@
+"""Figures for Prometheus, and the small HTTP server that gives them away.
+
+::
+
+    async with MetricsServer("127.0.0.1:9100", proxies={"web": proxy}, pumps={"tunnel": bridge}):
+        ...
+
+``GET /metrics`` is Prometheus' text format, ``GET /status`` JSON: all counters, and the open connections of
+proxies. The server listens on loopback addresses and Unix sockets only: it has no TLS and asks nobody who
+he is.
+
+Not here: counting. That is native and goes on whether somebody asks or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sapper import _arguments
+from sapper._options import config_error
+from sapper.endpoint import split_address
+from sapper.errors import BindError, ErrorContext
+from sapper.pump import Pump
+from sapper.tls.proxy import Proxy
+
+__all__ = ["MetricsServer", "render"]
+
+#: A request is one line and some headers: more is no scraper.
+_MAX_REQUEST = 8192
+#: Seconds for one request and its answer.
+_DEADLINE = 5.0
+#: Scrapers at a time; further ones are closed at once.
+_MAX_CLIENTS = 16
+#: Connections that a status lists, oldest first: a list of all would be megabytes.
+_MAX_LISTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    name: str
+    kind: str
+    help: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _proxy_samples(name: str, proxy: Proxy) -> Iterable[_Sample]:
+    stats = proxy.stats()
+
+    def counter(what: str, help: str, value: float, **labels: str) -> _Sample:
+        return _Sample(f"sapper_proxy_{what}_total", "counter", help, {"proxy": name, **labels}, value)
+
+    def gauge(what: str, help: str, value: float, **labels: str) -> _Sample:
+        return _Sample(f"sapper_proxy_{what}", "gauge", help, {"proxy": name, **labels}, value)
+
+    yield gauge("up", "Whether it accepts connections.", int(stats.state == "running"))
+    yield counter("accepted", "Connections accepted.", stats.accepted)
+    yield gauge("open_connections", "Connections that are open.", stats.open)
+    yield gauge("handshaking", "Handshakes of clients that are under way.", stats.handshaking)
+    for version, count in sorted(stats.handshakes.items()):
+        yield counter("handshakes", "Handshakes of clients that were done.", count, version=version)
+    yield counter("resumed", "Handshakes that resumed a session.", stats.resumed)
+    for outcome, count in sorted(stats.ended.items()):
+        yield counter("ended", "Connections that are over.", count, outcome=outcome)
+    for kind, count in sorted(stats.errors.items()):
+        yield counter("errors", "Errors that ended connections.", count, kind=kind)
+    for service, count in sorted(stats.upstream_failures.items()):
+        yield counter("upstream_failures", "Tries to reach a service that failed.", count, upstream=service)
+    yield counter("bytes", "Payload moved.", stats.to_upstream, direction="to_upstream")
+    yield counter("bytes", "Payload moved.", stats.to_client, direction="to_client")
+    for quantile, seconds in (("0.5", stats.handshake_p50), ("0.99", stats.handshake_p99)):
+        yield gauge(
+            "handshake_seconds", "From the first byte to the handshake's end.", seconds, quantile=quantile
+        )
+    for quantile, seconds in (("0.5", stats.connect_p50), ("0.99", stats.connect_p99)):
+        yield gauge("connect_seconds", "Until a service was reached.", seconds, quantile=quantile)
+    pauses = {"limit": stats.limit_pauses, "exhausted": stats.exhausted_pauses}
+    for reason, count in pauses.items():
+        yield counter("accept_pauses", "Times that accepting waited.", count, reason=reason)
+
+
+def _pump_samples(name: str, pump: Pump) -> Iterable[_Sample]:
+    stats = pump.stats()
+
+    def sample(what: str, kind: str, help: str, value: float, **labels: str) -> _Sample:
+        return _Sample(f"sapper_bridge_{what}", kind, help, {"bridge": name, **labels}, value)
+
+    yield sample("running_seconds", "gauge", "Seconds since payload began to flow.", stats.running)
+    ways = (("encapsulate", stats.encapsulate), ("decapsulate", stats.decapsulate))
+    for way, flow in ways:
+        yield sample("bytes_total", "counter", "Payload delivered.", flow.bytes, direction=way)
+    for way, flow in ways:
+        yield sample("packets_total", "counter", "Packets delivered.", flow.packets, direction=way)
+    for way, flow in ways:
+        text = "Seconds in which the destination took nothing while something waited."
+        yield sample("backpressure_seconds_total", "counter", text, flow.backpressure, direction=way)
+    for way, flow in ways:
+        for quantile, seconds in (("0.5", flow.latency_p50), ("0.99", flow.latency_p99)):
+            text = "Between the receive and the send of the same byte or packet."
+            yield sample("latency_seconds", "gauge", text, seconds, direction=way, quantile=quantile)
+    for way, flow in ways:
+        for reason, count in sorted(flow.drops.items()):
+            text = "Packets that never reached their destination."
+            yield sample("drops_total", "counter", text, count, direction=way, reason=reason)
+    for end, one in (("transport", stats.transport), ("sink", stats.sink)):
+        values = {"received": one.bytes_received, "sent": one.bytes_sent}
+        for way, count in values.items():
+            yield sample(
+                "endpoint_bytes_total", "counter", "Bytes at an endpoint.", count, end=end, direction=way
+            )
+
+
+def render(*, proxies: Mapping[str, Proxy] | None = None, pumps: Mapping[str, Pump] | None = None) -> str:
+    """All figures in Prometheus' text format.
+
+    Args:
+        proxies: Proxies by the name that they get there.
+        pumps: Bridges and other pumps, the same way.
+    """
+    families: dict[str, list[_Sample]] = {}
+    for name, proxy in (proxies or {}).items():
+        for one in _proxy_samples(name, proxy):
+            families.setdefault(one.name, []).append(one)
+    for name, pump in (pumps or {}).items():
+        for one in _pump_samples(name, pump):
+            families.setdefault(one.name, []).append(one)
+    lines = []
+    for name, samples in families.items():
+        lines += [f"# HELP {name} {samples[0].help}", f"# TYPE {name} {samples[0].kind}"]
+        for one in samples:
+            labels = ",".join(f'{label}="{_escape(text)}"' for label, text in one.labels.items())
+            lines.append(f"{name}{{{labels}}} {one.value!r}")
+    return "\n".join(lines) + "\n"
+
+
+def _status(proxies: Mapping[str, Proxy], pumps: Mapping[str, Pump]) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "proxies": {
+            name: {
+                "listen": list(proxy.addresses),
+                **asdict(proxy.stats()),
+                "connections": [
+                    {
+                        **asdict(one),
+                        "alpn": one.alpn.decode("utf-8", "backslashreplace") if one.alpn else None,
+                    }
+                    for one in proxy.connections()[:_MAX_LISTED]
+                ],
+            }
+            for name, proxy in proxies.items()
+        },
+        "pumps": {name: {**asdict(pump.stats()), "state": pump.state} for name, pump in pumps.items()},
+    }
+
+
+class MetricsServer:
+    """Answers ``GET /metrics`` and ``GET /status``. ``async with`` opens and closes it."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        proxies: Mapping[str, Proxy] | None = None,
+        pumps: Mapping[str, Pump] | None = None,
+    ) -> None:
+        """Checks the address; nothing is opened yet.
+
+        Args:
+            address: ``"127.0.0.1:9100"``, ``"[::1]:9100"``, ``":9100"`` (127.0.0.1), or
+                ``"unix:/path"``, which only our own user may open.
+            proxies: Proxies by the name that they get there.
+            pumps: Bridges and other pumps, the same way.
+
+        Raises:
+            ConfigError: The address is none, or not a loopback address.
+        """
+        self._path, self._host, self._port = _place(_arguments.text(address, "address"))
+        self._proxies = dict(proxies or {})
+        self._pumps = dict(pumps or {})
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        """Where it listens: ``"127.0.0.1:9100"`` or ``"unix:/path"``."""
+        if self._path is not None:
+            return f"unix:{self._path}"
+        port = self._server.sockets[0].getsockname()[1] if self._server is not None else self._port
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
+
+    async def __aenter__(self) -> Self:
+        try:
+            if self._path is not None:
+                self._server = await asyncio.start_unix_server(self._client, sock=_unix_socket(self._path))
+            else:
+                self._server = await asyncio.start_server(self._client, self._host, self._port)
+        except OSError as error:
+            context = ErrorContext(field="address", errno=error.errno)
+            raise BindError(f"listen at {self.address}: {error.strerror or error}", context) from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        for task in list(self._clients):
+            task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+        await self._server.wait_closed()
+        self._server = None
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio calls this in one
+        try:
+            if len(self._clients) >= _MAX_CLIENTS:
+                return
+            self._clients.add(task)
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                async with asyncio.timeout(_DEADLINE):
+                    writer.write(self._answer(await _request(reader)))
+                    await writer.drain()
+        finally:
+            self._clients.discard(task)
+            writer.close()
+
+    def _answer(self, request: bytes | None) -> bytes:
+        words = request.split(b"\r\n", 1)[0].split(b" ") if request is not None else []
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            return _response("400 Bad Request", "text/plain", "this is no HTTP request\n")
+        if words[0] not in (b"GET", b"HEAD"):
+            return _response(
+                "405 Method Not Allowed", "text/plain", "there is GET only\n", "Allow: GET, HEAD"
+            )
+        path = words[1].split(b"?", 1)[0]
+        if path == b"/metrics":
+            text = render(proxies=self._proxies, pumps=self._pumps)
+            answer = _response("200 OK", "text/plain; version=0.0.4; charset=utf-8", text)
+        elif path == b"/status":
+            text = json.dumps(_status(self._proxies, self._pumps), default=str) + "\n"
+            answer = _response("200 OK", "application/json", text)
+        else:
+            answer = _response("404 Not Found", "text/plain", "there are /metrics and /status\n")
+        return answer if words[0] == b"GET" else answer.split(b"\r\n\r\n", 1)[0] + b"\r\n\r\n"
+
+
+async def _request(reader: asyncio.StreamReader) -> bytes | None:
+    """A request's head, or ``None`` for what is none."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        if len(head) > _MAX_REQUEST:
+            return None
+        more = await reader.read(_MAX_REQUEST)
+        if not more:
+            return None
+        head += more
+    return head
+
+
+def _response(status: str, kind: str, text: str, *headers: str) -> bytes:
+    body = text.encode()
+    head = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "Connection: close", "", ""]).encode() + body
+
+
+def _place(address: str) -> tuple[Path | None, str, int]:
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:").removeprefix("//")
+        if not path:
+            raise config_error("address", "unix: names a path")
+        return Path(path), "", 0
+    try:
+        host, port = split_address(f":{address}" if address.isdecimal() else address, "127.0.0.1")
+    except ValueError as error:
+        raise config_error("address", str(error)) from None
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        text = f"{host} is no loopback address: figures have neither TLS nor a password"
+        raise config_error("address", text, "not_loopback")
+    return None, host, port
+
+
+def _unix_socket(path: Path) -> socket.socket:
+    """A listening socket that only our own user may open, in place of one that nobody listens on."""
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        os.fchmod(one.fileno(), 0o600)  # the path gets it, so there is no moment with other rights
+        try:
+            one.bind(os.fspath(path))
+        except OSError:
+            if not _is_stale(path):
+                raise
+            path.unlink()
+            one.bind(os.fspath(path))
+        one.listen(_MAX_CLIENTS)
+        one.setblocking(False)
+    except BaseException:
+        one.close()
+        raise
+    return one
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+            probe.setblocking(False)
+            probe.connect(os.fspath(path))
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False

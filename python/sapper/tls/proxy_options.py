@@ -1,0 +1,289 @@
+"""What a :class:`~sapper.tls.Proxy` is told: where it listens, whom it serves, and where it leads.
+
+Addresses are text: ``":8443"``, ``"127.0.0.1:8443"``, ``"[::1]:8443"``, ``"unix:/run/x.sock"``; a service
+that speaks TLS is ``"tls://db.example:5432"``. :meth:`ProxyOptions.from_toml` reads the same names.
+
+Not here: what happens to connections; that is native.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, Strict, model_validator
+
+from sapper import _native
+from sapper._options import Options, config_error
+from sapper.endpoint import split_address
+from sapper.tls.config import TlsConfig
+
+__all__ = ["ProxyOptions", "Route"]
+
+_Flag = Annotated[bool, Strict()]
+_Whole = Annotated[int, Strict()]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: A longest time, so that every deadline is a moment that the clock knows.
+_YEAR = 365 * 86_400.0
+
+
+def _as_list(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_tls(value: object) -> object:
+    return value if value is None or isinstance(value, dict) else TlsConfig.of(value, field="tls")
+
+
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+_Tls = Annotated[TlsConfig | None, BeforeValidator(_as_tls)]
+
+
+class Route(Options):
+    """One way through a proxy: which clients take it, and where it leads."""
+
+    names: _Texts = ()
+    """Server names (SNI) that take this way, ``*.`` in front for any one label; empty is all others."""
+    to: _Texts
+    """The service: ``"host:port"``, ``"unix:/path"``, ``"tls://host:port"`` (TLS to it), ``"original"``
+    (where the client wanted to go before the system's rules led it here). Several are tried in this order."""
+    tls: _Tls = None
+    """What we prove to clients. ``None`` is the proxy's ``tls``."""
+    pass_through: _Flag = False
+    """Clients' TLS goes to the service as it is: nothing is decrypted."""
+    upstream_tls: _Tls = None
+    """TLS to the service. ``tls://`` alone checks it against the system's roots."""
+    upstream_name: str | None = None
+    """The name to check in the service's certificate; ``None`` is its host."""
+    send_proxy: Literal["v1", "v2"] | None = None
+    """Tell the service by a PROXY header who connected."""
+    keep_source: _Flag = False
+    """Connect to the service with the client's own address. A right (CAP_NET_ADMIN), and its answers must
+    come back through this machine."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for text in self.to:
+            _upstream(text)
+        if not self.to:
+            raise config_error("to", "a way leads to a service")
+        speaks_tls = {text.startswith("tls:") for text in self.to}
+        if len(speaks_tls) > 1:
+            raise config_error("to", "either all services of one way speak TLS, or none")
+        if self.upstream_name is not None and not (True in speaks_tls or self.upstream_tls is not None):
+            raise config_error("upstream_name", "is for services that speak TLS: tls://host:port")
+        if self.pass_through and self.tls is not None:
+            raise config_error("pass_through", "nothing is decrypted: tls has no use here")
+        return self
+
+    def native_values(self, tls: TlsConfig | None, upstream_tls: TlsConfig | None) -> _native.RouteDict:
+        """As the binding takes it, with what the proxy says for all ways."""
+        own = None if self.pass_through else self.tls or tls
+        upstream = self.upstream_tls
+        if upstream is None and self.to[0].startswith("tls:"):
+            upstream = upstream_tls or TlsConfig()
+        return {
+            "names": list(self.names),
+            "pass_through": self.pass_through,
+            "tls": own.native if own is not None else None,
+            "upstreams": [_upstream(text) for text in self.to],
+            "keep_source": self.keep_source,
+            "upstream_tls": (upstream.native, self.upstream_name) if upstream is not None else None,
+            "send_proxy": self.send_proxy,
+        }
+
+
+class ProxyOptions(Options):
+    """All options of a proxy. One service is told by ``to`` and what belongs to it; several by ``routes``."""
+
+    listen: _Texts
+    """Where clients connect: ``":port"`` (every address), ``"host:port"``, ``"unix:/path"``, ``"fd:3"``,
+    ``"systemd"`` (all sockets that the service manager handed over) or ``"systemd:name"``."""
+    routes: tuple[Route, ...] = ()
+    """Ways by server name."""
+    to: _Texts = ()
+    """The service of clients that no route wants; see :attr:`Route.to`, and so for the next four."""
+    pass_through: _Flag = False
+    """As in a route."""
+    upstream_name: str | None = None
+    """As in a route."""
+    send_proxy: Literal["v1", "v2"] | None = None
+    """As in a route."""
+    keep_source: _Flag = False
+    """As in a route."""
+    tls: _Tls = None
+    """What we prove to clients, and whom we let in. ``None``: they speak no TLS."""
+    upstream_tls: _Tls = None
+    """TLS to services that are ``tls://``. ``None`` checks them against the system's roots."""
+    proxy_from: _Texts = ()
+    """Who is believed about the client behind it: networks, or ``"unix"`` for clients of Unix sockets. Their
+    connections must begin with a PROXY header."""
+    max_connections: _Whole = Field(default=10_000, ge=1, le=2**31)
+    """Open connections; at the limit accepting waits."""
+    max_handshakes: _Whole = Field(default=256, ge=1, le=2**31)
+    """Clients' handshakes under way; further ones wait their turn, under their deadline."""
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """New connections of one address (IPv6: of one /64) a second; ``None`` is no limit."""
+    burst: _Whole = Field(default=20, ge=1, le=2**31)
+    """How many of them may come at once after a pause."""
+    handshake_timeout: _Seconds = Field(default=10.0, le=_YEAR)
+    """Seconds from the accepted connection to the end of the client's handshake, PROXY header included."""
+    connect_timeout: _Seconds = Field(default=10.0, le=_YEAR)
+    """Seconds for the way to the service, its handshake included; several services share it."""
+    idle_timeout: Annotated[float, Field(gt=0, le=_YEAR, allow_inf_nan=False)] | None = None
+    """Seconds without a byte after which a connection ends."""
+    drain_timeout: Annotated[float, Field(ge=0, le=_YEAR, allow_inf_nan=False)] = 30.0
+    """Seconds that :meth:`Proxy.aclose` gives open connections to end by themselves."""
+    keepalive: Annotated[float, Field(ge=1, le=32_767, allow_inf_nan=False)] | None = 120.0
+    """Seconds of silence after which the system asks a client whether it is still there."""
+    backlog: _Whole = Field(default=4096, ge=1, le=65_535)
+    """Connections that the system keeps until they are accepted."""
+    reuse_port: _Flag = False
+    """Share the port with other processes that say the same."""
+    unix_mode: _Whole | None = Field(default=None, ge=0, le=0o777)
+    """Permissions of our Unix sockets; ``None`` leaves them to the umask."""
+    replace_stale: _Flag = True
+    """Replace the path of a Unix socket on which nobody listens any more."""
+    transparent: _Flag = False
+    """Take connections to any address that the system's rules lead here (TPROXY). A right (CAP_NET_ADMIN)."""
+    watch: _Flag = True
+    """Read certificates again when their files change."""
+    log_connections: _Flag = False
+    """Tell of every connection's end, not only of those that went wrong."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.listen:
+            raise config_error("listen", "a proxy needs an address to listen at")
+        for text in self.listen:
+            if not _is_systemd(text):
+                listen_values(text)
+        if not self.routes and not self.to:
+            raise config_error("to", "a proxy needs a service to go to, or routes")
+        if not self.to:
+            for name in ("pass_through", "upstream_name", "send_proxy", "keep_source"):
+                if getattr(self, name):
+                    raise config_error(name, "belongs to a service: give it in the routes")
+        self._default_route()
+        for network in self.proxy_from:
+            if not network:
+                raise config_error("proxy_from", "an empty text is no network")
+        return self
+
+    def _default_route(self) -> Route | None:
+        if not self.to:
+            return None
+        return Route(
+            to=self.to,
+            pass_through=self.pass_through,
+            upstream_name=self.upstream_name,
+            send_proxy=self.send_proxy,
+            keep_source=self.keep_source,
+        )
+
+    def configurations(self) -> list[TlsConfig]:
+        """Every TLS configuration in it, each once."""
+        found = [self.tls, self.upstream_tls]
+        for route in self.routes:
+            found += [route.tls, route.upstream_tls]
+        return list({id(one): one for one in found if one is not None}.values())
+
+    def native_service(self) -> _native.ServiceDict:
+        """What connections are served by, as the binding takes it."""
+        default = self._default_route()
+        ways = [*self.routes, default] if default is not None else list(self.routes)
+        return {
+            "routes": [way.native_values(self.tls, self.upstream_tls) for way in ways],
+            "proxy_from": [one for one in self.proxy_from if one != "unix"],
+            "proxy_from_unix": "unix" in self.proxy_from,
+            "max_handshakes": self.max_handshakes,
+            "rate": self.rate,
+            "burst": self.burst,
+            "handshake_timeout": self.handshake_timeout,
+            "connect_timeout": self.connect_timeout,
+            "idle_timeout": self.idle_timeout,
+            "tell_connections": self.log_connections,
+        }
+
+    def native_listener(self) -> _native.ProxyListenerDict:
+        """How to listen, as the binding takes it."""
+        return {
+            "backlog": self.backlog,
+            "max_connections": self.max_connections,
+            "reuse_port": self.reuse_port,
+            "unix_mode": self.unix_mode,
+            "replace_stale": self.replace_stale,
+            "transparent": self.transparent,
+            "keepalive": self.keepalive,
+        }
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        def nested(table: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: TlsConfig._relative_to(folder, value)
+                if name in ("tls", "upstream_tls") and isinstance(value, dict)
+                else value
+                for name, value in table.items()
+            }
+
+        values = nested(values)
+        if isinstance(values.get("routes"), list):
+            values["routes"] = [nested(one) if isinstance(one, dict) else one for one in values["routes"]]
+        return values
+
+
+def _is_systemd(text: str) -> bool:
+    return text == "systemd" or text.startswith("systemd:")
+
+
+def systemd_name(text: str) -> str | None:
+    """The name of the inherited sockets that are meant; ``""`` is all of them, ``None``: none are."""
+    return text.partition(":")[2] if _is_systemd(text) else None
+
+
+def listen_values(text: str, field: str = "listen") -> _native.ProxyListenDict:
+    """An address to listen at, as the binding takes it.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    values: _native.ProxyListenDict = {"host": None, "port": 0, "path": None, "fd": None}
+    if (path := _path(text)) is not None:
+        return {**values, "path": path}
+    if text.startswith("fd:"):
+        if not re.fullmatch(r"[0-9]{1,9}", text[3:]):
+            raise config_error(field, f"{text!r} is not fd: and a number")
+        return {**values, "fd": int(text[3:])}
+    host, port = _address(text, field, "*")
+    return {**values, "host": None if host == "*" else host, "port": port}
+
+
+def _upstream(text: str) -> _native.UpstreamDict:
+    if text == "original":
+        return {"host": None, "port": 0, "path": None}
+    bare = text.removeprefix("tls:")
+    if (path := _path(bare)) is not None:
+        return {"host": None, "port": 0, "path": path}
+    host, port = _address(text.removeprefix("tls://"), "to", "localhost")
+    if port == 0:
+        raise config_error("to", f"{text!r}: nobody can be reached at port 0")
+    return {"host": host, "port": port, "path": None}
+
+
+def _path(text: str) -> str | None:
+    """The path of ``unix:/path``; ``unix:@name`` is one in the abstract space."""
+    if not text.startswith("unix:"):
+        return None
+    return text[5:].removeprefix("//")
+
+
+def _address(text: str, field: str, default_host: str) -> tuple[str, int]:
+    bare = text.removeprefix("tcp://")
+    try:
+        if re.fullmatch(r"[0-9]{1,5}", bare):
+            bare = f":{bare}"
+        return split_address(bare, default_host)
+    except ValueError as error:
+        raise config_error(field, str(error)) from None
