@@ -46,6 +46,21 @@ def test_every_option_of_the_proxy_is_documented() -> None:
         assert f"`{name}`" in page, f"docs/proxy.md does not explain {name}"
 
 
+def test_every_option_and_event_of_the_tunnel_is_documented() -> None:
+    from sapper.tunnel import ClientOptions, ServerOptions, TunnelClient, TunnelServer, events
+
+    page = (DOCS / "tunnel.md").read_text()
+    for part in (TunnelServer, TunnelClient):
+        for name in inspect.signature(part).parameters:
+            assert f"`{name}`" in page, f"docs/tunnel.md does not explain {name}"
+    for options in (ServerOptions, ClientOptions):
+        for name in options.model_fields:
+            assert f"`{name}`" in page, f"docs/tunnel.md does not explain {name}"
+    for one in events.__all__:
+        if (name := getattr(getattr(events, one), "name", "")) and isinstance(name, str):
+            assert f"`{name}`" in page, f"docs/tunnel.md does not explain {name}"
+
+
 def test_every_error_is_documented() -> None:
     page = (DOCS / "errors.md").read_text()
 

@@ -22,6 +22,11 @@ MODULES = [
     "sapper.tls.proxy_options",
     "sapper.tls.session",
     "sapper.tls.stream",
+    "sapper.tunnel.client",
+    "sapper.tunnel.events",
+    "sapper.tunnel.hearing",
+    "sapper.tunnel.options",
+    "sapper.tunnel.server",
 ]
 PUBLIC = [name for name in MODULES if "._" not in name]
 

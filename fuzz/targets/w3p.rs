@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use sapper_proto::tunnel::w3p::{Acknowledgement, ClientHandshake, LONGEST_HANDSHAKE, PREFIX, Parsed, ServerHandshake};
+use sapper_proto::tunnel::w3p::{
+    Acknowledgement, ClientHandshake, LONGEST_HANDSHAKE, PREFIX, Parsed, ServerHandshake,
+};
 
 const LATER: Duration = Duration::from_secs(1);
 
@@ -13,7 +15,9 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(Parsed::Done { consumed, value }) => {
             assert!(consumed <= bytes.len());
             let wire = value.encode();
-            assert!(matches!(Acknowledgement::parse(&wire), Ok(Parsed::Done { consumed, .. }) if consumed == wire.len()));
+            assert!(
+                matches!(Acknowledgement::parse(&wire), Ok(Parsed::Done { consumed, .. }) if consumed == wire.len())
+            );
         }
         Ok(Parsed::NeedMore { at_least }) => {
             assert!(at_least > bytes.len() && at_least <= PREFIX + LONGEST_HANDSHAKE);

@@ -4,7 +4,7 @@
 # that takes time has the arguments ``mailbox`` and ``key`` and posts exactly one message there:
 # ``(key, "done", value)`` or ``(key, "error", exception)``. Subscriptions post ``"started"``,
 # ``"closed"`` and ``"reloaded"`` (with ``None`` or the exception), ``"lost"`` (with a number),
-# ``"question"``, ``"proxy"`` (with a ProxyEventDict), ``"released"`` (the last
+# ``"question"``, ``"proxy"`` (with a ProxyEventDict), ``"tunnel"`` (a dictionary), ``"released"`` (the last
 # one, where nothing else ends it).
 
 from collections.abc import Sequence
@@ -411,6 +411,81 @@ class Proxy:
     def connections(self) -> list[ProxyConnectionDict]: ...
 
 def inherited_sockets() -> list[tuple[int, str]]: ...
+
+# -- tunnel.rs -------------------------------------------------------------------------------------
+
+class TunnelCommonDict(TypedDict):
+    handshake_timeout: float
+    grace: float
+    overflow: Literal["pause", "reset"]
+    linger: float
+
+class TunnelServerDict(TypedDict):
+    host: str | None
+    port: int
+    visitor_host: str | None
+    public_ports: tuple[int, int]
+    tls: TlsConfig | None
+    visitor_tls: TlsConfig | None
+    filter: float | None
+    max_clients: int
+    max_visitors: int
+    lease_file: str | PathLike[str] | None
+    lease_time: float
+    common: TunnelCommonDict
+
+class TunnelStatusDict(TypedDict):
+    streams: int
+    opened: int
+    sent: int
+    received: int
+    held: int
+    rtt: float | None
+    resumes: int
+    id: int
+    client: str
+    port: int
+    negotiated: bool
+    connected: bool
+
+class TunnelClientStatsDict(TypedDict):
+    streams: int
+    opened: int
+    sent: int
+    received: int
+    held: int
+    rtt: float | None
+    resumes: int
+    port: int | None
+
+@final
+class TunnelServer:
+    def __new__(cls, options: TunnelServerDict, watched: int, mailbox: Mailbox, key: int) -> TunnelServer: ...
+    def watch(self, watched: int) -> None: ...
+    def stop(self, drain: float) -> None: ...
+    def wait_closed(self, mailbox: Mailbox, key: int) -> None: ...
+    def tunnels(self) -> list[TunnelStatusDict]: ...
+
+class TunnelClientDict(TypedDict):
+    host: str
+    port: int
+    service_host: str | None
+    service_port: int
+    service_path: str | PathLike[str] | None
+    credentials: str
+    tls: tuple[TlsConfig, str | None] | None
+    lease: str | None
+    reconnect: tuple[float, float] | None
+    dial_timeout: float
+    common: TunnelCommonDict
+
+@final
+class TunnelClient:
+    def __new__(cls, options: TunnelClientDict, watched: int, mailbox: Mailbox, key: int) -> TunnelClient: ...
+    def watch(self, watched: int) -> None: ...
+    def stop(self, drain: float) -> None: ...
+    def wait_closed(self, mailbox: Mailbox, key: int) -> None: ...
+    def stats(self) -> TunnelClientStatsDict: ...
 
 # -- values.rs -------------------------------------------------------------------------------------
 

@@ -23,5 +23,6 @@ pub mod stream;
 pub mod switch;
 pub mod sys;
 pub mod tls;
+pub mod tunnel;
 
 pub use error::{Error, ErrorKind, Result};

@@ -96,6 +96,15 @@ pub enum Subject {
         /// What the client calls its key.
         identity: Vec<u8>,
     },
+    /// Whether a client may have a tunnel.
+    TunnelClient {
+        /// Its number among the server's.
+        id: u64,
+        /// What it says of itself, a JSON object.
+        credentials: String,
+        /// Where it connects from.
+        address: String,
+    },
 }
 
 /// The listener's end and everybody's way to post.

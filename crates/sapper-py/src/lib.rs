@@ -14,6 +14,7 @@ mod process;
 mod proxy;
 mod testing;
 mod tls;
+mod tunnel;
 mod values;
 
 use pyo3::prelude::*;
@@ -38,6 +39,8 @@ mod _native {
     use super::testing::{Load, dev_certificates, handshake_pair_seconds, live_tasks};
     #[pymodule_export]
     use super::tls::{TlsConfig, TlsWatch, dev_authority, dev_issue, end_point_hash};
+    #[pymodule_export]
+    use super::tunnel::{TunnelClient, TunnelServer};
     #[pymodule_export]
     use super::values::describe_certificate;
 

@@ -20,6 +20,7 @@ use crate::listener::Arrival;
 use crate::payload;
 use crate::process::Local;
 use crate::proxy;
+use crate::tunnel;
 use crate::values;
 
 /// One listener's queue of messages.
@@ -114,6 +115,7 @@ fn body_to_py(py: Python<'_>, body: Body<Value, Event>) -> PyResult<(&'static st
         Body::Event(Event::Reloaded(None)) => ("reloaded", py.None()),
         Body::Event(Event::Reloaded(Some(error))) => ("reloaded", errors::to_object(py, &error)?.unbind()),
         Body::Event(Event::Proxy(event)) => ("proxy", proxy::event(py, *event)?.into_any().unbind()),
+        Body::Event(Event::Tunnel(notice)) => ("tunnel", tunnel::notice(py, *notice)?.into_any().unbind()),
         Body::EventsLost(n) => ("lost", n.into_pyobject(py)?.into_any().unbind()),
         Body::Question(question) => {
             ("question", Question::new(question).into_pyobject(py)?.into_any().unbind())
@@ -165,6 +167,11 @@ impl Question {
                 subject.set_item("address", address)?;
             }
             Subject::Psk { identity } => subject.set_item("identity", PyBytes::new(py, identity))?,
+            Subject::TunnelClient { id, credentials, address } => {
+                subject.set_item("id", id)?;
+                subject.set_item("credentials", credentials)?;
+                subject.set_item("address", address)?;
+            }
         }
         Ok(subject)
     }

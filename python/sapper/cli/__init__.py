@@ -15,6 +15,7 @@ from sapper.cli.bridge import bridge
 from sapper.cli.demo import demo
 from sapper.cli.proxy import app as proxy
 from sapper.cli.tls import tls
+from sapper.cli.tunnel import expose, tunnel
 from sapper.cli.version import version
 from sapper.errors import SapperError
 
@@ -33,6 +34,8 @@ app = typer.Typer(
 app.command(epilog=EXIT_CODES)(bridge)
 app.command(epilog=EXIT_CODES)(demo)
 app.add_typer(proxy, name="proxy")
+app.command(epilog=EXIT_CODES)(expose)
+app.add_typer(tunnel, name="tunnel")
 app.command()(version)
 app.add_typer(tls)
 

@@ -56,6 +56,8 @@ pub enum Event {
     Released,
     /// A proxy's connection is over.
     Proxy(Box<ProxyEvent>),
+    /// Something happened to a tunnel.
+    Tunnel(Box<crate::tunnel::notice::Notice>),
 }
 
 /// Where the answer of an operation goes.

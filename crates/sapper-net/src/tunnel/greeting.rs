@@ -1,0 +1,166 @@
+//! The handshake of W3PTUNL over a stream, in both roles, and what our own ends say in their hellos.
+
+use std::time::Duration;
+
+use sapper_proto::tunnel::frame::LONGEST_HELLO;
+use sapper_proto::tunnel::w3p::{
+    Acknowledgement, ClientHandshake, Credentials, LONGEST_HANDSHAKE, PREFIX, Parsed, ServerHandshake,
+    Speech, TLS_ALERT, W3pError, recognise,
+};
+use serde_json::{Value, json};
+
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::stream::{BoxStream, ops};
+
+/// How long a last word may take to leave.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// An error of the handshake, with whose it is.
+pub(super) fn failed(error: &W3pError) -> Error {
+    let kind = match error {
+        W3pError::Magic(_) => ErrorKind::IncompatiblePeer,
+        W3pError::Deadline => ErrorKind::HandshakeDeadline,
+        W3pError::TooLong(_) => ErrorKind::Config,
+        _ => ErrorKind::RemoteProtocol,
+    };
+    let reason = match error {
+        W3pError::Magic(Speech::Tls) => "tls_at_plain_port",
+        W3pError::Magic(_) => "not_w3ptunl",
+        _ => "greeting",
+    };
+    let text = match error {
+        W3pError::Magic(Speech::Tls) => format!("{error}: the peer speaks TLS, this end does not"),
+        W3pError::Magic(Speech::Http) => format!("{error}: the peer speaks HTTP"),
+        _ => error.to_string(),
+    };
+    Error::new(kind, text).with_phase(Phase::Handshake).with_reason(reason)
+}
+
+pub(super) fn ended(what: &str) -> Error {
+    Error::new(ErrorKind::ConnectionLost, format!("the peer closed the connection {what}"))
+        .with_phase(Phase::Handshake)
+        .with_reason("truncated")
+}
+
+/// Sends a last word; who does not take it in time does not get it.
+pub(super) async fn last_word(stream: &mut BoxStream, bytes: &[u8]) {
+    let word = async {
+        ops::write_all(stream.as_mut(), bytes).await?;
+        ops::send_eof(stream.as_mut()).await?;
+        // Its own words that are still to come would make the system throw ours away.
+        let mut scrap = [0; 1024];
+        while ops::read(stream.as_mut(), &mut scrap).await? > 0 {}
+        Ok::<_, Error>(())
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, word).await;
+}
+
+/// Reads once behind `bytes`; 0 is the end.
+pub(super) async fn more(stream: &mut BoxStream, bytes: &mut Vec<u8>) -> Result<usize> {
+    let mut some = [0; 4096];
+    let n = ops::read(stream.as_mut(), &mut some).await?;
+    bytes.extend_from_slice(&some[..n]);
+    Ok(n)
+}
+
+/// A client's credentials. `bytes` is what was read already; `confirmed` is called once the magic is there.
+pub(super) async fn credentials(
+    stream: &mut BoxStream,
+    bytes: &mut Vec<u8>,
+    handshake: &mut ServerHandshake,
+    mut confirmed: impl FnMut(),
+) -> Result<Credentials> {
+    let mut told = false;
+    loop {
+        if !told && bytes.len() >= 7 && recognise(bytes) == Some(Speech::W3p) {
+            told = true;
+            confirmed();
+        }
+        match handshake.handle_bytes(bytes) {
+            Ok(Parsed::Done { value, .. }) => return Ok(value),
+            Ok(Parsed::NeedMore { .. }) => {}
+            Err(error) => {
+                if error == W3pError::Magic(Speech::Tls) {
+                    last_word(stream, &TLS_ALERT).await;
+                }
+                return Err(failed(&error));
+            }
+        }
+        if more(stream, bytes).await? == 0 {
+            return Err(ended("before its handshake was complete"));
+        }
+    }
+}
+
+/// A server's answer, and what came behind it.
+pub(super) async fn acknowledgement(
+    stream: &mut BoxStream,
+    handshake: &ClientHandshake,
+    mut confirmed: impl FnMut(),
+) -> Result<(Acknowledgement, Vec<u8>)> {
+    const { assert!(LONGEST_HANDSHAKE + PREFIX < 2 * LONGEST_HELLO) };
+    let (mut bytes, mut told) = (Vec::new(), false);
+    loop {
+        if !told && bytes.len() >= 7 && recognise(&bytes) == Some(Speech::W3p) {
+            told = true;
+            confirmed();
+        }
+        match handshake.handle_bytes(&bytes) {
+            Ok(Parsed::Done { consumed, value }) => {
+                bytes.drain(..consumed);
+                return Ok((value, bytes));
+            }
+            Ok(Parsed::NeedMore { .. }) => {}
+            Err(W3pError::Magic(Speech::Tls)) => {
+                return Err(Error::new(
+                    ErrorKind::IncompatiblePeer,
+                    "Invalid magic bytes: the server's port speaks TLS, this client does not",
+                )
+                .with_phase(Phase::Handshake)
+                .with_reason("plain_at_tls_port"));
+            }
+            Err(error) => return Err(failed(&error)),
+        }
+        if more(stream, &mut bytes).await? == 0 {
+            return Err(ended("before it answered"));
+        }
+    }
+}
+
+/// What a client of ours says in its hello.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ClientWords {
+    /// Which client process: a connection of the same one is stale.
+    pub(super) instance: String,
+    /// Whose public port it wants.
+    pub(super) lease: Option<String>,
+}
+
+/// The longest of either that a server takes.
+const LONGEST_WORD: usize = 256;
+
+impl ClientWords {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        json!({"instance": self.instance, "lease": self.lease}).to_string().into_bytes()
+    }
+
+    /// Nothing of a stranger's words is believed that does not have its form.
+    pub(super) fn parse(bytes: &[u8]) -> Self {
+        let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        let word = |key: &str| {
+            let word = value[key].as_str().filter(|word| !word.is_empty() && word.len() <= LONGEST_WORD);
+            word.map(str::to_owned)
+        };
+        Self { instance: word("instance").unwrap_or_default(), lease: word("lease") }
+    }
+}
+
+/// What a server of ours says in its hello: the final port.
+pub(super) fn server_words(port: u16) -> Vec<u8> {
+    json!({"port": port}).to_string().into_bytes()
+}
+
+pub(super) fn final_port(bytes: &[u8]) -> Option<u16> {
+    let value: Value = serde_json::from_slice(bytes).ok()?;
+    u16::try_from(value["port"].as_u64()?).ok()
+}

@@ -1,0 +1,451 @@
+//! One tunnel at work: a carrier, the streams on it and their sockets, driven by one task.
+//!
+//! The state machine is `sapper_proto`'s [`Mux`]; this reads and writes for it. Payload is read from a socket
+//! straight into the block that waits for its frame, and is written to a socket straight from the block that
+//! the carrier was read into; it is copied once more only where an end does not take it at once.
+//!
+//! What is not here: handshakes, who may come in, when to connect again. A carrier that breaks is told
+//! ([`Exit`]), and the link goes on without one where its session can be resumed.
+
+mod jobs;
+mod output;
+mod slots;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use sapper_proto::tunnel::frame::Hello;
+use sapper_proto::tunnel::mux::{Event, Mux, StreamKey};
+use tokio::time::{Instant, Sleep};
+
+use self::jobs::Jobs;
+use self::slots::Slots;
+use super::Live;
+use super::notice::{DATA, Notice, Teller, TunnelInfo};
+use super::payload::Payload;
+use super::public::PublicPort;
+use super::service::Dialer;
+use super::wake::{Awake, Token};
+use crate::buffer::Buffer;
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::stream::{BoxStream, RecordMarks};
+
+/// Turns of reading and writing before other tasks of the thread have theirs.
+const ROUNDS: u32 = 8;
+/// Events of payload are told at most so often for each stream.
+const DATA_EVERY: Duration = Duration::from_millis(100);
+
+/// Why [`Link::run`] returned.
+pub(super) enum Exit {
+    /// The peer's hello on a carrier that had none yet.
+    Hello(Box<Hello>),
+    /// The old session goes on.
+    Resumed,
+    /// The carrier is gone; `true` where the streams wait for another one.
+    CarrierLost(Option<Error>, bool),
+    /// The grace is over: nobody came back.
+    Expired,
+    /// The peer broke the protocol.
+    Broken(Error),
+    /// After [`Link::leave`]: nothing is open any more.
+    Idle,
+}
+
+/// Which end of the tunnel this is.
+pub(super) enum End {
+    /// It takes visitors.
+    Server(Option<PublicPort>),
+    /// It dials a service.
+    Client(Arc<Dialer>),
+}
+
+/// The tunnel.
+pub(super) struct Link {
+    mux: Mux<Payload>,
+    carrier: Option<BoxStream>,
+    /// Whether each slice that is written becomes a record, so that headers and payload go together.
+    records: bool,
+    staging: Vec<u8>,
+    input: Buffer,
+    end: End,
+    slots: Slots,
+    jobs: Jobs,
+    awake: Arc<Awake>,
+    tokens: Vec<Token>,
+    accept_waker: Waker,
+    may_accept: bool,
+    timer: Pin<Box<Sleep>>,
+    timer_at: Option<Instant>,
+    data_at: Option<Instant>,
+    began: Instant,
+    leaving: bool,
+    exit: Option<Exit>,
+    teller: Arc<Teller>,
+    info: Option<Arc<TunnelInfo>>,
+    live: Arc<Live>,
+}
+
+impl Link {
+    /// Of a carrier whose handshake is done; `rest` is what was read behind it. `began` is the moment that the
+    /// state machine counts from.
+    pub(super) fn new(
+        mux: Mux<Payload>,
+        carrier: BoxStream,
+        rest: &[u8],
+        end: End,
+        teller: Arc<Teller>,
+        began: Instant,
+    ) -> Self {
+        let awake = Arc::new(Awake::default());
+        let accept_waker = awake.waker(Token::Accept);
+        let mut link = Self {
+            mux,
+            carrier: None,
+            records: false,
+            staging: Vec::new(),
+            input: Buffer::new(),
+            end,
+            slots: Slots::default(),
+            jobs: Jobs::default(),
+            awake,
+            tokens: Vec::new(),
+            accept_waker,
+            may_accept: true,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            timer_at: None,
+            data_at: None,
+            began,
+            leaving: false,
+            exit: None,
+            teller,
+            info: None,
+            live: Arc::default(),
+        };
+        link.set_carrier(carrier, rest);
+        link
+    }
+
+    /// Time as the state machine counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The state machine, for hellos.
+    pub(super) fn mux(&mut self) -> &mut Mux<Payload> {
+        &mut self.mux
+    }
+
+    /// Says which tunnel this is, for events.
+    pub(super) fn set_info(&mut self, info: Arc<TunnelInfo>) {
+        self.info = Some(info);
+    }
+
+    /// Where it writes down what it does.
+    pub(super) fn set_live(&mut self, live: Arc<Live>) {
+        self.live = live;
+    }
+
+    /// Another public port from here on; visitors that are there stay.
+    pub(super) fn set_public(&mut self, port: Option<PublicPort>) {
+        self.end = End::Server(port);
+        self.may_accept = true;
+    }
+
+    /// Goes on over another carrier; the old one is dropped.
+    pub(super) fn set_carrier(&mut self, mut carrier: BoxStream, rest: &[u8]) {
+        self.records = carrier.tls_mut().is_some();
+        self.carrier = Some(carrier);
+        self.input = Buffer::new();
+        if !rest.is_empty() {
+            self.input.extend(rest);
+        }
+    }
+
+    /// Gives carrier and unread bytes away: they belong to another session.
+    pub(super) fn into_carrier(mut self) -> Option<(BoxStream, Vec<u8>)> {
+        let rest = self.input.data().to_vec();
+        Some((self.carrier.take()?, rest))
+    }
+
+    /// Takes no more visitors; [`Exit::Idle`] when the last one has gone.
+    pub(super) fn leave(&mut self, code: sapper_proto::tunnel::frame::Code, reason: &str) {
+        self.leaving = true;
+        if let End::Server(port) = &mut self.end {
+            *port = None;
+        }
+        self.mux.go_away(code, reason);
+    }
+
+    /// Works until something happens that is not this one's to decide.
+    pub(super) async fn run(&mut self) -> Exit {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
+        self.awake.register(cx.waker());
+        for _ in 0..ROUNDS {
+            let mut moved = self.look_at_the_awake();
+            moved |= self.read_carrier(cx);
+            moved |= self.fire_timers(cx);
+            self.drain_events(&[]);
+            moved |= self.send(cx);
+            self.drain_events(&[]);
+            self.retire_closing();
+            if let Some(exit) = self.exit.take() {
+                self.live.note(&self.mux);
+                return Poll::Ready(exit);
+            }
+            if self.leaving && self.slots.is_empty() && self.jobs.is_empty() && self.mux.is_idle() {
+                return Poll::Ready(Exit::Idle);
+            }
+            if !moved {
+                self.live.note(&self.mux);
+                self.arm(cx);
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn look_at_the_awake(&mut self) -> bool {
+        let mut tokens = std::mem::take(&mut self.tokens);
+        self.awake.take(&mut tokens);
+        let woke = !tokens.is_empty();
+        for token in tokens.drain(..) {
+            match token {
+                Token::Read(slot) => {
+                    if let Some(key) = self.slots.key(slot) {
+                        self.mux.ready(key);
+                    }
+                }
+                Token::Write(slot) => {
+                    if let Some(key) = self.slots.key(slot) {
+                        self.deliver(key, &[]);
+                    }
+                }
+                Token::Job(job) => self.work(job),
+                Token::Accept => self.may_accept = true,
+            }
+        }
+        self.tokens = tokens;
+        if self.may_accept {
+            self.accept_visitors();
+        }
+        woke
+    }
+
+    /// Reads the carrier while the state machine wants more.
+    fn read_carrier(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        // What waits in front of it has its turn before more is read.
+        for _ in 0..2 {
+            if !self.understand() || !self.mux.want_read() || self.exit.is_some() {
+                return moved;
+            }
+            let Some(carrier) = &mut self.carrier else { return moved };
+            // Room for a hello, the longest frame that has to be there whole.
+            let space = self.input.reserve(96 * 1024);
+            match carrier.poll_read(cx, space, &mut RecordMarks::ignored()) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => {
+                    self.lose_carrier(None);
+                    return true;
+                }
+                Poll::Ready(Ok(n)) => {
+                    self.input.commit(n);
+                    moved = true;
+                }
+                Poll::Ready(Err(error)) => {
+                    self.lose_carrier(Some(error));
+                    return true;
+                }
+            }
+        }
+        self.understand();
+        self.input.release();
+        moved
+    }
+
+    /// Hands what was read to the state machine. False where it ended.
+    fn understand(&mut self) -> bool {
+        let mut input = std::mem::take(&mut self.input);
+        let mut fine = true;
+        while self.mux.want_read() && !input.is_empty() && self.exit.is_none() {
+            let now = self.now();
+            match self.mux.handle_bytes(input.data(), now) {
+                Ok(read) => {
+                    let stuck = read.consumed == 0 && read.event.is_none();
+                    if let Some(event) = read.event {
+                        self.event(event, input.data());
+                    }
+                    self.drain_events(&[]);
+                    input.consume(read.consumed);
+                    if stuck {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    let error =
+                        Error::new(ErrorKind::RemoteProtocol, error.to_string()).with_phase(Phase::Transfer);
+                    self.exit = Some(Exit::Broken(error));
+                    fine = false;
+                    break;
+                }
+            }
+        }
+        self.input = input;
+        fine
+    }
+
+    fn drain_events(&mut self, data: &[u8]) {
+        while let Some(event) = self.mux.poll_event() {
+            self.event(event, data);
+        }
+    }
+
+    fn event(&mut self, event: Event, data: &[u8]) {
+        match event {
+            Event::Hello(hello) => self.exit = Some(Exit::Hello(hello)),
+            Event::Resumed => self.exit = Some(Exit::Resumed),
+            Event::Opened(key, info) => self.opened(key, info.as_deref()),
+            Event::Data(key, range) => self.deliver(key, &data[range]),
+            Event::Ended(key) => {
+                if let Some(slot) = self.slots.get_mut(key) {
+                    slot.peer_ended = true;
+                }
+                self.deliver(key, &[]);
+            }
+            Event::Closed(key) => {
+                if let Some(slot) = self.slots.get_mut(key) {
+                    slot.peer_ended = true;
+                    slot.over = true;
+                }
+                self.deliver(key, &[]);
+            }
+            Event::Reset(key, code, reason) => {
+                let error = reset_by_peer(code, &reason);
+                self.cut(key, Some(error));
+            }
+            Event::GoAway(..) => {}
+            Event::CarrierDead => {
+                let error = Error::new(ErrorKind::IdleDeadline, "the other end of the tunnel is silent")
+                    .with_phase(Phase::Transfer);
+                self.lose_carrier(Some(error));
+            }
+            Event::SessionLost => {
+                for key in self.slots.keys() {
+                    self.cut(key, None);
+                }
+                if self.carrier.is_none() {
+                    self.exit = Some(Exit::Expired);
+                }
+            }
+        }
+    }
+
+    fn lose_carrier(&mut self, error: Option<Error>) {
+        self.carrier = None;
+        self.input = Buffer::new();
+        let now = self.now();
+        let waits = self.mux.handle_carrier_lost(now);
+        self.drain_events(&[]);
+        self.exit = Some(Exit::CarrierLost(error, waits));
+    }
+
+    fn fire_timers(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut fired = false;
+        if self.timer_at.is_some() && self.timer.as_mut().poll(cx).is_ready() {
+            self.timer_at = None;
+            fired = true;
+        }
+        let now = self.now();
+        if self.mux.poll_timeout().is_some_and(|at| at <= now) {
+            self.mux.handle_timeout(now);
+            fired = true;
+        }
+        if self.data_at.is_some_and(|at| at <= Instant::now()) {
+            self.data_at = None;
+            self.tell_data();
+        }
+        fired
+    }
+
+    /// Sets the timer to the next moment at which something is due.
+    fn arm(&mut self, cx: &mut Context<'_>) {
+        let due = self.mux.poll_timeout().map(|at| self.began + at);
+        let next = [due, self.data_at].into_iter().flatten().min();
+        let Some(next) = next else {
+            self.timer_at = None;
+            return;
+        };
+        if self.timer_at != Some(next) {
+            self.timer_at = Some(next);
+            self.timer.as_mut().reset(next);
+            if self.timer.as_mut().poll(cx).is_ready() {
+                self.timer_at = None;
+                cx.waker().wake_by_ref();
+            }
+        }
+    }
+
+    /// Bytes of a stream moved: told later, together with what else moves until then.
+    fn note_data(&mut self, key: StreamKey, from: u64, to: u64) {
+        if !self.teller.wants(DATA) {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        let first = slot.untold == (0, 0);
+        slot.untold.0 += from;
+        slot.untold.1 += to;
+        if first {
+            self.slots.untold.push(key);
+        }
+        self.data_at.get_or_insert_with(|| Instant::now() + DATA_EVERY);
+    }
+
+    fn is_server(&self) -> bool {
+        matches!(self.end, End::Server(_))
+    }
+
+    fn tell_stream(&self, names: [&'static str; 2], key: StreamKey, bytes: u64, error: Option<Error>) {
+        let Some(slot) = self.slots.get(key) else { return };
+        self.teller.tell(Notice {
+            name: names[usize::from(!self.is_server())],
+            tunnel: self.info.clone(),
+            stream: Some((slot.number, slot.visitor.map_or_else(String::new, |(from, _)| from.to_string()))),
+            bytes,
+            error,
+            ..Notice::default()
+        });
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.awake.close();
+    }
+}
+
+fn reset_by_peer(code: sapper_proto::tunnel::frame::Code, reason: &str) -> Error {
+    use sapper_proto::tunnel::frame::Code;
+    let kind = match code {
+        Code::REFUSED => ErrorKind::Connect,
+        Code::UNREACHABLE => ErrorKind::Unreachable,
+        Code::DEADLINE => ErrorKind::ConnectDeadline,
+        Code::DENIED => ErrorKind::PolicyDenied,
+        Code::LIMIT | Code::OVERFLOW => ErrorKind::ResourceLimit,
+        _ => ErrorKind::ConnectionLost,
+    };
+    let text = if reason.is_empty() { "the other end of the tunnel reset the stream" } else { reason };
+    Error::new(kind, text).with_phase(Phase::Transfer).with_stream_code(u64::from(code.0))
+}
+
+/// A dial's, a handshake's or an accept's future.
+pub(super) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What a connection that was made, or failed, is.
+pub(super) type Connected = Result<BoxStream>;

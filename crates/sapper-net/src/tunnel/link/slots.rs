@@ -1,0 +1,110 @@
+//! The sockets of a link's streams, by the state machine's slots.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Waker;
+
+use sapper_proto::tunnel::mux::StreamKey;
+
+use crate::stream::BoxStream;
+use crate::tunnel::wake::{Awake, Token};
+
+/// A stream's end in this process.
+pub(super) struct Slot {
+    pub(super) key: StreamKey,
+    /// Counted from 1 in each tunnel.
+    pub(super) number: u64,
+    /// `None` while it is being dialled.
+    pub(super) stream: Option<BoxStream>,
+    /// What the socket has not taken. Bounded by the stream's credit, or by the bound of plain streams.
+    pub(super) pending: VecDeque<u8>,
+    /// The peer sends no more: our socket's end follows what is pending.
+    pub(super) peer_ended: bool,
+    pub(super) eof_sent: bool,
+    /// Our socket sends no more.
+    pub(super) local_ended: bool,
+    /// Both directions are over; what is pending is still to be delivered.
+    pub(super) over: bool,
+    pub(super) visitor: Option<(SocketAddr, SocketAddr)>,
+    /// Bytes that were not told yet: from our socket, to it.
+    pub(super) untold: (u64, u64),
+    pub(super) read_waker: Waker,
+    pub(super) write_waker: Waker,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Slots {
+    by_slot: Vec<Option<Box<Slot>>>,
+    count: usize,
+    numbers: u64,
+    /// Streams whose two directions have ended: they go when the state machine forgets them.
+    pub(super) closing: Vec<StreamKey>,
+    /// Streams with bytes that were not told.
+    pub(super) untold: Vec<StreamKey>,
+}
+
+impl Slots {
+    pub(super) fn insert(
+        &mut self,
+        key: StreamKey,
+        stream: Option<BoxStream>,
+        visitor: Option<(SocketAddr, SocketAddr)>,
+        awake: &Arc<Awake>,
+    ) -> &mut Slot {
+        let at = key.slot as usize;
+        if self.by_slot.len() <= at {
+            self.by_slot.resize_with(at + 1, || None);
+        }
+        self.numbers += 1;
+        let slot = Slot {
+            key,
+            number: self.numbers,
+            stream,
+            pending: VecDeque::new(),
+            peer_ended: false,
+            eof_sent: false,
+            local_ended: false,
+            over: false,
+            visitor,
+            untold: (0, 0),
+            read_waker: awake.waker(Token::Read(key.slot)),
+            write_waker: awake.waker(Token::Write(key.slot)),
+        };
+        if self.by_slot[at].replace(Box::new(slot)).is_none() {
+            self.count += 1;
+        }
+        self.by_slot[at].as_mut().expect("it was put there")
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whose a slot is now. A waker may speak for one that is gone: then its successor is looked at in vain.
+    pub(super) fn key(&self, slot: u32) -> Option<StreamKey> {
+        Some(self.by_slot.get(slot as usize)?.as_ref()?.key)
+    }
+
+    pub(super) fn keys(&self) -> Vec<StreamKey> {
+        self.by_slot.iter().flatten().map(|slot| slot.key).collect()
+    }
+
+    pub(super) fn get(&self, key: StreamKey) -> Option<&Slot> {
+        self.by_slot.get(key.slot as usize)?.as_deref().filter(|slot| slot.key == key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: StreamKey) -> Option<&mut Slot> {
+        self.by_slot.get_mut(key.slot as usize)?.as_deref_mut().filter(|slot| slot.key == key)
+    }
+
+    pub(super) fn remove(&mut self, key: StreamKey) -> Option<Box<Slot>> {
+        let place = self.by_slot.get_mut(key.slot as usize)?;
+        if place.as_ref()?.key != key {
+            return None;
+        }
+        self.count -= 1;
+        place.take()
+    }
+}

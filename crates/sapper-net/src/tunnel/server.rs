@@ -1,0 +1,257 @@
+//! The tunnel's server: takes clients, asks who they are, gives each a public port.
+//!
+//! In here: options, the handle, the main port. [`session`] is one client from its connection to its end,
+//! [`registry`] what all of them share: ports, leases, sessions that wait for their client.
+
+mod registry;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use self::registry::Registry;
+use super::notice::{Notice, Teller, TunnelInfo};
+use super::public::PublicOptions;
+use super::{Common, TunnelStats};
+use crate::bridge::{ControlMailbox, Event, Reply, Value};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime;
+use crate::stream::address::Address;
+use crate::stream::fd::SocketOptions;
+use crate::stream::listen::{ListenAddress, ListenOptions, Listener};
+use crate::tls::{Role, SharedTlsConfig};
+
+/// As the original: a client that is gone without a word is found out.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long a name in the address may be looked up.
+const LOOK_UP: Duration = Duration::from_secs(10);
+/// Changes of leases are written together, after this.
+const SAVE_AFTER: Duration = Duration::from_millis(50);
+
+/// A server's options.
+#[derive(Clone)]
+pub struct ServerOptions {
+    /// Where the main port listens; `None` is every address.
+    pub host: Option<String>,
+    /// The main port; 0 takes a free one.
+    pub port: u16,
+    /// Where public ports listen; `None` is every address.
+    pub visitor_host: Option<String>,
+    /// First and last public port.
+    pub public_ports: (u16, u16),
+    /// TLS at the main port.
+    pub tls: Option<SharedTlsConfig>,
+    /// TLS at public ports.
+    pub visitor_tls: Option<SharedTlsConfig>,
+    /// Whether somebody is asked about each client, and how long an answer may take; none means no.
+    pub filter: Option<Duration>,
+    /// Clients at a time.
+    pub max_clients: u32,
+    /// Visitors of one client at a time.
+    pub max_visitors: u32,
+    /// Where leases of ports are kept.
+    pub lease_file: Option<PathBuf>,
+    /// How long a port belongs to a client that is not there.
+    pub lease_time: Duration,
+    /// What both ends have.
+    pub common: Common,
+}
+
+/// The handle. Dropped, the server stops.
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+/// What the tasks of a server share.
+struct Shared {
+    options: ServerOptions,
+    public: PublicOptions,
+    teller: Arc<Teller>,
+    registry: Mutex<Registry>,
+    changed: Notify,
+    stopping: watch::Sender<Option<Duration>>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    replies: Vec<Reply>,
+    over: bool,
+}
+
+impl Server {
+    /// Starts it. The addresses of the main port, or why there is none, are the answer to `key`; events follow
+    /// under the same key, [`Event::Closed`] last.
+    pub fn start(
+        options: ServerOptions,
+        mailbox: Arc<ControlMailbox>,
+        key: u64,
+        watched: u8,
+    ) -> Result<Self> {
+        for (config, field) in [(&options.tls, "tls"), (&options.visitor_tls, "visitor_tls")] {
+            if let Some(config) = config {
+                config.check(&Role::Server).map_err(|error| error.with_field(field))?;
+            }
+        }
+        if options.max_clients == 0 {
+            return Err(Error::config("max_clients", "must be at least 1"));
+        }
+        if options.max_visitors == 0 {
+            return Err(Error::config("max_visitors", "must be at least 1"));
+        }
+        let registry = Registry::open(&options)?;
+        let teller = Arc::new(Teller::new(mailbox, key));
+        teller.watch(watched);
+        let public = PublicOptions {
+            host: options.visitor_host.clone(),
+            max_visitors: options.max_visitors,
+            tls: options.visitor_tls.clone(),
+            handshake: options.common.handshake_timeout,
+        };
+        let shared = Arc::new(Shared {
+            options,
+            public,
+            teller,
+            registry: Mutex::new(registry),
+            changed: Notify::new(),
+            stopping: watch::Sender::new(None),
+            waiting: Mutex::default(),
+        });
+        runtime::spawn("tunnel server", run(Arc::clone(&shared)))?;
+        Ok(Self { shared })
+    }
+
+    /// Which of the frequent events are wanted.
+    pub fn watch(&self, wanted: u8) {
+        self.shared.teller.watch(wanted);
+    }
+
+    /// Takes no more clients and visitors; open streams have `drain` to end.
+    pub fn stop(&self, drain: Duration) {
+        self.shared.stopping.send_modify(|stopping| {
+            *stopping = Some(stopping.map_or(drain, |before| before.min(drain)));
+        });
+    }
+
+    /// Answers when everything is closed.
+    pub fn wait_closed(&self, reply: Reply) {
+        let mut waiting = lock(&self.shared.waiting);
+        if waiting.over {
+            reply.send(Ok(Value::Unit));
+        } else {
+            waiting.replies.push(reply);
+        }
+    }
+
+    /// Every tunnel, with what it does now.
+    pub fn tunnels(&self) -> Vec<(Arc<TunnelInfo>, bool, TunnelStats)> {
+        lock(&self.shared.registry).tunnels()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn tell(&self, notice: Notice) {
+        self.teller.tell(notice);
+    }
+
+    /// Leases changed: they are written soon.
+    fn leases_changed(&self) {
+        self.changed.notify_one();
+    }
+
+    async fn stopped(&self) {
+        // Its sender is in here.
+        let _ = self.stopping.subscribe().wait_for(Option::is_some).await;
+    }
+}
+
+async fn run(shared: Arc<Shared>) {
+    // Each client's task holds a sender: when the last one is gone, so is the last client.
+    let (alive, mut all_gone) = mpsc::channel::<()>(1);
+    let mut error = serve(&shared, alive).await.err();
+    let _ = all_gone.recv().await;
+    if let Err(failed) = lock(&shared.registry).save() {
+        shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
+    }
+    if shared.stopping.borrow().is_some() {
+        error = None;
+    }
+    if let Some(error) = &error {
+        shared.tell(Notice { name: "main-server-error", error: Some(error.clone()), ..Notice::default() });
+    }
+    shared.tell(Notice { name: "main-server-end", ..Notice::default() });
+    let replies = {
+        let mut waiting = lock(&shared.waiting);
+        waiting.over = true;
+        std::mem::take(&mut waiting.replies)
+    };
+    let (mailbox, key) = shared.teller.mailbox();
+    mailbox.last(key, Event::Closed(error), []);
+    replies.into_iter().for_each(|reply| reply.send(Ok(Value::Unit)));
+}
+
+async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
+    let options = &shared.options;
+    let address = ListenAddress::Tcp { host: options.host.clone(), port: options.port };
+    let listen = ListenOptions {
+        max_connections: options.max_clients,
+        socket: SocketOptions { keepalive: Some(KEEPALIVE) },
+        ..ListenOptions::default()
+    };
+    let mut listener = tokio::select! {
+        biased;
+        () = shared.stopped() => return Ok(()),
+        bound = Listener::bind(&address, &listen, Instant::now() + LOOK_UP) => bound?,
+    };
+    let addresses = listener.local_addresses();
+    let port = addresses.iter().find_map(|address| match address {
+        Address::Inet(address) => Some(address.port()),
+        _ => None,
+    });
+    let (mailbox, key) = shared.teller.mailbox();
+    mailbox.done(key, Ok(Value::Addresses(addresses)));
+    shared.tell(Notice {
+        name: "main-server-start",
+        port,
+        secure: options.tls.is_some(),
+        ..Notice::default()
+    });
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.stopped() => return Ok(()),
+            () = save_leases(shared) => {}
+            accepted = listener.accept_socket() => {
+                let client = session::run(Arc::clone(shared), accepted?, alive.clone());
+                runtime::spawn("tunnel", client)?;
+            }
+        }
+    }
+}
+
+async fn save_leases(shared: &Shared) {
+    shared.changed.notified().await;
+    tokio::time::sleep(SAVE_AFTER).await;
+    if let Err(failed) = lock(&shared.registry).save() {
+        shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
+    }
+}
+
+/// The client has to be told that it may come again.
+fn no_port(error: &sapper_proto::tunnel::lease::LeaseError) -> Error {
+    Error::new(ErrorKind::ResourceLimit, error.to_string()).with_reason("no_port")
+}

@@ -1,0 +1,243 @@
+//! What a server knows of all its tunnels: whose port is whose, which session waits for its client.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sapper_proto::tunnel::frame::Hello;
+use sapper_proto::tunnel::lease::{LeaseError, Leases, TokenHash, Wanted};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{ServerOptions, no_port};
+use crate::error::{Error, ErrorKind, Result};
+use crate::stream::BoxStream;
+use crate::tunnel::notice::TunnelInfo;
+use crate::tunnel::public::{PublicOptions, PublicPort};
+use crate::tunnel::{Live, TunnelStats, entropy};
+
+/// Ports that are tried where the system has given away those that the table names.
+const TRIES: u32 = 32;
+/// Services of one token: more clients with the same credentials get no port.
+const MOST_PER_TOKEN: usize = 4_096;
+
+/// What a tunnel's task is asked by others.
+pub(super) enum Order {
+    /// The session's client is back, on another carrier.
+    Takeover(Box<Takeover>),
+    /// The same client has another tunnel now: end, then drop this.
+    Replace(oneshot::Sender<()>),
+}
+
+/// A carrier whose client asked to go on with a session.
+pub(super) struct Takeover {
+    pub(super) carrier: BoxStream,
+    pub(super) rest: Vec<u8>,
+    pub(super) hello: Hello,
+}
+
+/// A port's place in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) owner: TokenHash,
+    pub(super) service: u16,
+    pub(super) port: u16,
+}
+
+struct Entry {
+    info: Arc<TunnelInfo>,
+    live: Arc<Live>,
+    orders: mpsc::Sender<Order>,
+    place: Place,
+    session: Option<[u8; 16]>,
+    instance: String,
+    attached: bool,
+}
+
+/// The tunnels.
+pub(super) struct Registry {
+    leases: Leases,
+    file: Option<PathBuf>,
+    dirty: bool,
+    tunnels: BTreeMap<u64, Entry>,
+    /// Places that are in use, by tunnels or by those that become one.
+    used: Vec<(TokenHash, u16)>,
+    next: u64,
+}
+
+impl Registry {
+    pub(super) fn open(options: &ServerOptions) -> Result<Self> {
+        let (first, last) = options.public_ports;
+        if first == 0 || first > last {
+            return Err(Error::config("public_ports", format!("{first} to {last} is no range of ports")));
+        }
+        let mut leases = Leases::new(first, last, MOST_PER_TOKEN, options.lease_time);
+        if let Some(file) = &options.lease_file {
+            read(file, &mut leases)?;
+        }
+        let file = options.lease_file.clone();
+        Ok(Self { leases, file, dirty: false, tunnels: BTreeMap::new(), used: Vec::new(), next: 0 })
+    }
+
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// The place of a client: the first service of its token that nobody uses.
+    fn take(&mut self, owner: TokenHash, service: Option<u16>, wanted: Wanted) -> Result<Place, LeaseError> {
+        let service = match service {
+            Some(service) => service,
+            None => (0..=u16::MAX)
+                .find(|service| !self.used.contains(&(owner, *service)))
+                .ok_or(LeaseError::Exhausted)?,
+        };
+        let port = self.leases.take(owner, service, wanted, seconds(), entropy())?;
+        self.dirty = true;
+        self.used.push((owner, service));
+        Ok(Place { owner, service, port })
+    }
+
+    /// The tunnel of that place ended; the port stays its owner's.
+    pub(super) fn release(&mut self, place: Place) {
+        self.leave(place);
+        self.leases.release(place.port, seconds());
+    }
+
+    /// The place was taken in vain: nobody's.
+    pub(super) fn forget(&mut self, place: Place) {
+        self.leave(place);
+        self.leases.lost(place.port);
+    }
+
+    fn leave(&mut self, place: Place) {
+        self.dirty = true;
+        self.used.retain(|used| *used != (place.owner, place.service));
+    }
+
+    pub(super) fn enter(
+        &mut self,
+        info: Arc<TunnelInfo>,
+        live: Arc<Live>,
+        orders: mpsc::Sender<Order>,
+        place: Place,
+    ) {
+        let entry =
+            Entry { info, live, orders, place, session: None, instance: String::new(), attached: true };
+        self.tunnels.insert(entry.info.id, entry);
+    }
+
+    /// A tunnel is one of our own kind: its session, and which client it is.
+    pub(super) fn name(
+        &mut self,
+        info: &Arc<TunnelInfo>,
+        place: Place,
+        session: Option<[u8; 16]>,
+        instance: &str,
+    ) {
+        if let Some(entry) = self.tunnels.get_mut(&info.id) {
+            (entry.info, entry.place, entry.session) = (Arc::clone(info), place, session);
+            instance.clone_into(&mut entry.instance);
+        }
+    }
+
+    pub(super) fn attached(&mut self, id: u64, attached: bool) {
+        if let Some(entry) = self.tunnels.get_mut(&id) {
+            entry.attached = attached;
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: u64) {
+        self.tunnels.remove(&id);
+    }
+
+    /// Whose session it is.
+    pub(super) fn session(&self, session: &[u8; 16]) -> Option<mpsc::Sender<Order>> {
+        let entry = self.tunnels.values().find(|entry| entry.session.as_ref() == Some(session));
+        entry.map(|entry| entry.orders.clone())
+    }
+
+    /// The tunnel of the same client process, or of the same lease.
+    pub(super) fn stale(
+        &self,
+        id: u64,
+        instance: &str,
+        owner: Option<TokenHash>,
+    ) -> Option<(mpsc::Sender<Order>, Place)> {
+        let same = |entry: &&Entry| {
+            entry.info.id != id
+                && (!instance.is_empty() && entry.instance == instance
+                    || owner.is_some_and(|owner| entry.place.owner == owner))
+        };
+        self.tunnels.values().find(same).map(|entry| (entry.orders.clone(), entry.place))
+    }
+
+    /// A session of ours with the same credentials: its client may be the one that comes back.
+    pub(super) fn port_of(&self, owner: TokenHash) -> Option<u16> {
+        let waits = |entry: &&Entry| entry.place.owner == owner && entry.session.is_some();
+        self.tunnels.values().find(waits).map(|entry| entry.place.port)
+    }
+
+    pub(super) fn tunnels(&self) -> Vec<(Arc<TunnelInfo>, bool, TunnelStats)> {
+        let one = |entry: &Entry| (Arc::clone(&entry.info), entry.attached, entry.live.stats());
+        self.tunnels.values().map(one).collect()
+    }
+
+    /// Writes the leases where they changed: whole, or not at all.
+    pub(super) fn save(&mut self) -> Result<()> {
+        let Some(file) = self.file.as_ref().filter(|_| std::mem::take(&mut self.dirty)) else {
+            return Ok(());
+        };
+        let failed = |source: std::io::Error| {
+            Error::io(ErrorKind::Device, format_args!("write the leases to {}", file.display()), &source)
+                .with_field("lease_file")
+        };
+        let beside = file.with_extension("new");
+        let mut out = std::fs::File::create(&beside).map_err(failed)?;
+        out.write_all(self.leases.to_json().as_bytes()).and_then(|()| out.sync_data()).map_err(failed)?;
+        std::fs::rename(&beside, file).map_err(failed)
+    }
+}
+
+/// Binds a port for a client. Ports that the system has given to others are not in the table any more.
+pub(super) async fn bind(
+    registry: &std::sync::Mutex<Registry>,
+    owner: TokenHash,
+    service: Option<u16>,
+    options: &PublicOptions,
+) -> Result<(PublicPort, Place)> {
+    let mut last = None;
+    for _ in 0..TRIES {
+        let place =
+            super::lock(registry).take(owner, service, Wanted::Any).map_err(|error| no_port(&error))?;
+        match PublicPort::bind(place.port, options).await {
+            Ok(port) => return Ok((port, place)),
+            Err(error) => {
+                super::lock(registry).forget(place);
+                if error.reason() != Some("in_use") {
+                    return Err(error);
+                }
+                last = Some(error);
+            }
+        }
+    }
+    Err(last.expect("it was tried"))
+}
+
+fn read(file: &Path, leases: &mut Leases) -> Result<()> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => leases
+            .from_json(&text)
+            .map_err(|why| Error::config("lease_file", format!("{}: {why}", file.display()))),
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => {
+            let what = format!("cannot read {}: {source}", file.display());
+            Err(Error::config("lease_file", what))
+        }
+    }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

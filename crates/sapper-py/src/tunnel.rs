@@ -1,0 +1,261 @@
+//! The tunnel's handles. Every method returns at once; what takes time answers into a mailbox, and what
+//! happens is told there as `"tunnel"`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use sapper_net::tunnel::client::{Client, ClientOptions};
+use sapper_net::tunnel::notice::Notice;
+use sapper_net::tunnel::server::{Server, ServerOptions};
+use sapper_net::tunnel::service::Service;
+use sapper_net::tunnel::{Common, TunnelStats};
+use sapper_net::{Error, Result};
+use sapper_proto::tunnel::mux::Overflow;
+
+use crate::errors::{self, OrRaise};
+use crate::mailbox::Mailbox;
+use crate::process::Local;
+use crate::tls::{TlsConfig, word};
+use crate::values::seconds;
+
+/// What both ends have.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct CommonValues {
+    handshake_timeout: f64,
+    grace: f64,
+    overflow: String,
+    linger: f64,
+}
+
+impl CommonValues {
+    fn read(&self) -> Result<Common> {
+        Ok(Common {
+            handshake_timeout: seconds("handshake_timeout")(self.handshake_timeout)?,
+            grace: seconds("grace")(self.grace)?,
+            overflow: word(
+                "overflow",
+                &self.overflow,
+                &[("pause", Overflow::Pause), ("reset", Overflow::Reset)],
+            )?,
+            linger: seconds("linger")(self.linger)?,
+        })
+    }
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct ServerValues {
+    host: Option<String>,
+    port: u16,
+    visitor_host: Option<String>,
+    public_ports: (u16, u16),
+    tls: Option<Py<TlsConfig>>,
+    visitor_tls: Option<Py<TlsConfig>>,
+    filter: Option<f64>,
+    max_clients: u32,
+    max_visitors: u32,
+    lease_file: Option<PathBuf>,
+    lease_time: f64,
+    common: CommonValues,
+}
+
+impl ServerValues {
+    fn read(self) -> Result<ServerOptions> {
+        Ok(ServerOptions {
+            host: self.host,
+            port: self.port,
+            visitor_host: self.visitor_host,
+            public_ports: self.public_ports,
+            tls: self.tls.map(|config| Arc::clone(&config.get().inner)),
+            visitor_tls: self.visitor_tls.map(|config| Arc::clone(&config.get().inner)),
+            filter: self.filter.map(seconds("filter_timeout")).transpose()?,
+            max_clients: self.max_clients,
+            max_visitors: self.max_visitors,
+            lease_file: self.lease_file,
+            lease_time: seconds("lease_time")(self.lease_time)?,
+            common: self.common.read()?,
+        })
+    }
+}
+
+/// A tunnel server. Posts its addresses as an answer under its key, or `"closed"` with the reason; then
+/// `"tunnel"` for each event and `"question"` for each client; `"closed"` last.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct TunnelServer {
+    inner: Local<Server>,
+}
+
+#[pymethods]
+impl TunnelServer {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        options: ServerValues,
+        watched: u8,
+        mailbox: &Mailbox,
+        key: u64,
+    ) -> PyResult<Self> {
+        let options = options.read().or_raise(py)?;
+        let server = Server::start(options, mailbox.shared(py)?, key, watched).or_raise(py)?;
+        Ok(Self { inner: Local::new(server) })
+    }
+
+    /// Which of the frequent events are wanted: 1 of visitors, 2 of payload.
+    fn watch(&self, py: Python<'_>, watched: u8) -> PyResult<()> {
+        self.inner.get(py)?.watch(watched);
+        Ok(())
+    }
+
+    fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<()> {
+        self.inner.get(py)?.stop(seconds("drain")(drain).or_raise(py)?);
+        Ok(())
+    }
+
+    fn wait_closed(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.wait_closed(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    /// Every tunnel with what it does now.
+    fn tunnels<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let tunnels = self.inner.get(py)?.tunnels();
+        tunnels
+            .into_iter()
+            .map(|(info, attached, stats)| {
+                let values = stats_values(py, &stats)?;
+                values.set_item("id", info.id)?;
+                values.set_item("client", &info.client)?;
+                values.set_item("port", info.port)?;
+                values.set_item("negotiated", info.negotiated)?;
+                values.set_item("connected", attached)?;
+                Ok(values)
+            })
+            .collect()
+    }
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct ClientValues {
+    host: String,
+    port: u16,
+    service_host: Option<String>,
+    service_port: u16,
+    service_path: Option<PathBuf>,
+    credentials: String,
+    tls: Option<(Py<TlsConfig>, Option<String>)>,
+    lease: Option<String>,
+    reconnect: Option<(f64, f64)>,
+    dial_timeout: f64,
+    common: CommonValues,
+}
+
+impl ClientValues {
+    fn read(self) -> Result<ClientOptions> {
+        let service = match (self.service_path, self.service_host) {
+            (Some(path), _) => Service::Unix(path),
+            (None, Some(host)) => Service::Tcp(host, self.service_port),
+            (None, None) => Service::Local(self.service_port),
+        };
+        let pauses = |(first, longest)| -> Result<_> {
+            let first = seconds("reconnect_delay")(first)?;
+            let longest = seconds("reconnect_delay")(longest)?;
+            if first.is_zero() {
+                return Err(Error::config("reconnect_delay", "must be above 0"));
+            }
+            Ok((first, longest))
+        };
+        Ok(ClientOptions {
+            host: self.host,
+            port: self.port,
+            service,
+            credentials: self.credentials,
+            tls: self.tls.map(|(config, name)| (Arc::clone(&config.get().inner), name)),
+            lease: self.lease,
+            reconnect: self.reconnect.map(pauses).transpose()?,
+            dial_timeout: seconds("dial_timeout")(self.dial_timeout)?,
+            common: self.common.read()?,
+        })
+    }
+}
+
+/// A tunnel client. Posts `"tunnel"` for each event under its key, `"closed"` last.
+#[pyclass(frozen, module = "sapper._native")]
+pub(crate) struct TunnelClient {
+    inner: Local<Client>,
+}
+
+#[pymethods]
+impl TunnelClient {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        options: ClientValues,
+        watched: u8,
+        mailbox: &Mailbox,
+        key: u64,
+    ) -> PyResult<Self> {
+        let options = options.read().or_raise(py)?;
+        let client = Client::start(options, mailbox.shared(py)?, key, watched).or_raise(py)?;
+        Ok(Self { inner: Local::new(client) })
+    }
+
+    /// Which of the frequent events are wanted: 1 of services, 2 of payload.
+    fn watch(&self, py: Python<'_>, watched: u8) -> PyResult<()> {
+        self.inner.get(py)?.watch(watched);
+        Ok(())
+    }
+
+    fn stop(&self, py: Python<'_>, drain: f64) -> PyResult<()> {
+        self.inner.get(py)?.stop(seconds("drain")(drain).or_raise(py)?);
+        Ok(())
+    }
+
+    fn wait_closed(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.wait_closed(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    /// The public port while there is one, and what the tunnel does now.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (port, stats) = self.inner.get(py)?.stats();
+        let values = stats_values(py, &stats)?;
+        values.set_item("port", port)?;
+        Ok(values)
+    }
+}
+
+fn stats_values<'py>(py: Python<'py>, stats: &TunnelStats) -> PyResult<Bound<'py, PyDict>> {
+    let values = PyDict::new(py);
+    values.set_item("streams", stats.streams)?;
+    values.set_item("opened", stats.opened)?;
+    values.set_item("sent", stats.sent)?;
+    values.set_item("received", stats.received)?;
+    values.set_item("held", stats.held)?;
+    values.set_item("rtt", stats.rtt.map(|rtt| rtt.as_secs_f64()))?;
+    values.set_item("resumes", stats.resumes)?;
+    Ok(values)
+}
+
+/// An event as plain values.
+pub(crate) fn notice(py: Python<'_>, notice: Notice) -> PyResult<Bound<'_, PyDict>> {
+    let values = PyDict::new(py);
+    values.set_item("name", notice.name)?;
+    if let Some(info) = &notice.tunnel {
+        values.set_item("id", info.id)?;
+        values.set_item("client", &info.client)?;
+        values.set_item("credentials", &info.credentials)?;
+        values.set_item("tunnel_port", info.port)?;
+        values.set_item("negotiated", info.negotiated)?;
+    }
+    values.set_item("stream", notice.stream)?;
+    values.set_item("bytes", notice.bytes)?;
+    values.set_item("port", notice.port)?;
+    values.set_item("secure", notice.secure)?;
+    values.set_item("seconds", notice.seconds)?;
+    values.set_item("error", notice.error.as_ref().map(|error| errors::to_object(py, error)).transpose()?)?;
+    Ok(values)
+}

@@ -1,0 +1,21 @@
+"""The tunnel: any TCP service of a machine, reached through a public port of another one.
+
+- :class:`TunnelServer`: takes clients, gives each a public port. :class:`TunnelClient`: exposes a service.
+- :mod:`sapper.tunnel.events`: what happens, by W3PTUNL's names.
+
+Both speak W3PTUNL with the peers that are deployed, and more with each other.
+"""
+
+from sapper.tunnel.client import ClientStatus, TunnelClient
+from sapper.tunnel.options import ClientOptions, ServerOptions
+from sapper.tunnel.server import ConnectionFilter, TunnelServer, TunnelStatus
+
+__all__ = [
+    "ClientOptions",
+    "ClientStatus",
+    "ConnectionFilter",
+    "ServerOptions",
+    "TunnelClient",
+    "TunnelServer",
+    "TunnelStatus",
+]

@@ -1,0 +1,250 @@
+"""The tunnel's client: exposes a local service through a server's public port."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self
+
+from sapper import _native
+from sapper._arguments import file_path, flag, seconds, text, whole
+from sapper._loop import running_post
+from sapper._options import config_error
+from sapper.errors import ClosedError
+from sapper.tls.config import Credentials, Material, TlsConfig
+from sapper.tunnel import events
+from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of
+from sapper.tunnel.options import ClientOptions
+
+__all__ = ["ClientStatus", "TunnelClient"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """A client as of now.
+
+    Attributes:
+        port: Its public port, while it has one.
+        streams: Visitors now.
+        opened: Visitors since its session began.
+        sent: Bytes to the server.
+        received: Bytes from it.
+        held: Bytes in memory.
+        rtt: Seconds of a round trip to the server, where it is known.
+        resumes: How often the session went on over a new connection.
+    """
+
+    port: int | None
+    streams: int
+    opened: int
+    sent: int
+    received: int
+    held: int
+    rtt: float | None
+    resumes: int
+
+
+class TunnelClient(TunnelObject):
+    """Exposes a service of this machine at a server's public port.
+
+    Args:
+        tunnel_server_host: The server.
+        tunnel_server_port: Its main port.
+        local_service_port: The service's port, reached on 127.0.0.1 or ::1, whichever listens; or at
+            ``local_service_host``.
+        authentication_credentials: What the client says of itself; anything that JSON can say.
+        local_service_host: The service's host, where it is not this machine.
+        local_service_path: A Unix socket instead of a port.
+        tls: TLS to the server: ``True``, credentials of a client, or a :class:`~sapper.tls.TlsConfig`.
+        ca: Whom to believe about the server's certificate: PEM, DER, or a file; the system's authorities
+            without it. It asks for TLS.
+        server_hostname: Name to check, where it is not ``tunnel_server_host``.
+        danger_accept_any_certificate: Believe any server (the original's ``rejectUnauthorized: false``).
+        options: Further options.
+
+    Raises:
+        ConfigError: A value is wrong.
+    """
+
+    _kinds = _CLIENT
+
+    def __init__(
+        self,
+        tunnel_server_host: str,
+        tunnel_server_port: int,
+        local_service_port: int | None = None,
+        authentication_credentials: Mapping[str, Any] | None = None,
+        *,
+        local_service_host: str | None = None,
+        local_service_path: str | PathLike[str] | None = None,
+        tls: TlsConfig | Credentials | bool = False,
+        ca: Material | None = None,
+        server_hostname: str | None = None,
+        danger_accept_any_certificate: bool = False,
+        options: ClientOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self._host = text(tunnel_server_host, "tunnel_server_host")
+        self._port = whole(tunnel_server_port, "tunnel_server_port", 1, 65_535)
+        if (local_service_port is None) == (local_service_path is None):
+            raise config_error("local_service_port", "a port or a path is needed, and one of them alone")
+        if local_service_path is not None and local_service_host is not None:
+            raise config_error("local_service_host", "a Unix socket has no host")
+        self._service = (
+            None if local_service_host is None else text(local_service_host, "local_service_host"),
+            0 if local_service_port is None else whole(local_service_port, "local_service_port", 1, 65_535),
+            None if local_service_path is None else str(file_path(local_service_path, "local_service_path")),
+        )
+        given: object = {} if authentication_credentials is None else authentication_credentials
+        if not isinstance(given, Mapping):
+            raise config_error("authentication_credentials", "must be a mapping", "wrong_type")
+        self._credentials: dict[str, Any] = dict(given)
+        try:
+            self._said = json.dumps(self._credentials, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError):
+            raise config_error("authentication_credentials", "JSON cannot say this") from None
+        self._tls = _client_tls(tls, ca, flag(danger_accept_any_certificate, "danger_accept_any_certificate"))
+        if self._tls is None and server_hostname is not None:
+            raise config_error("server_hostname", "is checked by TLS, which is not asked for")
+        self._name = server_hostname
+        self._options = options if options is not None else ClientOptions()
+
+    def __repr__(self) -> str:
+        return f"TunnelClient({self._host!r}, {self._port}, credentials redacted)"
+
+    @property
+    def assigned_port(self) -> int | None:
+        """The public port, while there is one."""
+        return self.status().port
+
+    async def start(self) -> None:
+        """Starts it, and returns before it is connected: events say how that goes.
+
+        Raises:
+            ApiMisuseError: It was started already.
+        """
+        options = self._options
+        host, port, path = self._service
+        mailbox, key = self._begin()
+        try:
+            self._native = _native.TunnelClient(
+                {
+                    "host": self._host,
+                    "port": self._port,
+                    "service_host": host,
+                    "service_port": port,
+                    "service_path": path,
+                    "credentials": self._said,
+                    "tls": None if self._tls is None else (self._tls.native, self._name or self._host),
+                    "lease": options.lease,
+                    "reconnect": options.reconnect_delay if options.reconnect else None,
+                    "dial_timeout": options.dial_timeout,
+                    "common": options._common(),
+                },
+                self._wanted,
+                mailbox,
+                key,
+            )
+        except BaseException:
+            self._not_begun()
+            raise
+
+    async def connect(self) -> int:
+        """Starts it and waits for the public port.
+
+        Returns:
+            The public port.
+
+        If cancelled, the client is stopped.
+
+        Raises:
+            SapperError: It ended before it had one.
+        """
+        stream = self.events()
+        await self.start()
+        try:
+            async for event in stream:
+                if isinstance(event, events.AuthenticationAcknowledged):
+                    return event.assigned_port
+        except BaseException:
+            if self._native is not None:
+                self._native.stop(0.0)
+            raise
+        finally:
+            if stream in self._streams:
+                self._streams.remove(stream)
+                self._watch()
+        raise self._error or ClosedError("the client was stopped")
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """Ends it and waits until everything is closed.
+
+        Args:
+            drain: Seconds that open streams have to end by themselves.
+
+        If cancelled, it goes on ending.
+        """
+        seconds(drain, "drain")
+        if self._native is not None:
+            self._native.stop(drain)
+            await running_post().call(self._native.wait_closed)
+
+    def status(self) -> ClientStatus:
+        """The client as of now."""
+        if not isinstance(self._native, _native.TunnelClient):
+            return ClientStatus(None, 0, 0, 0, 0, 0, None, 0)
+        return ClientStatus(**self._native.stats())
+
+    async def __aenter__(self) -> Self:
+        if self._begun is None:
+            await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _event(self, values: dict[str, Any]) -> events.TunnelEvent | None:
+        name = values["name"]
+        kind: Callable[..., events.TunnelEvent] | None = _CLIENT.get(name)
+        if kind is None:
+            return None
+        if name == "authentication-credentials-sent":
+            return events.AuthenticationCredentialsSent(self._credentials)
+        if name == "authentication-acknowledged":
+            return events.AuthenticationAcknowledged(values["port"])
+        if name == "tunnel-disconnected":
+            return events.TunnelDisconnected(values["error"] is not None)
+        if name == "tunnel-reconnect-queued":
+            return events.TunnelReconnectQueued(values["seconds"])
+        if name == "tunnel-error":
+            return events.TunnelError(values["error"])
+        if name == "service-error":
+            return events.ServiceError(end_of(values) or events.StreamEnd(0), values["error"])
+        if name.startswith("data-"):
+            return kind(end_of(values), values["bytes"])
+        if name.startswith("service-"):
+            return kind(end_of(values))
+        return kind()
+
+
+def _client_tls(
+    tls: TlsConfig | Credentials | bool, ca: Material | None, accept_any: bool
+) -> TlsConfig | None:
+    if isinstance(tls, bool):
+        if not tls and ca is None and not accept_any:
+            return None
+        if ca is not None and accept_any:
+            raise config_error("danger_accept_any_certificate", "says to ask nobody, but ca is given")
+        return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
+    if ca is not None or accept_any:
+        name = "ca" if ca is not None else "danger_accept_any_certificate"
+        raise config_error(name, "belongs into the TlsConfig that is given")
+    return TlsConfig.of(tls, field="tls")

@@ -1,0 +1,356 @@
+"""What happens to a tunnel, one frozen dataclass per event.
+
+The names (``.name``, hyphens kept) are those of W3PTUNL's original: ``server.on("tunnel-created", …)``. Not
+here: how events are heard; that is :mod:`sapper.tunnel.hearing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from sapper.errors import SapperError
+
+__all__ = [
+    "AuthenticationAcknowledged",
+    "AuthenticationCredentialsSent",
+    "ClientAuthenticationFailed",
+    "ClientConnected",
+    "ClientDisconnected",
+    "ClientError",
+    "ClientProtocolConfirmed",
+    "ClientTunnel",
+    "DataFromService",
+    "DataFromVisitor",
+    "DataToService",
+    "DataToVisitor",
+    "EventsMissed",
+    "GenericError",
+    "MainServerEnd",
+    "MainServerError",
+    "MainServerStart",
+    "ServiceConnected",
+    "ServiceDisconnected",
+    "ServiceError",
+    "StreamEnd",
+    "TunnelAddress",
+    "TunnelClientEnd",
+    "TunnelConnectionEstablished",
+    "TunnelCreated",
+    "TunnelDestroyed",
+    "TunnelDisconnected",
+    "TunnelError",
+    "TunnelEvent",
+    "TunnelProtocolConfirmed",
+    "TunnelReconnectQueued",
+    "VisitorConnected",
+    "VisitorDisconnected",
+    "VisitorError",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelAddress:
+    """Where visitors come in.
+
+    Attributes:
+        port: The public port.
+    """
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTunnel:
+    """One client of a server and its tunnel.
+
+    Attributes:
+        id: Counted from 1 at each server.
+        client_address: Where the client comes from.
+        authentication_credentials: What it said of itself; ``None`` before its handshake. Not in ``repr``.
+        tunnel_address: Where its visitors come in; ``None`` before it has a port.
+        negotiated: Whether the client is one of our own kind.
+    """
+
+    id: int
+    client_address: str
+    authentication_credentials: Mapping[str, Any] | None = field(default=None, repr=False)
+    tunnel_address: TunnelAddress | None = None
+    negotiated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """A visitor, or the connection to the service that serves one.
+
+    Attributes:
+        number: Counted from 1 in each tunnel.
+        visitor_address: Where the visitor comes from; an original server does not say.
+    """
+
+    number: int
+    visitor_address: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEvent:
+    """Any of them."""
+
+    name: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventsMissed(TunnelEvent):
+    """Events that did not fit the queue.
+
+    Attributes:
+        count: How many.
+    """
+
+    name: ClassVar[str] = "events-missed"
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenericError(TunnelEvent):
+    """Something failed that belongs to no client."""
+
+    name: ClassVar[str] = "error"
+    err: SapperError
+
+
+@dataclass(frozen=True, slots=True)
+class MainServerStart(TunnelEvent):
+    """The server takes clients."""
+
+    name: ClassVar[str] = "main-server-start"
+    port: int
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MainServerEnd(TunnelEvent):
+    """The server is closed. Always its last event."""
+
+    name: ClassVar[str] = "main-server-end"
+
+
+@dataclass(frozen=True, slots=True)
+class MainServerError(TunnelEvent):
+    """The server cannot go on."""
+
+    name: ClassVar[str] = "main-server-error"
+    err: SapperError
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConnected(TunnelEvent):
+    """Somebody connected to the main port."""
+
+    name: ClassVar[str] = "client-connected"
+    client_tunnel: ClientTunnel
+
+
+@dataclass(frozen=True, slots=True)
+class ClientProtocolConfirmed(TunnelEvent):
+    """It speaks W3PTUNL."""
+
+    name: ClassVar[str] = "client-protocol-confirmed"
+    client_tunnel: ClientTunnel
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAuthenticationFailed(TunnelEvent):
+    """The filter did not let it in."""
+
+    name: ClassVar[str] = "client-authentication-failed"
+    client_tunnel: ClientTunnel
+
+
+@dataclass(frozen=True, slots=True)
+class ClientError(TunnelEvent):
+    """It did not get a tunnel."""
+
+    name: ClassVar[str] = "client-error"
+    client_tunnel: ClientTunnel
+    err: SapperError
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDisconnected(TunnelEvent):
+    """Its connection is gone. Where its session can go on, its visitors wait."""
+
+    name: ClassVar[str] = "client-disconnected"
+    client_tunnel: ClientTunnel
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelCreated(TunnelEvent):
+    """Visitors may come."""
+
+    name: ClassVar[str] = "tunnel-created"
+    client_tunnel: ClientTunnel
+    client_authentication_credentials: Mapping[str, Any] | None = field(repr=False)
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelDestroyed(TunnelEvent):
+    """The public port is closed."""
+
+    name: ClassVar[str] = "tunnel-destroyed"
+    client_tunnel: ClientTunnel
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelError(TunnelEvent):
+    """The connection between the two ends failed. At a client ``client_tunnel`` is ``None``."""
+
+    name: ClassVar[str] = "tunnel-error"
+    err: SapperError
+    client_tunnel: ClientTunnel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorConnected(TunnelEvent):
+    """A visitor came."""
+
+    name: ClassVar[str] = "visitor-connected"
+    client_tunnel: ClientTunnel
+    visitor: StreamEnd
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorDisconnected(TunnelEvent):
+    """A visitor is gone."""
+
+    name: ClassVar[str] = "visitor-disconnected"
+    client_tunnel: ClientTunnel
+    visitor: StreamEnd
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorError(TunnelEvent):
+    """A visitor's connection or its service broke; without a ``visitor`` its TLS handshake failed."""
+
+    name: ClassVar[str] = "visitor-error"
+    client_tunnel: ClientTunnel
+    visitor: StreamEnd | None
+    err: SapperError
+
+
+@dataclass(frozen=True, slots=True)
+class DataFromVisitor(TunnelEvent):
+    """So many bytes came since the last such event of the visitor."""
+
+    name: ClassVar[str] = "data-from-visitor"
+    client_tunnel: ClientTunnel
+    visitor: StreamEnd
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataToVisitor(TunnelEvent):
+    """So many bytes went since the last such event of the visitor."""
+
+    name: ClassVar[str] = "data-to-visitor"
+    client_tunnel: ClientTunnel
+    visitor: StreamEnd
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelConnectionEstablished(TunnelEvent):
+    """The client is connected to the server."""
+
+    name: ClassVar[str] = "tunnel-connection-established"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationCredentialsSent(TunnelEvent):
+    """The client said who it is."""
+
+    name: ClassVar[str] = "authentication-credentials-sent"
+    authentication_credentials: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelProtocolConfirmed(TunnelEvent):
+    """The server speaks W3PTUNL."""
+
+    name: ClassVar[str] = "tunnel-protocol-confirmed"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticationAcknowledged(TunnelEvent):
+    """Visitors may come, at this public port."""
+
+    name: ClassVar[str] = "authentication-acknowledged"
+    assigned_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelDisconnected(TunnelEvent):
+    """The connection to the server is gone."""
+
+    name: ClassVar[str] = "tunnel-disconnected"
+    had_error: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelReconnectQueued(TunnelEvent):
+    """The client connects again in so many seconds."""
+
+    name: ClassVar[str] = "tunnel-reconnect-queued"
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelClientEnd(TunnelEvent):
+    """The client is closed. Always its last event."""
+
+    name: ClassVar[str] = "tunnel-client-end"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConnected(TunnelEvent):
+    """The service answered, for a visitor."""
+
+    name: ClassVar[str] = "service-connected"
+    service: StreamEnd
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDisconnected(TunnelEvent):
+    """The connection to the service is gone."""
+
+    name: ClassVar[str] = "service-disconnected"
+    service: StreamEnd
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceError(TunnelEvent):
+    """The service could not be reached, or its connection broke."""
+
+    name: ClassVar[str] = "service-error"
+    service: StreamEnd
+    err: SapperError
+
+
+@dataclass(frozen=True, slots=True)
+class DataToService(TunnelEvent):
+    """So many bytes went since the last such event of the connection."""
+
+    name: ClassVar[str] = "data-to-service"
+    service: StreamEnd
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFromService(TunnelEvent):
+    """So many bytes came since the last such event of the connection."""
+
+    name: ClassVar[str] = "data-from-service"
+    service: StreamEnd
+    bytes: int

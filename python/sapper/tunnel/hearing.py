@@ -1,0 +1,310 @@
+"""How the events of a tunnel are heard: call-backs by name, and asynchronous iterators.
+
+Not here: the events themselves (:mod:`sapper.tunnel.events`), nor what makes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, ClassVar
+
+from sapper import _native
+from sapper._arguments import callback as check_callback
+from sapper._loop import LoopPost, running_post
+from sapper._options import config_error
+from sapper.errors import ApiMisuseError, ErrorContext, NotStartedError, SapperError
+from sapper.tunnel import events
+from sapper.tunnel.events import ClientTunnel, EventsMissed, StreamEnd, TunnelAddress, TunnelEvent
+
+__all__ = ["Listener", "TunnelEvents", "TunnelObject", "answer_later", "end_of", "tunnel_of"]
+
+#: Hears an event; what it returns may be awaitable.
+Listener = Callable[[Any], object]
+
+#: Events that wait in one iterator at most; one that is further behind hears EventsMissed.
+WAITING = 1024
+
+#: The two sorts of frequent events, which native code tells only when somebody listens.
+VISITORS, DATA = 1, 2
+
+_SERVER: dict[str, type[events.TunnelEvent]] = {
+    one.name: one
+    for one in (
+        events.GenericError,
+        events.MainServerStart,
+        events.MainServerEnd,
+        events.MainServerError,
+        events.ClientConnected,
+        events.ClientProtocolConfirmed,
+        events.ClientAuthenticationFailed,
+        events.ClientError,
+        events.ClientDisconnected,
+        events.TunnelCreated,
+        events.TunnelDestroyed,
+        events.TunnelError,
+        events.VisitorConnected,
+        events.VisitorDisconnected,
+        events.VisitorError,
+        events.DataFromVisitor,
+        events.DataToVisitor,
+        events.EventsMissed,
+    )
+}
+_CLIENT: dict[str, type[events.TunnelEvent]] = {
+    one.name: one
+    for one in (
+        events.TunnelConnectionEstablished,
+        events.AuthenticationCredentialsSent,
+        events.TunnelProtocolConfirmed,
+        events.AuthenticationAcknowledged,
+        events.TunnelError,
+        events.TunnelDisconnected,
+        events.TunnelReconnectQueued,
+        events.TunnelClientEnd,
+        events.ServiceConnected,
+        events.ServiceDisconnected,
+        events.ServiceError,
+        events.DataToService,
+        events.DataFromService,
+        events.EventsMissed,
+    )
+}
+
+
+def _sort(name: str) -> int:
+    if name.startswith("data-"):
+        return DATA
+    return VISITORS if name.startswith(("visitor-", "service-")) else 0
+
+
+class TunnelEvents(AsyncIterator[events.TunnelEvent]):
+    """The events of one server or client from the moment of asking, until it is closed."""
+
+    def __init__(self, sorts: int) -> None:
+        self._sorts = sorts
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[events.TunnelEvent] = deque()
+        self._missed = 0
+        self._over = False
+        self._wake: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> TunnelEvents:
+        return self
+
+    async def __anext__(self) -> events.TunnelEvent:
+        """The next event. If cancelled, no event is lost."""
+        while True:
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                return events.EventsMissed(missed)
+            if self._over:
+                raise StopAsyncIteration
+            self._wake = self._loop.create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+
+    def put(self, event: events.TunnelEvent) -> None:
+        """Adds an event."""
+        if isinstance(event, events.EventsMissed):
+            self._missed += event.count
+        elif len(self._waiting) >= WAITING:
+            self._missed += 1
+        else:
+            self._waiting.append(event)
+        self._rouse()
+
+    def end(self) -> None:
+        """No more events come."""
+        self._over = True
+        self._rouse()
+
+    def wants(self, sort: int) -> bool:
+        """Whether it wants events of this sort."""
+        return sort & self._sorts == sort
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class TunnelObject:
+    """What a server and a client have in common: they are heard, they end, and one waits for that."""
+
+    _kinds: ClassVar[dict[str, type[TunnelEvent]]] = {}
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, list[Listener]] = {}
+        self._streams: list[TunnelEvents] = []
+        self._post: LoopPost | None = None
+        self._key = 0
+        self._native: _native.TunnelServer | _native.TunnelClient | None = None
+        self._error: SapperError | None = None
+        self._begun: asyncio.Future[Any] | None = None
+
+    def on(self, name: str, callback: Listener) -> None:
+        """Has ``callback`` called with each event of this name, on the event loop.
+
+        Args:
+            name: The event's name: ``"tunnel-created"``, …
+            callback: Takes the event; a coroutine function is awaited apart.
+
+        Raises:
+            ConfigError: There is no such event.
+        """
+        if name not in self._kinds:
+            raise config_error("name", f"{name!r} is no event: {', '.join(self._kinds)}")
+        check_callback(callback, "callback")
+        self._listeners.setdefault(name, []).append(callback)
+        self._watch()
+
+    def off(self, name: str, callback: Listener) -> None:
+        """Ends an :meth:`on`; one that was not there is ignored."""
+        listeners = self._listeners.get(name, [])
+        if callback in listeners:
+            listeners.remove(callback)
+            self._watch()
+
+    def events(self, *, data: bool = False) -> TunnelEvents:
+        """An iterator over the events from now on, until the end.
+
+        Args:
+            data: Whether ``data-*`` events are among them.
+
+        Raises:
+            ApiMisuseError: No event loop is running.
+        """
+        running_post()
+        stream = TunnelEvents(VISITORS | (DATA if data else 0))
+        self._streams.append(stream)
+        self._watch()
+        return stream
+
+    @property
+    def error(self) -> SapperError | None:
+        """What ended it; ``None`` where it was stopped, or did not end."""
+        return self._error
+
+    async def wait_closed(self) -> None:
+        """Waits until everything is closed.
+
+        If cancelled, it goes on.
+
+        Raises:
+            NotStartedError: It was never started.
+        """
+        if self._begun is None:
+            raise NotStartedError("it was not started")
+        native = self._native
+        if native is not None:
+            await running_post().call(native.wait_closed)
+
+    def _begin(self) -> tuple[_native.Mailbox, int]:
+        if self._begun is not None:
+            raise ApiMisuseError("it was started already", ErrorContext(reason="started"))
+        self._post = running_post()
+        mailbox, self._key = self._post.subscribe(self._hear)
+        self._begun = asyncio.get_running_loop().create_future()
+        return mailbox, self._key
+
+    def _not_begun(self) -> None:
+        if self._post is not None:
+            self._post.unsubscribe(self._key)
+        self._post = self._begun = None
+
+    @property
+    def _wanted(self) -> int:
+        wanted = 0
+        for name, listeners in self._listeners.items():
+            wanted |= _sort(name) if listeners else 0
+        for stream in self._streams:
+            wanted |= VISITORS | (DATA if stream.wants(DATA) else 0)
+        return wanted
+
+    def _watch(self) -> None:
+        if self._native is not None:
+            self._native.watch(self._wanted)
+
+    def _hear(self, tag: str, value: Any) -> None:
+        begun = self._begun
+        if tag == "done":
+            if begun is not None and not begun.done():
+                begun.set_result(value)
+        elif tag == "tunnel":
+            event = self._event(value)
+            if event is not None:
+                self._tell(event)
+        elif tag == "question":
+            self._ask(value)
+        elif tag == "lost":
+            self._tell(EventsMissed(value))
+        elif tag == "closed":
+            self._end(value)
+
+    def _end(self, error: SapperError | None) -> None:
+        self._error = error
+        self._native = None  # whoever keeps a closed object keeps no descriptor
+        if self._post is not None:
+            self._post.unsubscribe(self._key)
+        begun = self._begun
+        if begun is not None and not begun.done():
+            if error is not None:
+                begun.set_exception(error)
+                begun.exception()  # whoever waits hears it; where nobody does, events told it
+            else:
+                begun.cancel()
+        for stream in self._streams:
+            stream.end()
+        self._streams.clear()
+
+    def _tell(self, event: TunnelEvent) -> None:
+        sort = _sort(event.name)
+        for listener in tuple(self._listeners.get(event.name, ())):
+            if self._post is not None:
+                self._post.run(listener, event)
+        for stream in self._streams:
+            if stream.wants(sort):
+                stream.put(event)
+
+    def _event(self, values: dict[str, Any]) -> TunnelEvent | None:
+        raise NotImplementedError
+
+    def _ask(self, question: _native.Question) -> None:
+        question.answer(False)
+
+
+def end_of(values: dict[str, Any]) -> StreamEnd | None:
+    """The visitor, or the connection to a service, that an event is about."""
+    stream = values["stream"]
+    return None if stream is None else StreamEnd(stream[0], stream[1] or None)
+
+
+def tunnel_of(values: dict[str, Any]) -> ClientTunnel:
+    """The client and its tunnel that an event is about."""
+    if "id" not in values:
+        return ClientTunnel(0, "")
+    credentials = values["credentials"]
+    port = values["tunnel_port"]
+    return ClientTunnel(
+        values["id"],
+        values["client"],
+        json.loads(credentials) if credentials else None,
+        TunnelAddress(port) if port else None,
+        values["negotiated"],
+    )
+
+
+async def answer_later(question: _native.Question, answer: Awaitable[object], deadline: float) -> None:
+    """Gives a question the answer of a coroutine; none in time, a failure, and all but True mean no."""
+    yes = False
+    try:
+        async with asyncio.timeout(deadline):
+            yes = await answer is True
+    finally:
+        question.answer(yes)

@@ -1,0 +1,293 @@
+"""The tunnel's server: clients connect to its main port, each gets a public port for its visitors."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from sapper import _native
+from sapper._arguments import callback as check_callback
+from sapper._arguments import seconds, whole
+from sapper._loop import running_post
+from sapper._options import config_error
+from sapper.tls.config import Credentials, TlsConfig
+from sapper.tunnel import events
+from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
+from sapper.tunnel.options import ServerOptions
+
+__all__ = ["ConnectionFilter", "TunnelServer", "TunnelStatus"]
+
+logger = logging.getLogger("sapper")
+
+#: Decides about a client by its credentials; only True lets it in.
+ConnectionFilter = Callable[[dict[str, Any]], bool | Awaitable[bool]]
+
+#: Without a filter everybody may have a tunnel: then only this machine is everybody.
+LOOPBACK = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelStatus:
+    """One tunnel as of now.
+
+    Attributes:
+        id: The client's number.
+        client_address: Where it comes from.
+        port: Its public port.
+        negotiated: Whether it is one of our own kind.
+        connected: Whether it is there; its visitors wait where it is not.
+        streams: Visitors now.
+        opened: Visitors since the beginning.
+        sent: Bytes to the client.
+        received: Bytes from it.
+        held: Bytes in memory.
+        rtt: Seconds of a round trip to the client, where it is known.
+        resumes: How often the session went on over a new connection.
+    """
+
+    id: int
+    client_address: str
+    port: int
+    negotiated: bool
+    connected: bool
+    streams: int
+    opened: int
+    sent: int
+    received: int
+    held: int
+    rtt: float | None
+    resumes: int
+
+
+class TunnelServer(TunnelObject):
+    """Gives each client that connects a public port, and passes its visitors on to it.
+
+    Args:
+        connection_filter: Decides about each client by its credentials, synchronously or not. It may be
+            replaced while the server runs. Without one everybody who reaches the main port gets a tunnel,
+            so the server listens on loopback alone.
+        tls: TLS at the main port: credentials of a server, or a :class:`~sapper.tls.TlsConfig`.
+        visitor_tls: The same at public ports.
+        options: Further options.
+        danger_allow_anonymous: Listen beyond loopback though there is no filter.
+
+    Raises:
+        ConfigError: A value is wrong, or there is no filter and ``host`` is not loopback.
+    """
+
+    _kinds = _SERVER
+
+    def __init__(
+        self,
+        connection_filter: ConnectionFilter | None = None,
+        *,
+        tls: TlsConfig | Credentials | None = None,
+        visitor_tls: TlsConfig | Credentials | None = None,
+        options: ServerOptions | None = None,
+        danger_allow_anonymous: bool = False,
+    ) -> None:
+        super().__init__()
+        self._options = options if options is not None else ServerOptions()
+        self._tls = None if tls is None else TlsConfig.of(tls, field="tls")
+        self._visitor_tls = None if visitor_tls is None else TlsConfig.of(visitor_tls, field="visitor_tls")
+        self._anonymous = danger_allow_anonymous
+        self._filter: ConnectionFilter | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._port: int | None = None
+        self.connection_filter = connection_filter
+
+    @property
+    def connection_filter(self) -> ConnectionFilter | None:
+        """Decides about each client that comes from now on."""
+        return self._filter
+
+    @connection_filter.setter
+    def connection_filter(self, value: ConnectionFilter | None) -> None:
+        check_callback(value, "connection_filter")
+        if value is None and self._filter is not None and self._begun is not None and not self._anonymous:
+            raise config_error(
+                "connection_filter", "a server without one listens on loopback alone: start another one"
+            )
+        self._filter = value
+        self._hosts()
+
+    def _hosts(self) -> tuple[str | None, str | None]:
+        """Where the main port and the public ports listen."""
+        options = self._options
+        if self._filter is not None or self._anonymous:
+            return options.host, options.host if options.visitor_host is None else options.visitor_host
+        for name in ("host", "visitor_host"):
+            host = getattr(options, name)
+            if host is not None and not _is_loopback(host):
+                raise config_error(
+                    name, f"{host} is not loopback, and without a connection_filter everybody is let in"
+                )
+        host = options.host or LOOPBACK
+        return host, options.visitor_host or host
+
+    @property
+    def port(self) -> int | None:
+        """The main port, once it listens."""
+        return self._port
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the main port listens."""
+        return self._addresses
+
+    async def start(self, port: int = 9000) -> int:
+        """Listens.
+
+        Args:
+            port: The main port; 0 takes a free one.
+
+        Returns:
+            The main port.
+
+        If cancelled, the server is stopped.
+
+        Raises:
+            BindError: The port cannot be had.
+            ConfigError: The file of leases cannot be read.
+        """
+        whole(port, "port", 0, 65_535)
+        host, visitor_host = self._hosts()
+        options = self._options
+        mailbox, key = self._begin()
+        try:
+            native = self._native = _native.TunnelServer(
+                {
+                    "host": host,
+                    "port": port,
+                    "visitor_host": visitor_host,
+                    "public_ports": options.public_ports,
+                    "tls": None if self._tls is None else self._tls.native,
+                    "visitor_tls": None if self._visitor_tls is None else self._visitor_tls.native,
+                    "filter": options.filter_timeout,
+                    "max_clients": options.max_clients,
+                    "max_visitors": options.max_visitors,
+                    "lease_file": options.lease_file,
+                    "lease_time": options.lease_time,
+                    "common": options._common(),
+                },
+                self._wanted,
+                mailbox,
+                key,
+            )
+        except BaseException:
+            self._not_begun()
+            raise
+        assert self._begun is not None  # noqa: S101 - _begin made it
+        try:
+            self._addresses = tuple(await self._begun)
+        except BaseException:
+            native.stop(0.0)
+            raise
+        self._port = int(self._addresses[0].rpartition(":")[2])
+        return self._port
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """Ends it and waits until everything is closed; a server that is closed stays so.
+
+        Args:
+            drain: Seconds that open streams have to end by themselves. New visitors and clients are not
+                taken meanwhile.
+
+        If cancelled, it goes on ending.
+        """
+        seconds(drain, "drain")
+        if self._native is not None:
+            self._native.stop(drain)
+            await running_post().call(self._native.wait_closed)
+
+    def status(self) -> tuple[TunnelStatus, ...]:
+        """Every tunnel as of now."""
+        if not isinstance(self._native, _native.TunnelServer):
+            return ()
+        return tuple(_status(one) for one in self._native.tunnels())
+
+    async def __aenter__(self) -> Self:
+        if self._begun is None:
+            await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def _event(self, values: dict[str, Any]) -> events.TunnelEvent | None:
+        name = values["name"]
+        kind: Callable[..., events.TunnelEvent] | None = _SERVER.get(name)
+        if kind is None:
+            return None
+        if name == "main-server-start":
+            return events.MainServerStart(values["port"], values["secure"])
+        if name == "main-server-end":
+            return events.MainServerEnd()
+        if name in ("main-server-error", "error"):
+            return kind(values["error"])
+        tunnel = tunnel_of(values)
+        if name == "tunnel-created":
+            return events.TunnelCreated(tunnel, tunnel.authentication_credentials, values["secure"])
+        if name == "tunnel-error":
+            return events.TunnelError(values["error"], tunnel)
+        if name == "client-error":
+            return events.ClientError(tunnel, values["error"])
+        if name == "visitor-error":
+            return events.VisitorError(tunnel, end_of(values), values["error"])
+        if name.startswith("data-"):
+            return kind(tunnel, end_of(values), values["bytes"])
+        if name.startswith("visitor-"):
+            return kind(tunnel, end_of(values))
+        return kind(tunnel)
+
+    def _ask(self, question: _native.Question) -> None:
+        decide = self._filter
+        if decide is None:
+            question.answer(True)
+            return
+        credentials: Mapping[str, Any] = json.loads(question.subject["credentials"])
+        try:
+            answer = decide(dict(credentials))
+        except Exception:
+            logger.exception("sapper: the connection filter failed, which means no")
+            question.answer(False)
+            return
+        if isinstance(answer, Awaitable):
+            assert self._post is not None  # noqa: S101 - it hears
+            self._post.run(answer_later, question, answer, self._options.filter_timeout)
+        else:
+            question.answer(answer is True)
+
+
+def _status(one: _native.TunnelStatusDict) -> TunnelStatus:
+    return TunnelStatus(
+        id=one["id"],
+        client_address=one["client"],
+        port=one["port"],
+        negotiated=one["negotiated"],
+        connected=one["connected"],
+        streams=one["streams"],
+        opened=one["opened"],
+        sent=one["sent"],
+        received=one["received"],
+        held=one["held"],
+        rtt=one["rtt"],
+        resumes=one["resumes"],
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == LOOPBACK

@@ -1,0 +1,194 @@
+"""Services behind a tunnel, visitors in front of it, and waiting for a condition with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from sapper.tunnel import ClientOptions, ServerOptions, TunnelClient, TunnelServer
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+LATEST = 20.0
+CREDENTIALS = {"id": "allowed-client"}
+
+
+async def until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Waits until ``condition`` holds, at most :data:`LATEST` seconds."""
+    loop = asyncio.get_running_loop()
+    latest = loop.time() + LATEST
+    while not condition():
+        assert loop.time() < latest, f"{what} does not come"
+        await asyncio.sleep(0.005)
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends back what comes, then ends."""
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+class Service:
+    """A TCP service of the test's own."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        self.connections = 0
+        self.open = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        self.open += 1
+        try:
+            await self._handler(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # a cancelled handler would be logged as a defect
+        finally:
+            self.open -= 1
+            self._tasks.discard(task)
+            writer.close()
+
+
+def allow(credentials: dict[str, Any]) -> bool:
+    """The filter of most tests."""
+    return credentials.get("id") == "allowed-client"
+
+
+@asynccontextmanager
+async def server(**values: Any) -> AsyncIterator[TunnelServer]:
+    """A server on loopback that lets in whoever has :data:`CREDENTIALS`."""
+    options = {"host": "127.0.0.1", **values.pop("options", {})}
+    port = values.pop("port", 0)
+    tunnel = TunnelServer(values.pop("connection_filter", allow), options=ServerOptions(**options), **values)
+    await tunnel.start(port)
+    try:
+        yield tunnel
+    finally:
+        await tunnel.stop()
+
+
+@asynccontextmanager
+async def client(port: int, service_port: int, **values: Any) -> AsyncIterator[TunnelClient]:
+    """A client with a public port."""
+    options = {"reconnect_delay": (0.05, 0.2), **values.pop("options", {})}
+    credentials = values.pop("credentials", CREDENTIALS)
+    tunnel = TunnelClient(
+        values.pop("host", "127.0.0.1"),
+        port,
+        service_port,
+        credentials,
+        options=ClientOptions(**options),
+        **values,
+    )
+    async with asyncio.timeout(LATEST):
+        await tunnel.connect()
+    try:
+        yield tunnel
+    finally:
+        await tunnel.stop()
+
+
+async def visit(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A visitor."""
+    return await asyncio.open_connection("127.0.0.1", port)
+
+
+async def asked(port: int, payload: bytes, *, end: bool = True) -> bytes:
+    """What a visitor gets back who sends ``payload`` and ends its direction."""
+    async with asyncio.timeout(LATEST):
+        reader, writer = await visit(port)
+
+        async def send() -> None:
+            writer.write(payload)
+            await writer.drain()
+            if end:
+                writer.write_eof()
+
+        _, answer = await asyncio.gather(send(), reader.read() if end else reader.readexactly(len(payload)))
+        writer.close()
+        return answer
+
+
+class Cutter:
+    """A TCP relay that a test can cut, hold and mend: the network between the two ends."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self.refuses = False
+        self.connections = 0
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.refuses = True
+        self.cut()
+        await asyncio.wait_for(asyncio.gather(*self._tasks, return_exceptions=True), LATEST)
+
+    def cut(self) -> None:
+        """Breaks every connection at once, what is on its way included."""
+        for pair in list(self._pairs):
+            for one in pair:
+                one.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        if self.refuses:
+            writer.transport.abort()
+            self._tasks.discard(task)
+            return
+        self.connections += 1
+        try:
+            far, near = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.transport.abort()
+            self._tasks.discard(task)
+            return
+        pair = (writer, near)
+        self._pairs.add(pair)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            try:
+                while data := await source.read(65_536):
+                    sink.write(data)
+                    await sink.drain()
+            except ConnectionError:
+                pass
+            finally:
+                for one in pair:
+                    one.transport.abort()
+
+        await asyncio.gather(copy(reader, near), copy(far, writer), return_exceptions=True)
+        self._pairs.discard(pair)
+        self._tasks.discard(task)
