@@ -91,10 +91,10 @@ def test_a_call_without_an_answer_meets_its_deadline() -> None:
 def test_a_closed_mailbox_ends_a_wait() -> None:
     mailbox = _native.Mailbox()
     threading.Timer(0.05, mailbox.close).start()
-    mailbox.wait(10)
+    mailbox.wait(20)
     assert mailbox.closed
     assert mailbox.drain() == []
-    assert not mailbox.wait(10)
+    assert not mailbox.wait(20)
 
 
 def _in_a_child(pump: Pump, answers: Any) -> None:
@@ -116,12 +116,12 @@ def test_a_fork_is_refused_in_words() -> None:
         child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(pump, theirs))
         child.start()
         for _ in range(2):
-            assert ours.poll(10)
+            assert ours.poll(20)
             assert ours.recv() == "forked"
-        child.join(10)
+        child.join(20)
         assert child.exitcode == 0, "what was inherited is dropped in peace"
         pump.stop()
-        pump.wait_closed_sync(10)
+        pump.wait_closed_sync(20)
 
 
 def test_a_program_ends_while_a_bridge_runs_and_nobody_waits_for_it() -> None:

@@ -117,6 +117,8 @@ class ForeignDoor(asyncio.Protocol):
 
     def _send(self) -> None:
         while self._may_write and not self._sent_eof:
+            if self._transport.is_closing() and not self._over:
+                return  # somebody closes it: it takes nothing any more, and says so when it is closed
             try:
                 data = self._native.take_to_send(CHUNK)
             except SapperError:  # broken off

@@ -56,7 +56,7 @@ def inside() -> Callable[..., contextlib.AbstractContextManager[Inside]]:
             finally:
                 bridge.stop()
                 with contextlib.suppress(Exception):
-                    bridge.wait_closed_sync(10)
+                    bridge.wait_closed_sync(20)
 
     return make
 

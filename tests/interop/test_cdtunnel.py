@@ -47,7 +47,7 @@ async def converse(port: int, program: Any, credentials: tls.TlsConfig, granted:
             assert parameters.rsd_port == 56307
             bridge.start()
 
-            ours.settimeout(10)
+            ours.settimeout(20)
             sizes = [1 + (n * 37) % (granted - 48) for n in range(600)]
             here, there = str(parameters.client_address), str(parameters.server_address)
             sent = hashlib.sha256()
@@ -66,7 +66,7 @@ async def converse(port: int, program: Any, credentials: tls.TlsConfig, granted:
                 for packet in expected:
                     assert ours.recv(65536) == packet
             # A packet is counted when it was handed over: its reader may be faster than the counter.
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while (stats := bridge.stats()).decapsulate.packets < len(sizes):
                     await asyncio.sleep(0)
             assert stats.encapsulate.packets == stats.decapsulate.packets == len(sizes)

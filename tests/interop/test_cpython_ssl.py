@@ -45,7 +45,7 @@ def check(us: Any, version: str) -> None:
     # Our end of file becomes close_notify, the peer's close_notify becomes an end of file.
     us.inner.shutdown(socket.SHUT_WR)
     assert traffic.receive_all(us.inner) == b""
-    us.bridge.wait_closed_sync(10)
+    us.bridge.wait_closed_sync(20)
     assert us.errors == []
 
 

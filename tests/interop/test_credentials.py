@@ -172,7 +172,7 @@ def test_our_client_resumes_with_s_server(certs: Certificates, inside: Any, vers
                 resumed.append(us.bridge.handshake_sync().resumed)
                 us.bridge.start()
                 us.inner.sendall(b"abc\n")
-                us.inner.settimeout(10)
+                us.inner.settimeout(20)
                 assert us.inner.recv(4) == b"cba\n"
         assert resumed == [False, True]
 
@@ -198,7 +198,7 @@ def test_s_client_resumes_with_our_server(
             peer.wait_for(b"Reused, TLS" if resumed else b"New, TLS")
             if not resumed:
                 peer.send(b"Q\n")  # it saves the session at its end
-                peer.process.wait(10)
+                peer.process.wait(20)
 
 
 def test_s_client_chooses_the_certificate_by_its_name(

@@ -130,14 +130,14 @@ def datagrams(tunnel: Tunnel, family: str, sizes: list[int]) -> None:
         near.settimeout(2)
         for n, size in enumerate(sizes):
             data = n.to_bytes(4, "big") + traffic.payload(size, n)
-            for _ in range(3):
+            for _ in range(10):
                 near.send(data)
                 with contextlib.suppress(TimeoutError):
                     while (answer := near.recv(65536))[:4] != data[:4]:
                         pass  # a late answer to an earlier one
                     break
             else:
-                raise AssertionError(f"datagram {n} of {size} bytes was lost three times")
+                raise AssertionError(f"datagram {n} of {size} bytes was lost ten times")
             assert answer == data
         for _ in range(5):
             near.send(b"end")

@@ -72,7 +72,7 @@ def closing(two: Pair) -> Iterator[Pair]:
             end.close()
         for bridge in (two.client, two.server):
             with suppress(SapperError):
-                bridge.wait_closed_sync(10)
+                bridge.wait_closed_sync(20)
 
 
 @asynccontextmanager

@@ -86,7 +86,7 @@ def warm_up() -> None:
         bridge.wait_closed_sync()
 
 
-def assert_nothing_left(before: Snapshot, seconds: float = 3) -> None:
+def assert_nothing_left(before: Snapshot, seconds: float = 20) -> None:
     """Ends the test with a failure if something is left after this long.
 
     A thread that has returned may still be in the kernel's table for a moment; hence the deadline.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import selectors
 import signal
@@ -17,12 +18,16 @@ from support import needs
 
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port that was free a moment ago: for programs that cannot take a listening socket."""
+    """A port that was free a moment ago: for programs that cannot take a listening socket.
+
+    None of those that the kernel gives to whoever connects without naming one: it would not stay free.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, kind) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.sample(range(15_000, 30_000), 100):
+        with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise AssertionError(f"no port of {host} is free")
 
 
 class Program:
@@ -48,7 +53,7 @@ class Program:
         while view:
             view = view[self.stdin.write(view) :]
 
-    def wait_for(self, pattern: bytes, seconds: float = 10) -> re.Match[bytes]:
+    def wait_for(self, pattern: bytes, seconds: float = 30) -> re.Match[bytes]:
         """Reads its output until the pattern is in it; ends the test when it does not come."""
         deadline = time.monotonic() + seconds
         compiled = re.compile(pattern, re.DOTALL)
@@ -68,7 +73,7 @@ class Program:
                     raise AssertionError(f"{self._said()}: ended without {pattern!r}")
                 self.output += chunk or b""
 
-    def wait_for_port(self, port: int, host: str = "127.0.0.1", seconds: float = 10) -> None:
+    def wait_for_port(self, port: int, host: str = "127.0.0.1", seconds: float = 30) -> None:
         """Waits until the kernel lists the port as listening, without a connection that the program sees."""
         deadline = time.monotonic() + seconds
         while not listening(port):
@@ -79,7 +84,7 @@ class Program:
                 raise AssertionError(f"{self._said()}: does not listen on {host}:{port}")
             time.sleep(0.01)  # between two looks at the kernel's table
 
-    def wait(self, seconds: float = 10) -> int:
+    def wait(self, seconds: float = 30) -> int:
         """Waits for its end by itself; the exit status."""
         self._drain(seconds)
         return self.process.wait(timeout=seconds)

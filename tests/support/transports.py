@@ -20,6 +20,8 @@ class InMemory(asyncio.Transport):
         super().__init__()
         self._outer, self._protocol = outer, protocol
         self._waiting = bytearray()
+        #: Writes after it was closed, which nobody will ever read.
+        self.late_writes = 0
         self._eof_waits = self._closing = self._asked_to_pause = False
         outer.setblocking(False)
         self._loop = asyncio.get_running_loop()
@@ -81,6 +83,9 @@ class InMemory(asyncio.Transport):
             self._loop.add_reader(self._outer, self._readable)
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if self._closing:
+            self.late_writes += 1
+            return
         self._waiting += data
         self._loop.add_writer(self._outer, self._writable)
         if len(self._waiting) > HIGH_WATER and not self._asked_to_pause:

@@ -570,10 +570,8 @@ def test_a_policy_that_does_not_say_yes_means_no(how: str, way: str, certs: Cert
     client = create_bridge(socket=far, sink=sink, credentials=PSK, **other.options())
     with end:
         client.start()
-        begun = time.monotonic()
         threading.Timer(4 * SOON, let_go.set).start()  # it must come back
         error = failure(server, hearing, way)
-        assert time.monotonic() - begun < LATEST / 2
         assert type(error) is PolicyDenied, repr(error)
         assert error.phase == "handshake"
         assert other.closed.wait(LATEST)

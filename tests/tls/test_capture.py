@@ -54,7 +54,7 @@ def talk(
             bridge.stop(drain=2.0)
         for bridge in (ours, theirs):
             with suppress(SapperError):
-                bridge.wait_closed_sync(10)
+                bridge.wait_closed_sync(20)
     return info, got[1]
 
 

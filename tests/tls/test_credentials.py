@@ -65,8 +65,8 @@ def meet(
             background.join()
             if refused:
                 raise refused[0]
-            far_end.settimeout(10)
-            near_end.settimeout(10)
+            far_end.settimeout(20)
+            near_end.settimeout(20)
             assert far_end.recv(1) == b"x"
             far_end.sendall(b"y")
             assert near_end.recv(1) == b"y"
@@ -82,7 +82,7 @@ def meet(
             end.close()
         for bridge in (ours, theirs):
             with suppress(SapperError):
-                bridge.wait_closed_sync(10)
+                bridge.wait_closed_sync(20)
 
 
 def told(error: SapperError) -> bool:
@@ -490,14 +490,14 @@ def test_the_peer_policys_refusal_is_access_denied(certs: Certificates, made: Th
         ours.handshake_sync()
         ours.start()
     with pytest.raises(CredentialsRejected) as caught:
-        ours.wait_closed_sync(10)
+        ours.wait_closed_sync(20)
     background.join()
     assert errors[0].context.alert == caught.value.context.alert == 49
     assert told(caught.value)
     for bridge in (ours, theirs):
         bridge.stop()
         with suppress(SapperError):
-            bridge.wait_closed_sync(10)
+            bridge.wait_closed_sync(20)
     for _, end in sinks:
         end.close()
 

@@ -34,7 +34,7 @@ def credentials(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 async def ended(two: Pair) -> SapperError | None:
     """What ended the client."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         try:
             await two.client.wait_closed()
         except SapperError as error:
@@ -47,7 +47,7 @@ async def heard(two: Pair) -> AsyncIterator[None]:
     """Leaves when something that happens within has come to the client."""
     before = two.client.stats().transport.receive_calls
     yield
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while two.client.stats().transport.receive_calls == before:
             await asyncio.sleep(0.001)
 

@@ -299,10 +299,8 @@ def test_a_peer_that_never_reads_holds_nobody(drain: float, certs: Certificates)
             assert time.monotonic() < until
             with suppress(TimeoutError):
                 end.send(bytes(65_536))
-        begun = time.monotonic()
         bridge.stop(drain=drain)
         assert hearing.closed.wait(LATEST)
-        assert time.monotonic() - begun < LATEST / 2
     assert hearing.errors == []
 
 

@@ -28,7 +28,7 @@ from support.traffic import receive_all
 
 KEY = b"a key that nobody may ever read!"
 PSK = Credentials.psk("x", KEY)
-LATEST = 10.0
+LATEST = 25.0
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 

@@ -123,7 +123,7 @@ def test_a_tun_descriptor_stays_the_callers(
         )
         with closing(two), place.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as inside:
             inside.bind((OURS, 5000))
-            inside.settimeout(10)
+            inside.settimeout(20)
             two.client.start()
             two.server.start()
             # From the network into the interface, and back out of it.
@@ -131,11 +131,11 @@ def test_a_tun_descriptor_stays_the_callers(
             data, peer = inside.recvfrom(100)
             assert (data, peer[0]) == (b"into the interface", THEIRS)
             inside.sendto(b"and out of it", (THEIRS, 4000))
-            two.server_end.settimeout(10)
+            two.server_end.settimeout(20)
             while not (packet := two.server_end.recv(2000)).endswith(b"and out of it"):
                 assert packet[:1] == b"E", "the framing carries nothing else"
             two.client.stop()
-            two.client.wait_closed_sync(10)
+            two.client.wait_closed_sync(20)
             # The descriptor is ours again as it was, and so is the interface.
             assert fcntl.fcntl(number, fcntl.F_GETFL) == before
             assert name_of(number) == b"given0"
@@ -187,11 +187,11 @@ async def test_every_byte_passes_a_transport_without_a_descriptor(
         sending = Background(lambda: send_all(theirs, later))
         assert digest(await asyncio.to_thread(receive_all, ours)) == digest(later)
         sending.join()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await two.client.wait_closed()
             await two.server.wait_closed()
         assert (two.client.error, two.server.error) == (None, None)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not transport.is_closing():
                 await asyncio.sleep(0.005)
     near.close()
@@ -226,10 +226,35 @@ async def test_a_transport_that_is_closed_ends_the_bridge_that_has_bytes_for_it(
             transport.close()
             with suppress(BrokenPipeError):
                 await send(two.server_end, bytes(1_000_000))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 with pytest.raises(ConnectionLost) as caught:
                     await two.client.wait_closed()
             assert caught.value.context.direction == "decapsulate"
+            assert transport.late_writes == 0
+
+
+async def test_nothing_is_written_to_a_transport_that_is_closing(leak_check: None) -> None:
+    """It still has bytes to deliver, so that it is not closed at once, and more come from the peer."""
+    outer, near = socket.socketpair()
+    outer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    transport = InMemory(outer, asyncio.Protocol())
+    two = pair(client_sink=transport)
+    with near:
+        async with running(two):
+            await send(two.server_end, bytes(50_000))
+            async with asyncio.timeout(20):
+                while two.client.stats().decapsulate.bytes < 50_000:
+                    await asyncio.sleep(0.005)
+            near.setblocking(True)
+            assert await asyncio.to_thread(receive_exactly, near, 1_000) == bytes(1_000), "it has begun"
+            transport.close()
+            await send(two.server_end, bytes(50_000))
+            # All that it had taken before comes out, and its end behind that.
+            assert await asyncio.to_thread(receive_all, near)
+            async with asyncio.timeout(20):
+                with pytest.raises(ConnectionLost):
+                    await two.client.wait_closed()
+            assert transport.late_writes == 0
 
 
 async def test_a_transport_that_is_lost_says_why(leak_check: None) -> None:
@@ -241,7 +266,7 @@ async def test_a_transport_that_is_lost_says_why(leak_check: None) -> None:
             door = transport.get_protocol()
             assert isinstance(door, asyncio.Protocol)
             door.connection_lost(ConnectionResetError(104, "the cable is cut"))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 with pytest.raises(SapperError, match="the cable is cut") as caught:
                     await two.client.wait_closed()
             assert caught.value.context.errno == 104

@@ -82,7 +82,9 @@ async def test_bytes_go_both_ways(any_loop: str, leak_check: None, made: Throwaw
         assert client.at_eof()
         client.write(b"after the answer")  # half-closed: our direction goes on
         assert await server.readexactly(16) == b"after the answer"
-        assert client.stats().encapsulate.bytes == 24
+        async with asyncio.timeout(20):
+            while client.stats().encapsulate.bytes < 24:  # they are counted when they have gone
+                await asyncio.sleep(0.005)
 
 
 async def test_much_arrives_unchanged_and_a_slow_reader_holds_the_writer(leak_check: None) -> None:
@@ -298,18 +300,17 @@ async def test_close_delivers_what_was_written(any_loop: str, leak_check: None) 
 
 
 async def test_close_does_not_wait_for_a_peer_that_goes_on_sending() -> None:
-    async with pair(close_timeout=20.0) as (client, server):
+    async with pair(close_timeout=3600.0) as (client, server):
         server.write(b"z" * 3_000_000)
         await client.read(10)
-        begun = asyncio.get_running_loop().time()
-        await client.aclose()
-        assert asyncio.get_running_loop().time() - begun < 10
+        async with asyncio.timeout(20):
+            await client.aclose()
 
 
 async def test_a_peer_that_reads_nothing_holds_close_no_longer_than_its_time(leak_check: None) -> None:
     async with pair(close_timeout=0.3) as (client, _server):
         client.write(b"z" * 5_000_000)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             client.close()
             await client.wait_closed()
 
@@ -410,7 +411,7 @@ async def test_a_forgotten_stream_warns_and_ends() -> None:
     del client
     with pytest.warns(ResourceWarning, match="unclosed"):
         kept.clear()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         assert await server.read() == b""
         await server.aclose()
 
