@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Any
 
@@ -47,20 +48,20 @@ async def idle(work: Work) -> None:
 async def cycles(work: Work) -> None:
     """Sets up and tears down pairs: one end stops, the other hears of it and ends by itself.
 
-    The sinks are what a caller has already: they are made before the clock runs. The connection is made
-    while it runs, as it is for asyncio's TLS, which has no sinks at all.
+    The sinks are descriptors that the caller has, as a TUN is: they are made before the clock runs, and
+    closed after it. The connection is made while it runs, as it is for asyncio's TLS, which has no sinks.
     """
     server, client = config(work, server=True), client_end(work)
     allow_many_fds()
-    sinks = [datagram_pair() for _ in range(2 * (work.count + WARM_CYCLES))]
-    packets = [far for _, far in sinks]
+    descriptors = [end.detach() for _ in range(2 * (work.count + WARM_CYCLES)) for end in datagram_pair()]
+    sinks = descriptors[::2]
 
     async def one() -> None:
         near, far = socket.socketpair()
         near_end = tls.create_bridge(
-            socket=near, sink=sinks.pop()[0], credentials=server, server_side=True, framing="ipv6"
+            socket=near, sink=sinks.pop(), credentials=server, server_side=True, framing="ipv6"
         )
-        far_end = tls.create_bridge(socket=far, sink=sinks.pop()[0], framing="ipv6", **client)
+        far_end = tls.create_bridge(socket=far, sink=sinks.pop(), framing="ipv6", **client)
         near_end.start()  # a server's end shakes hands by itself; who begins wants to know
         await far_end.handshake()
         far_end.start()
@@ -68,8 +69,8 @@ async def cycles(work: Work) -> None:
         await near_end.wait_closed()
 
     await print_cycles(work, one)
-    for one_end in packets:
-        one_end.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def datagram_pair() -> tuple[socket.socket, socket.socket]:

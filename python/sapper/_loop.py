@@ -246,6 +246,7 @@ def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> Non
 
 
 _posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPost] = weakref.WeakKeyDictionary()
+_latest: LoopPost | None = None
 
 
 class ThreadPost:
@@ -327,11 +328,15 @@ atexit.register(_thread_post.shut_down)
 
 def post_of(loop: asyncio.AbstractEventLoop | None) -> LoopPost | ThreadPost:
     """The post of an event loop, or of the call-backs' thread where there is none."""
+    global _latest  # noqa: PLW0603 - only a short cut: most programs have one loop
     if loop is None:
         return _thread_post
+    if (latest := _latest) is not None and latest.loop is loop:
+        return latest
     post = _posts.get(loop)
     if post is None:
         post = _posts[loop] = LoopPost(loop)
+    _latest = post
     return post
 
 
@@ -341,14 +346,12 @@ def running_post() -> LoopPost:
     Raises:
         ApiMisuseError: There is no asyncio event loop in this thread.
     """
-    loop = current_loop()
-    if loop is None:
+    post = post_of(current_loop())
+    if not isinstance(post, LoopPost):
         raise ApiMisuseError(
             "there is no running asyncio event loop: use the methods that end in _sync",
             ErrorContext(reason="no_loop"),
         )
-    post = post_of(loop)
-    assert isinstance(post, LoopPost)  # noqa: S101 - a loop was given
     return post
 
 
@@ -386,8 +389,9 @@ def _name(callback: Callable[..., Any]) -> str:
 
 def _after_fork() -> None:
     """A child has no I/O threads: nothing that it inherited here can ever be answered."""
-    global _thread_post  # noqa: PLW0603 - the child starts with an empty one
+    global _thread_post, _latest  # noqa: PLW0603 - the child starts with an empty one
     _posts.clear()
+    _latest = None
     _thread_post = ThreadPost()
 
 

@@ -249,7 +249,8 @@ class Pump:
         Raises:
             SapperError: What ended the pump, unless ``on_error`` or another waiter has heard it.
         """
-        await running_post().call(self._native.wait_closed)
+        if not self._life.over:
+            await running_post().call(self._native.wait_closed)
         if not self._life.over:  # its messages arrive on another loop or thread
             await asyncio.to_thread(self._life.wait_over, 1.0)
         self._life.raise_unheard()
