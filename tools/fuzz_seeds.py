@@ -194,6 +194,18 @@ def seeds() -> dict[str, list[bytes]]:
         "tunnel_frame": tunnel()[0],
         "tunnel_mux": tunnel()[1],
         "ip_list": [b"10.0.0.0/8,192.168.*,10.0.0.5-9,2001:db8::/32,::ffff:1.2.3.4,*"],
+        "upgrade": [
+            bytes([choice, len(said)]) + said
+            for choice in range(10)
+            for said in (
+                b"EHLO x\r\nSTARTTLS\r\n",
+                b"a STARTTLS\r\n",
+                b"220 x\r\n250 STARTTLS\r\n",
+                b"* OK x\r\nS1 OK\r\n",
+                bytes.fromhex("0000000804d2162f"),
+                b"\x2d\0\0\0\x0a8.4.0\0" + bytes(13) + b"\xff\xff" + bytes(23),
+            )
+        ],
         "filter": [text.encode() + b"\0" + data for text in filters for data in ordinary],
     }
 

@@ -11,6 +11,7 @@
 //! - [`client_hello`]: what a TLS client asks for, read without touching it.
 //! - [`tunnel`]: W3PTUNL, streams over one carrier, and the policy of a tunnel.
 //! - [`parsed`]: what parsers of first bytes answer.
+//! - [`upgrade`]: what protocols say in clear before their TLS begins.
 //! - [`pcapng`], [`filter`]: what a tap writes, and which packets it wants.
 
 #![forbid(unsafe_code)]
@@ -24,3 +25,4 @@ pub mod parsed;
 pub mod pcapng;
 pub mod proxy_protocol;
 pub mod tunnel;
+pub mod upgrade;
