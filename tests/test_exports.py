@@ -20,8 +20,13 @@ MODULES = [
     "sapper.tls.bridge",
     "sapper.tls.proxy",
     "sapper.tls.proxy_options",
+    "sapper.tls.byte_stream",
+    "sapper.tls.clients",
+    "sapper.tls.handshake",
+    "sapper.tls.listener",
     "sapper.tls.session",
     "sapper.tls.stream",
+    "sapper.tls.transport",
     "sapper.tunnel.client",
     "sapper.tunnel.events",
     "sapper.tunnel.hearing",
@@ -51,7 +56,7 @@ def test_all_is_exact(name: str) -> None:
 
 
 SHARED = {
-    "sapper.tls.bridge": {"asked", "side"},
+    "sapper.tls.bridge": {"asked", "side", "with_protocol"},
     "sapper.tls.proxy_options": {"listen_values", "systemd_name"},
     "sapper.tls.session": {"describe_certificate", "extra_info"},
     "sapper.tls.stream": {"shake"},

@@ -3,14 +3,14 @@
 # elsewhere it names what is missing, and the tests that need it are skipped with that reason.
 set -u
 # program:package
-wanted="ip:iproute2 iperf3:iperf3 openssl:openssl gnutls-cli:gnutls-bin nft:nftables socat:socat ping:iputils-ping tcpdump:tcpdump curl:curl tshark:tshark"
+wanted="ip:iproute2 iperf3:iperf3 openssl:openssl gnutls-cli:gnutls-bin nft:nftables socat:socat ping:iputils-ping tcpdump:tcpdump redis-server:redis-server postgres:postgresql psql:postgresql-client mariadbd:mariadb-server dovecot:dovecot-imapd curl:curl tshark:tshark"
 
 packages=""
 programs=""
 for pair in $wanted; do
     program=${pair%%:*}
-    # Some of them are in sbin, which is not on everybody's PATH.
-    if ! PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null; then
+    # Some of them are in sbin, or in a folder of their version, which is not on everybody's PATH.
+    if ! PATH=$PATH:/usr/sbin:/sbin:$(echo /usr/lib/postgresql/*/bin | tr ' ' ':') command -v "$program" >/dev/null; then
         programs="$programs $program"
         packages="$packages ${pair#*:}"
     fi

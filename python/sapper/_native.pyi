@@ -204,6 +204,7 @@ class OptionsDict(TypedDict):
     handshake_timeout: float
     idle_timeout: float | None
     policy_timeout: float
+    upgrade: str | None
     tap: TapDict | None
 
 @final
@@ -269,6 +270,7 @@ class StreamDoor:
     def write_eof(self) -> None: ...
     def abandon_reading(self) -> None: ...
     def reset(self) -> None: ...
+    def stop_reading(self) -> None: ...
 
 # -- listener.rs -----------------------------------------------------------------------------------
 

@@ -287,6 +287,8 @@ def _is_transport(what: object) -> bool:
 
 
 def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
+    if (hand_over := _hand_over_of(transport)) is not None:
+        return _transport_of_ours(hand_over(name), transport, reader, name)
     if (
         transport.get_extra_info("sslcontext") is not None
         or transport.get_extra_info("ssl_object") is not None
@@ -328,6 +330,25 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
         return Taken(native, initial_data=initial, commit=lambda: _abort(transport), undo=undo)
     flushing = _Flushing(transport, loop)
     return Taken(native, initial_data=initial, commit=flushing.begin, undo=undo, ready=flushing.wait)
+
+
+def _transport_of_ours(taken: Taken, transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
+    """A transport of this package behind a reader, whose buffer comes along."""
+    if reader is None:
+        return taken
+    was_reading = transport.is_reading()
+    transport.pause_reading()
+    initial = _take_buffer(reader, name)
+    transport.pause_reading()  # taking the buffer may have resumed it
+
+    def undo() -> None:
+        if initial:
+            reader.feed_data(initial)
+        if was_reading and not transport.is_closing():
+            transport.resume_reading()
+
+    taken.initial_data, taken.undo = initial + taken.initial_data, undo
+    return taken
 
 
 def _transport_descriptor(transport: Any) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sapper.errors import SapperError
 
-__all__ = ["Closed", "Event", "EventsLost", "Started"]
+__all__ = ["Closed", "Event", "EventsLost", "HandshakeFailed", "Started"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +40,18 @@ class EventsLost:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """A connection that a listener accepted did not get through its handshake.
+
+    Attributes:
+        peer: Where it came from.
+        error: Why.
+    """
+
+    peer: str
+    error: SapperError
+
+
 #: Any of them.
-Event = Started | Closed | EventsLost
+Event = Started | Closed | EventsLost | HandshakeFailed

@@ -28,12 +28,14 @@ from sapper._takeover import EndpointLike, Taken, becomes_ours, descriptors, mus
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 from sapper.stats import PumpStats
 
-__all__ = ["Direction", "Framing", "Pump", "PumpOptions", "TapOptions", "connect"]
+__all__ = ["Direction", "Framing", "Pump", "PumpOptions", "TapOptions", "Upgrade", "connect"]
 
 #: ``"encapsulate"``: towards the network (what TLS encrypts). ``"decapsulate"``: from it.
 Direction = Literal["encapsulate", "decapsulate"]
 #: How packets lie in a stream. ``"raw"``: there are none, only bytes.
 Framing = Literal["raw", "ip", "ipv4", "ipv6", "u16", "u32", "superframe"]
+#: What a protocol says in clear before its TLS: docs/upgrades.md.
+Upgrade = Literal["postgres", "postgres-direct", "mysql", "smtp", "imap"]
 State = Literal["new", "handshaking", "ready", "running", "draining", "closed"]
 
 # Nothing that only looks like a number or a truth value is taken for one.
@@ -106,6 +108,8 @@ class PumpOptions(Options):
     """What ``aclose()`` gives to deliver what waits."""
     policy_timeout: _Seconds = Field(default=5.0, gt=0)
     """No answer of a policy call-back within this means no."""
+    upgrade: Upgrade | None = None
+    """What the network's protocol says in clear before its TLS, on either side (docs/upgrades.md)."""
     tap: TapOptions | None = None
     """Where inner packets are copied to from the start."""
 
@@ -124,6 +128,7 @@ class PumpOptions(Options):
             "handshake_timeout": self.handshake_timeout,
             "idle_timeout": self.idle_timeout,
             "policy_timeout": self.policy_timeout,
+            "upgrade": self.upgrade,
             "tap": tap_values(self.tap),
         }
 

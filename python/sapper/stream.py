@@ -216,6 +216,9 @@ class ByteStream:
             BusyError: 64 MiB wait already and nobody drained them.
             ClosedError: The stream is closed, or its end was written.
         """
+        self._write(data, bounded=True)
+
+    def _write(self, data: Buffer, *, bounded: bool) -> None:
         door = self._writing()
         if not self._unwritten:
             try:
@@ -232,7 +235,7 @@ class ByteStream:
             rest = memoryview(data).cast("B")
         if not rest:
             return
-        if self._unwritten_size > WRITE_LIMIT:
+        if bounded and self._unwritten_size > WRITE_LIMIT:
             raise BusyError(
                 f"{self._unwritten_size} bytes wait to be written: await drain() between writes",
                 ErrorContext(reason="write_limit"),
@@ -292,7 +295,7 @@ class ByteStream:
         if self._handed_over:
             return
         if self._door is not None:
-            self._door.abandon_reading()
+            self._stop_reading(self._door)
             if not self._ending:
                 self._ending = True
                 if not self._unwritten:
@@ -407,6 +410,10 @@ class ByteStream:
             )
         assert self._door is not None  # noqa: S101 - made together with this object
         return self._door
+
+    def _stop_reading(self, door: _native.StreamDoor) -> None:
+        """Nothing more will be read: what still comes is thrown away."""
+        door.abandon_reading()
 
     def _fetch(self, n: int) -> bytes | None:
         door = self._reading()

@@ -24,5 +24,6 @@ pub mod switch;
 pub mod sys;
 pub mod tls;
 pub mod tunnel;
+pub mod upgrade;
 
 pub use error::{Error, ErrorKind, Result};

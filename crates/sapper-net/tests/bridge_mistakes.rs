@@ -38,6 +38,7 @@ fn options(transport: impl Into<OwnedFd>, sink: impl Into<OwnedFd>) -> BridgeOpt
         packets: PacketOptions::default(),
         deadlines: Deadlines::default(),
         peer_policy: None,
+        upgrade: None,
         tap: None,
     }
 }

@@ -14,6 +14,7 @@ use sapper_net::error::Direction;
 use sapper_net::port::tap::TapOptions;
 use sapper_net::{Error, Result};
 use sapper_proto::framing::Framing;
+use sapper_proto::upgrade::Upgrade;
 
 use crate::endpoint::Endpoint;
 use crate::errors::OrRaise;
@@ -43,6 +44,7 @@ struct OptionValues {
     handshake_timeout: f64,
     idle_timeout: Option<f64>,
     policy_timeout: f64,
+    upgrade: Option<String>,
     tap: Option<TapValues>,
 }
 
@@ -250,6 +252,7 @@ impl OptionValues {
             } else {
                 None
             },
+            upgrade: self.upgrade.as_deref().map(read_upgrade).transpose()?,
             tap: self.tap.map(TapValues::read),
         })
     }
@@ -272,6 +275,10 @@ fn read_framing(field: &'static str, name: &str) -> Result<Option<Framing>> {
         return Ok(None);
     }
     Framing::from_name(name).map(Some).ok_or_else(|| Error::config(field, format!("{name:?} is no framing")))
+}
+
+fn read_upgrade(name: &str) -> Result<Upgrade> {
+    Upgrade::from_name(name).ok_or_else(|| Error::config("upgrade", format!("{name:?} is no upgrade")))
 }
 
 fn read_direction(text: &str) -> Result<Direction> {

@@ -206,6 +206,12 @@ impl StreamDoor {
         Ok(())
     }
 
+    /// Nothing more will be read, and whoever writes fails with that.
+    fn stop_reading(&self, py: Python<'_>) -> PyResult<()> {
+        self.door.get(py)?.stop_reading();
+        Ok(())
+    }
+
     /// Nothing more will be read.
     fn abandon_reading(&self, py: Python<'_>) -> PyResult<()> {
         self.door.get(py)?.abandon_reading();

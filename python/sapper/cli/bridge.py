@@ -17,7 +17,7 @@ from sapper.cli._names import PASSWORD_VARIABLE, PSK_VARIABLE, in_file, naming
 from sapper.cli._run import Report, run
 from sapper.endpoint import Stdio, parse
 from sapper.errors import ConfigError
-from sapper.pump import Framing, PumpOptions, TapOptions
+from sapper.pump import Framing, PumpOptions, TapOptions, Upgrade
 from sapper.tls import Credentials, PeerRules, TlsConfig
 from sapper.tls.config import PskCredentials
 
@@ -131,6 +131,7 @@ def bridge(
     danger_ignore_truncation: Annotated[
         bool, _tls_option("An end without close_notify is an orderly one.", "--danger-ignore-truncation")
     ] = False,
+    upgrade: Annotated[Upgrade | None, _tls_option("What the protocol says in clear before TLS.")] = None,
     framing: Annotated[Framing | None, _packet_option("How packets lie in the network end's stream.")] = None,
     sink_framing: Annotated[Framing | None, _packet_option("The same for the other end.")] = None,
     max_packet: Annotated[int | None, _packet_option("Largest packet in bytes.")] = None,
@@ -206,6 +207,7 @@ def bridge(
         accept_timeout=accept_timeout,
         handshake_timeout=handshake_timeout,
         idle_timeout=idle_timeout,
+        upgrade=upgrade,
         tap=tap_options,
     )
     tls = {

@@ -24,7 +24,7 @@ from sapper._loop import running_post
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
 from sapper.errors import ApiMisuseError, ErrorContext
-from sapper.pump import Framing, Pump, PumpOptions, TapOptions, build, options_from, take_both
+from sapper.pump import Framing, Pump, PumpOptions, TapOptions, Upgrade, build, options_from, take_both
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.lookup import PskAnswers
 
@@ -326,6 +326,7 @@ def create_bridge(
     sink_hostname: str | None = None,
     peer_policy: PeerPolicy | None = None,
     policy_timeout: float | None = None,
+    upgrade: Upgrade | None = None,
     on_error: ErrorCallback | None = None,
     on_close: Callback | None = None,
 ) -> Bridge:
@@ -366,6 +367,8 @@ def create_bridge(
         peer_policy: Asked about the peer after its verification and before any data: plain or async. Any
             answer but True within ``policy_timeout``, and any failure, means no.
         policy_timeout: Seconds.
+        upgrade: What the protocol says in clear before TLS: ``"postgres"``, ``"postgres-direct"``,
+            ``"mysql"``, ``"smtp"``, ``"imap"``.
         on_error: Called once with the error that ended the bridge, unless ``handshake()`` raised it.
         on_close: Called once, last, when every resource is given back.
 
@@ -398,10 +401,11 @@ def create_bridge(
             "idle_timeout": idle_timeout,
             "close_timeout": close_timeout,
             "policy_timeout": policy_timeout,
+            "upgrade": upgrade,
             "tap": tap,
         },
     )
-    config = TlsConfig.of(credentials)
+    config = with_protocol(TlsConfig.of(credentials), chosen.upgrade)
     policy = asked(peer_policy)
     network, inner = take_both(socket, "socket", sink, "sink")
     try:
@@ -451,6 +455,18 @@ def side(
             raise config_error(name, "is for clients: a server's clients say which name they want")
         return (config.native, True, None)
     return (config.native, False, hostname if hostname is not None else taken.host)
+
+
+#: The application protocol that goes with an upgrade: TLS at once is refused without.
+_PROTOCOLS: dict[str | None, bytes] = {"postgres": b"postgresql", "postgres-direct": b"postgresql"}
+
+
+def with_protocol(config: TlsConfig, upgrade: Upgrade | None) -> TlsConfig:
+    """The configuration with the application protocol of an upgrade, where none is named."""
+    protocol = _PROTOCOLS.get(upgrade)
+    if protocol is None or config.alpn:
+        return config
+    return config.model_copy(update={"alpn": (protocol,)})
 
 
 def asked(policy: PeerPolicy | None) -> Policy | None:

@@ -6,6 +6,7 @@ they have their socket. Both only answer questions: keys and descriptor are the 
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from typing import Any
@@ -100,6 +101,16 @@ class SocketView:
     def getpeername(self) -> tuple[Any, ...] | str:
         """The peer's address."""
         return self._peer or ""
+
+    def setsockopt(self, level: int, name: int, value: int | bytes | None) -> None:
+        """TCP_NODELAY, which is on already. Everything else is refused: keepalive is a listener's option.
+
+        Raises:
+            OSError: Another option, or that one off.
+        """
+        nodelay = (level, name) == (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        if not (nodelay and value and self.proto == socket.IPPROTO_TCP):
+            raise OSError(errno.ENOPROTOOPT, "the socket is the data plane's: it keeps its options")
 
     def fileno(self) -> int:
         """-1: the descriptor is not Python's."""

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from sapper import _native
@@ -28,10 +29,10 @@ from sapper._loop import current_loop
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
-from sapper.pump import PumpOptions, build, options_from
+from sapper.pump import PumpOptions, Upgrade, build, options_from
 from sapper.stats import PumpStats
 from sapper.stream import ByteStream
-from sapper.tls.bridge import Bridge, HandshakeInfo, PeerPolicy, asked, side
+from sapper.tls.bridge import Bridge, HandshakeInfo, PeerPolicy, asked, side, with_protocol
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.session import TlsSession, extra_info
 
@@ -56,6 +57,9 @@ class TlsStream(ByteStream):
         self._error: SapperError | None = None
         self._close_timeout = 0.0
         self._giving_up: asyncio.TimerHandle | None = None
+        # Where a transport reads and writes: who hears of news, and of the end.
+        self._on_news: Callable[[], None] | None = None
+        self._on_over: Callable[[SapperError | None], None] | None = None
 
     # -- what it tells ---------------------------------------------------------------------------
 
@@ -189,11 +193,27 @@ class TlsStream(ByteStream):
         return self._error
 
     def _ended(self, error: SapperError | None) -> None:
-        """The bridge is over."""
+        """The bridge is over, or about to be, with this error."""
         self._error = self._error or error
         if self._unwritten:
             self._flush()
         self._wake_drainers()
+
+    def _given_back(self) -> None:
+        """The bridge is over and everything given back."""
+        self._ended(None)
+        if self._on_over is not None:
+            self._on_over(self._error)
+
+    def _serve_transport(
+        self, news: Callable[[], None] | None, over: Callable[[SapperError | None], None] | None
+    ) -> None:
+        self._on_news, self._on_over = news, over
+
+    def _notified(self) -> None:
+        super()._notified()
+        if self._on_news is not None:
+            self._on_news()
 
     def _heard(self, error: SapperError) -> None:
         if error.reason != "taken" and self._error is None:
@@ -212,6 +232,7 @@ async def connect(
     idle_timeout: float | None = None,
     close_timeout: float | None = None,
     policy_timeout: float | None = None,
+    upgrade: Upgrade | None = None,
 ) -> TlsStream:
     """Connects over TCP and shakes hands as client. If cancelled, nothing stays open.
 
@@ -227,6 +248,7 @@ async def connect(
         idle_timeout: Seconds without a byte in either direction after which the connection ends (never).
         close_timeout: Seconds within which :meth:`TlsStream.close` delivers what was written (2).
         policy_timeout: Seconds for the policy's answer (5).
+        upgrade: What the protocol says in clear before TLS: ``"postgres"``, ``"smtp"``, ``"imap"``, …
 
     Raises:
         ConfigError: An argument is wrong; ``field`` names it.
@@ -245,6 +267,7 @@ async def connect(
         idle_timeout=idle_timeout,
         close_timeout=close_timeout,
         policy_timeout=policy_timeout,
+        upgrade=upgrade,
     )
 
 
@@ -260,6 +283,7 @@ async def start_client(
     idle_timeout: float | None = None,
     close_timeout: float | None = None,
     policy_timeout: float | None = None,
+    upgrade: Upgrade | None = None,
 ) -> TlsStream:
     """Shakes hands as client over any stream. If cancelled, the stream is closed.
 
@@ -280,11 +304,14 @@ async def start_client(
         idle_timeout: Seconds.
         close_timeout: Seconds.
         policy_timeout: Seconds.
+        upgrade: As for :func:`connect`.
 
     Raises:
         As :func:`connect`. After a ConfigError nothing was taken.
     """
-    options = _options(connect_timeout, handshake_timeout, idle_timeout, close_timeout, policy_timeout)
+    options = _options(
+        connect_timeout, handshake_timeout, idle_timeout, close_timeout, policy_timeout, upgrade
+    )
     return await _start(stream, credentials, False, server_hostname, initial_data, peer_policy, options)
 
 
@@ -299,6 +326,7 @@ async def start_server(
     idle_timeout: float | None = None,
     close_timeout: float | None = None,
     policy_timeout: float | None = None,
+    upgrade: Upgrade | None = None,
 ) -> TlsStream:
     """Shakes hands as server over any stream. If cancelled, the stream is closed.
 
@@ -312,11 +340,14 @@ async def start_server(
         idle_timeout: Seconds.
         close_timeout: Seconds.
         policy_timeout: Seconds.
+        upgrade: As for :func:`connect`.
 
     Raises:
         As :func:`connect`. After a ConfigError nothing was taken.
     """
-    options = _options(connect_timeout, handshake_timeout, idle_timeout, close_timeout, policy_timeout)
+    options = _options(
+        connect_timeout, handshake_timeout, idle_timeout, close_timeout, policy_timeout, upgrade
+    )
     return await _start(stream, credentials, True, None, initial_data, peer_policy, options)
 
 
@@ -326,6 +357,7 @@ def _options(
     idle: float | None,
     close: float | None,
     policy: float | None,
+    upgrade: Upgrade | None,
 ) -> PumpOptions:
     return options_from(
         None,
@@ -335,6 +367,7 @@ def _options(
             "idle_timeout": idle,
             "close_timeout": close,
             "policy_timeout": policy,
+            "upgrade": upgrade,
         },
     )
 
@@ -350,7 +383,7 @@ async def _start(
 ) -> TlsStream:
     if not isinstance(initial_data, bytes | bytearray | memoryview):
         raise config_error("initial_data", f"must be bytes, not {type(initial_data).__name__}", "wrong_type")
-    config = TlsConfig.of(credentials)
+    config = with_protocol(TlsConfig.of(credentials), options.upgrade)
     if isinstance(stream, ByteStream):
         await stream.drain()
     taken = take(stream, "stream")
@@ -370,6 +403,9 @@ async def shake(
     policy: PeerPolicy | None,
 ) -> TlsStream:
     """A stream over an endpoint that is in our hands."""
+    if options.upgrade == "mysql":
+        taken.give_back()
+        raise config_error("upgrade", '"mysql" needs both ends before TLS: make a bridge', "two_sided")
     try:
         stream = TlsStream()
     except BaseException:
@@ -378,9 +414,13 @@ async def shake(
     assert stream._door is not None  # noqa: S101 - just made
     me = weakref.ref(stream)
 
-    def ended(error: SapperError | None = None) -> None:
+    def ended(error: SapperError) -> None:
         if (alive := me()) is not None:
             alive._ended(error)
+
+    def given_back() -> None:
+        if (alive := me()) is not None:
+            alive._given_back()
 
     try:
         bridge = build(
@@ -389,7 +429,7 @@ async def shake(
             (Taken(stream._door.far_end()), None),
             options,
             on_error=ended,
-            on_close=ended,
+            on_close=given_back,
             policy=asked(policy),
         )
         try:

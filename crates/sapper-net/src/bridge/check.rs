@@ -25,6 +25,7 @@ impl Prepared {
             packets,
             deadlines,
             peer_policy,
+            upgrade,
             tap,
         } = options;
         let form = Form { framing, sink_framing, packets, direction };
@@ -41,6 +42,20 @@ impl Prepared {
         }
         if packets.records_per_write == 0 {
             return Err(Error::config("records_per_write", "at least 1"));
+        }
+        if upgrade.is_some() {
+            if transport.tls.is_none() {
+                return Err(Error::config("upgrade", "leads to TLS: give credentials"));
+            }
+            if form.framing.is_some() || sink.endpoint.is_port() {
+                return Err(Error::config(
+                    "upgrade",
+                    "is of protocols without packets: leave `framing` away",
+                ));
+            }
+            if direction != BridgeDirection::Duplex {
+                return Err(Error::config("upgrade", "is spoken both ways: leave `direction` away"));
+            }
         }
         if peer_policy.is_some() && transport.tls.is_none() {
             return Err(Error::config("peer_policy", "needs TLS: without it no peer is known"));
@@ -64,6 +79,7 @@ impl Prepared {
             carries_packets,
             deadlines,
             policy: peer_policy,
+            upgrade,
             tap,
         })
     }

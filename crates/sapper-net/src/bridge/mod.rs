@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use sapper_proto::cdtunnel;
 use sapper_proto::framing::Framing;
+use sapper_proto::upgrade::Upgrade;
 
 pub use control::{Bridge, ControlMailbox, Event, Reply, Value};
 pub use state::{BridgeState, BridgeStats, FlowSnapshot, SideSnapshot, StatsSnapshot};
@@ -46,6 +47,8 @@ pub struct BridgeOptions {
     pub deadlines: Deadlines,
     /// Whether somebody is asked about the peer before any application data flows.
     pub peer_policy: Option<PolicyOptions>,
+    /// What the transport's protocol says in clear before its TLS.
+    pub upgrade: Option<Upgrade>,
     /// Where inner packets are copied to from the start.
     pub tap: Option<TapOptions>,
 }

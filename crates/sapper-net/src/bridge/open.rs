@@ -5,7 +5,8 @@ use std::sync::Arc;
 use sapper_proto::framing::Framing;
 use sapper_proto::framing::superframe::Hello;
 use sapper_proto::packet::Offloads;
-use tokio::time::{Instant, timeout_at};
+use sapper_proto::upgrade::Upgrade;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::control::Reply;
 use super::{BridgeDirection, Deadlines, PacketOptions, PolicyOptions, SideOptions, SideTls};
@@ -19,6 +20,7 @@ use crate::pump::{Ends, Sink};
 use crate::stream::Stream;
 use crate::tls::HandshakeInfo;
 use crate::tls::stream::TlsStream;
+use crate::upgrade::{NO_APPLICATION_PROTOCOL, Upgrading};
 
 /// Alert of a peer that was verified and is not wanted (RFC 8446, section 6.2).
 const ACCESS_DENIED: u8 = 49;
@@ -34,6 +36,7 @@ pub(super) struct Prepared {
     pub(super) carries_packets: bool,
     pub(super) deadlines: Deadlines,
     pub(super) policy: Option<PolicyOptions>,
+    pub(super) upgrade: Option<Upgrade>,
     pub(super) tap: Option<Box<TapFile>>,
 }
 
@@ -70,6 +73,17 @@ pub(super) struct OpenSide {
     pub(super) info: Option<Arc<HandshakeInfo>>,
     /// Payload that was received already.
     pub(super) initial: Vec<u8>,
+    /// What its protocol has still to say under TLS before payload.
+    pub(super) upgrading: Option<Box<Upgrading>>,
+}
+
+/// What happens on the way to an open end.
+#[derive(Default)]
+struct OnTheWay<'a> {
+    /// Somebody is asked about the peer.
+    policy: Option<(PolicyOptions, &'a Reply)>,
+    /// TLS begins by an upgrade; one that is two-sided needs the other end.
+    upgrade: Option<(Upgrade, Option<&'a mut OpenSide>)>,
 }
 
 impl Prepared {
@@ -88,6 +102,7 @@ impl Prepared {
             carries_packets: false,
             deadlines: Deadlines::default(),
             policy: None,
+            upgrade: None,
             tap: None,
         }
     }
@@ -96,17 +111,29 @@ impl Prepared {
     pub(super) async fn open(&mut self, events: &Reply) -> Result<OpenEnds> {
         let sink_listens = self.sink.endpoint.as_ref().is_some_and(EndpointSpec::is_listener);
         let max_packet = self.form.packets.max_packet;
-        let sink = if sink_listens { None } else { Some(self.open_sink().await?) };
-        let transport =
-            open_side(&mut self.transport, max_packet, &self.deadlines, self.policy.map(|p| (p, events)))
-                .await?;
-        Ok(OpenEnds { transport, sink })
+        let is_two_sided = self.upgrade.is_some_and(Upgrade::is_two_sided);
+        let waits = sink_listens && !is_two_sided;
+        let mut sink = if waits { None } else { Some(self.open_sink().await?) };
+        let on_the_way = OnTheWay {
+            policy: self.policy.map(|policy| (policy, events)),
+            upgrade: self.upgrade.map(|upgrade| (upgrade, sink.as_mut().filter(|_| is_two_sided))),
+        };
+        match open_side(&mut self.transport, max_packet, &self.deadlines, on_the_way).await {
+            Ok(transport) => Ok(OpenEnds { transport, sink }),
+            Err(error) => {
+                // What never began must not look like an end.
+                if let Some(OpenSide { opened: Opened::Stream(sink), .. }) = &mut sink {
+                    sink.fail(&error);
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Opens the sink; a listener's one connection is waited for here.
     pub(super) async fn open_sink(&mut self) -> Result<OpenSide> {
         let max_packet = self.form.packets.max_packet;
-        open_side(&mut self.sink, max_packet, &self.deadlines, None).await
+        open_side(&mut self.sink, max_packet, &self.deadlines, OnTheWay::default()).await
     }
 }
 
@@ -121,7 +148,7 @@ async fn open_side(
     side: &mut Side,
     max_packet: usize,
     deadlines: &Deadlines,
-    policy: Option<(PolicyOptions, &Reply)>,
+    on_the_way: OnTheWay<'_>,
 ) -> Result<OpenSide> {
     let spec = side.endpoint.take().ok_or_else(|| Error::new(ErrorKind::ApiMisuse, "opened twice"))?;
     let options = OpenOptions { connect: deadlines.connect, accept: deadlines.accept, max_packet };
@@ -129,20 +156,40 @@ async fn open_side(
         spec.open(&options).await.map_err(|error| error.with_field(side.field).with_phase(Phase::Connect))?;
     let initial = std::mem::take(&mut side.initial_data);
     let Some(tls) = &side.tls else {
-        return Ok(OpenSide { opened, info: None, initial });
+        return Ok(OpenSide { opened, info: None, initial, upgrading: None });
     };
-    let stream = match opened {
+    let mut stream = match opened {
         Opened::Stream(stream) => stream,
         Opened::Port(_) => return Err(Error::config(side.field, "TLS runs over a stream, not over packets")),
     };
     let until = Instant::now() + deadlines.handshake;
-    let shake = TlsStream::handshake(stream, &tls.config, &tls.role, &initial);
+    let mut upgrading = None;
+    let shake = async {
+        let Some((upgrade, inner)) = on_the_way.upgrade else {
+            return TlsStream::handshake(stream, &tls.config, &tls.role, &initial).await;
+        };
+        let up = upgrading.insert(Box::new(Upgrading::new(upgrade, &tls.role, initial)));
+        let inner = inner.and_then(|side| {
+            up.received_inside(std::mem::take(&mut side.initial));
+            match &mut side.opened {
+                Opened::Stream(stream) => Some(&mut **stream as &mut dyn Stream),
+                Opened::Port(_) => None,
+            }
+        });
+        let ciphertext = up.until_tls(stream.as_mut(), inner).await?;
+        let (mut stream, info) = TlsStream::handshake(stream, &tls.config, &tls.role, &ciphertext).await?;
+        if let Err(error) = up.check(&info) {
+            stream.abort(NO_APPLICATION_PROTOCOL).await;
+            return Err(error.with_alert(NO_APPLICATION_PROTOCOL));
+        }
+        Ok((stream, info))
+    };
     let (mut stream, info) = timeout_at(until, shake).await.unwrap_or_else(|_| {
         let text =
             format!("the TLS handshake was not done within {:.1} s", deadlines.handshake.as_secs_f64());
         Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
     })?;
-    if let Some((policy, events)) = policy {
+    if let Some((policy, events)) = on_the_way.policy {
         let subject = Subject::Peer {
             certificates: info.peer_certificates.clone(),
             psk_identity: info.psk_identity.clone(),
@@ -156,7 +203,8 @@ async fn open_side(
                 .with_phase(Phase::Handshake));
         }
     }
-    Ok(OpenSide { opened: Opened::Stream(Box::new(stream)), info: Some(Arc::new(info)), initial: Vec::new() })
+    let opened = Opened::Stream(Box::new(stream));
+    Ok(OpenSide { opened, info: Some(Arc::new(info)), initial: Vec::new(), upgrading })
 }
 
 /// Framing over both ends: the ends of a pump, and what each flow begins with.
@@ -174,10 +222,30 @@ pub(super) async fn join(
         }
     };
     let Some(framing) = form.framing else {
-        let Opened::Stream(cleartext) = sink.opened else {
+        let Opened::Stream(mut cleartext) = sink.opened else {
             return Err(Error::config("framing", "a packet endpoint needs a framing"));
         };
-        return Ok((Ends::Streams(network, cleartext), sink.initial, transport.initial));
+        let (mut received, mut inside) = (transport.initial, sink.initial);
+        if let Some(mut upgrading) = transport.upgrading {
+            upgrading.received_inside(inside);
+            let speaking = upgrading.until_payload(network.as_mut(), cleartext.as_mut());
+            let spoken = timeout(deadlines.handshake, speaking).await.unwrap_or_else(|_| {
+                let text = format!(
+                    "the upgrade to TLS was not done within {:.1} s: what is inside said nothing",
+                    deadlines.handshake.as_secs_f64()
+                );
+                Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
+            });
+            if let Err(error) = spoken {
+                // What never began must not look like an end.
+                cleartext.fail(&error);
+                return Err(error);
+            }
+            let (from_network, from_inside) = upgrading.into_payload();
+            inside = from_inside;
+            received.extend(from_network);
+        }
+        return Ok((Ends::Streams(network, cleartext), inside, received));
     };
     let sink = sink_port(sink, form, PacketKind::Ip)?;
     let mut received = transport.initial;
@@ -233,7 +301,8 @@ pub(super) async fn open_replacement(
     deadlines: Deadlines,
 ) -> Result<Sink> {
     let side = SideOptions { endpoint: spec, tls: None, initial_data: Vec::new(), field: "sink" };
-    let opened = open_side(&mut Side::new(side), form.packets.max_packet, &deadlines, None).await?;
+    let way = OnTheWay::default();
+    let opened = open_side(&mut Side::new(side), form.packets.max_packet, &deadlines, way).await?;
     if carries_packets {
         return Ok(Sink::Port(sink_port(opened, form, PacketKind::Ip)?));
     }

@@ -115,6 +115,13 @@ impl Door {
         }
     }
 
+    /// Nothing more will be read, and whoever writes to us fails with that.
+    pub fn stop_reading(&self) {
+        if let Some(half) = self.lock().as_mut() {
+            half.stop(0);
+        }
+    }
+
     /// Breaks both directions off: the other half reads an error, and what it writes is thrown away.
     pub fn reset(&self) {
         if let Some(half) = self.lock().as_mut() {

@@ -135,6 +135,7 @@ impl End {
                 packets: PacketOptions { max_packet: 16_000, ..PacketOptions::default() },
                 deadlines: plan.deadlines,
                 peer_policy: None,
+                upgrade: None,
                 tap: None,
             };
             Bridge::new(options, self.reply(EVENTS)).unwrap()

@@ -46,7 +46,7 @@ fn service(upgrade: Upgrade) -> Vec<u8> {
     match upgrade {
         Upgrade::Smtp => b"220-mail.example\r\n220 ready\r\n".to_vec(),
         Upgrade::Imap => b"* OK [CAPABILITY IMAP4rev1] ready\r\n".to_vec(),
-        Upgrade::Mysql => packet(0, &greeting(0xf7ff & !0x0800)),
+        Upgrade::Mysql => packet(0, &greeting(0xf7ff)),
         Upgrade::Postgres | Upgrade::PostgresDirect => Vec::new(),
     }
 }

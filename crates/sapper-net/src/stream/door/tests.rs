@@ -109,6 +109,14 @@ async fn a_reset_is_an_error_and_no_end() {
 }
 
 #[tokio::test]
+async fn who_stops_reading_is_missed() {
+    let (door, mut far) = Door::new(100, || {});
+    door.stop_reading();
+    let error = write_all(&mut far, b"nobody").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+}
+
+#[tokio::test]
 async fn a_door_is_taken_once_and_a_dropped_one_is_an_end() {
     let (one, other) = Door::pair(100, || {}, || {});
     one.write(b"hello").unwrap();

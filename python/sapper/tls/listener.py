@@ -1,0 +1,543 @@
+"""A TLS server: an async iterator of connections whose handshake is done, or a handler's host.
+
+::
+
+    async with listen(("::", 8443), credentials=Credentials.certificate(chain, key)) as server:
+        async for stream in server:
+            ...
+
+Accepting is native. Connections between their acceptance and the end of their handshake are bounded, and each
+has its deadline: who connects and says nothing costs a known amount and holds nobody up. A handshake that
+fails is an event (:class:`sapper.events.HandshakeFailed`) and a number, never an exception of the loop.
+
+Not here: what the connections carry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from sapper import _native, endpoint
+from sapper._life import EventStream
+from sapper._loop import running_post
+from sapper._options import config_error
+from sapper._takeover import Taken, must_be_open
+from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
+from sapper.events import Closed, Event, HandshakeFailed
+from sapper.pump import PumpOptions, Upgrade, options_from
+from sapper.tls.bridge import PeerPolicy, with_protocol
+from sapper.tls.config import Credentials, TlsConfig
+from sapper.tls.stream import TlsStream, shake
+
+__all__ = ["ListenAddress", "ListenerStats", "TlsListener", "listen"]
+
+logger = logging.getLogger("sapper")
+
+#: Where to listen: ``(host, port)``, ``"tcp-listen://[::]:443"``, ``"unix-listen:/path"``, a socket or
+#: descriptor that listens already, or several of these.
+ListenAddress = (
+    tuple[str | None, int]
+    | str
+    | endpoint.TcpListen
+    | endpoint.UnixListen
+    | socket.socket
+    | int
+    | Sequence[socket.socket | int]
+)
+
+Handler = Callable[[TlsStream], Awaitable[object]]
+
+#: Seconds of a listener's handshakes where nobody says otherwise: clients that mean it need one at most.
+_HANDSHAKE_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStats:
+    """What a listener has done.
+
+    Attributes:
+        accepted: Connections accepted.
+        aborted: Connections that broke before they were accepted.
+        pending: Connections now between their acceptance and being fetched.
+        limit_pauses: Times that accepting waited because ``max_connections`` were open.
+        exhausted_pauses: Times that accepting waited because the system was out of descriptors or memory.
+        handshakes: Handshakes that were done.
+        failed: Handshakes that failed.
+    """
+
+    accepted: int
+    aborted: int
+    pending: int
+    limit_pauses: int
+    exhausted_pauses: int
+    handshakes: int
+    failed: int
+
+
+class TlsListener:
+    """Accepts TLS connections. Made by :func:`listen`; begins with ``async with`` or ``await``.
+
+    It lives until it is closed. Used on the thread of its event loop.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[_native.Mailbox, int], _native.Listener],
+        tls: TlsConfig,
+        options: PumpOptions,
+        policy: PeerPolicy | None,
+        own: Callable[[], None],
+    ) -> None:
+        self._begin = start
+        self._tls = tls
+        self._options = options
+        self._policy = policy
+        self._own = own
+        self._post = running_post()
+        self._key: int | None = None
+        self._native: _native.Listener | None = None
+        self._listening: asyncio.Future[None] | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._over = asyncio.Event()
+        self._error: SapperError | None = None
+        self._closing = False
+        self._shaking: set[asyncio.Task[None]] = set()
+        self._handling: set[asyncio.Task[None]] = set()
+        # Bounded: each one holds its place among the pending.
+        self._ready: deque[tuple[TlsStream, _native.Arrival]] = deque()
+        self._acceptors: deque[asyncio.Future[None]] = deque()
+        self._serving = 0
+        self._streams: list[EventStream] = []
+        self._handshakes = self._failed = 0
+
+    # -- its life --------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Begins to listen; again, it does nothing. If cancelled, it is closed.
+
+        Raises:
+            BindError: The address cannot be had.
+            PermissionRequired: The port needs a right.
+            ClosedError: It was closed.
+        """
+        if self._native is None:
+            if self._closing:
+                raise ClosedError("the listener is closed")
+            self._listening = asyncio.get_running_loop().create_future()
+            mailbox, self._key = self._post.subscribe(self._hear)
+            try:
+                self._native = self._begin(mailbox, self._key)
+            except BaseException:
+                self._post.unsubscribe(self._key)
+                raise
+            self._own()
+        assert self._listening is not None  # noqa: S101 - made with the native one
+        try:
+            await asyncio.shield(self._listening)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Accepts no more. Handshakes under way go on, and connections that are fetched are not touched."""
+        self._closing = True
+        if self._native is not None:
+            self._native.close()
+        else:
+            self._over.set()
+        self._wake(everybody=True)
+
+    async def aclose(self, drain: float = 5.0) -> None:
+        """:meth:`close`, then waits for handshakes and handlers of :meth:`serve`.
+
+        Connections that nobody has fetched are closed. If cancelled, everything ends at once.
+
+        Args:
+            drain: Seconds; what is not done by then is cancelled.
+        """
+        self.close()
+        try:
+            if drain > 0 and self._serving:
+                async with asyncio.timeout(drain):
+                    while self._shaking or self._ready or self._handling:
+                        if under_way := {*self._shaking, *self._handling}:
+                            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                        else:
+                            await asyncio.sleep(0)  # serve() fetches what is ready in its next turn
+        except TimeoutError:
+            logger.warning("sapper: %d connections were not done within %s s", len(self._handling), drain)
+        finally:
+            await self._end()
+
+    async def wait_closed(self) -> None:
+        """Waits until it accepts no more.
+
+        If cancelled, only the waiting ends.
+
+        Raises:
+            SapperError: What ended it, where that was not :meth:`close`.
+        """
+        await self._over.wait()
+        if self._error is not None:
+            raise self._error
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.start().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose(*(() if kind is None else (0.0,)))
+
+    # -- its connections -------------------------------------------------------------------------
+
+    async def accept(self) -> TlsStream:
+        """The next connection whose handshake is done. If cancelled, none is lost.
+
+        Raises:
+            ClosedError: The listener is closed, and everything accepted before was fetched.
+            NotStartedError: It was not started.
+            SapperError: What ended it.
+        """
+        if self._native is None:
+            await self.start()
+        while not self._ready:
+            if self._over.is_set() and not self._shaking:
+                if self._error is not None:
+                    raise self._error
+                raise ClosedError("the listener is closed")
+            waiter = asyncio.get_running_loop().create_future()
+            self._acceptors.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._acceptors:
+                    self._acceptors.remove(waiter)
+                elif self._ready and waiter.cancelled():
+                    self._wake()  # somebody else takes what this one was woken for
+        stream, arrival = self._ready.popleft()
+        arrival.done()
+        return stream
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TlsStream:
+        try:
+            return await self.accept()
+        except ClosedError:
+            raise StopAsyncIteration from None
+
+    async def serve(self, handler: Handler) -> None:
+        """Runs ``handler`` for each connection, in a task of its own, until the listener is closed.
+
+        The connection is closed behind the handler: orderly, or at once where it failed. A handler's
+        failure goes to the loop's exception handler. If cancelled, the listener and all handlers end.
+
+        Args:
+            handler: Takes the connection.
+
+        Raises:
+            SapperError: What ended the listener, where that was not :meth:`close`.
+        """
+        await self.start()
+        self._serving += 1
+        try:
+            async for stream in self:
+                task = asyncio.create_task(self._handle(handler, stream))
+                self._handling.add(task)
+                task.add_done_callback(self._handling.discard)
+            while self._handling:
+                await asyncio.wait(self._handling)
+        except asyncio.CancelledError:
+            await self._end()
+            raise
+        finally:
+            self._serving -= 1
+
+    # -- what it tells ---------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens: ``"127.0.0.1:8443"``, ``"[::1]:8443"``, a path."""
+        return self._addresses
+
+    @property
+    def port(self) -> int:
+        """Its TCP port (that of its first address).
+
+        Raises:
+            ApiMisuseError: It does not listen on TCP, or not yet.
+        """
+        host, _, port = self._addresses[0].rpartition(":") if self._addresses else ("", "", "")
+        if not host or not port.isdigit():
+            raise ApiMisuseError("there is no TCP port", ErrorContext(reason="no_port"))
+        return int(port)
+
+    def stats(self) -> ListenerStats:
+        """Counters now."""
+        native = self._native.stats() if self._native is not None else None
+        return ListenerStats(
+            accepted=native["accepted"] if native else 0,
+            aborted=native["aborted"] if native else 0,
+            pending=native["pending"] if native else 0,
+            limit_pauses=native["limit_pauses"] if native else 0,
+            exhausted_pauses=native["exhausted_pauses"] if native else 0,
+            handshakes=self._handshakes,
+            failed=self._failed,
+        )
+
+    def events(self) -> EventStream:
+        """An iterator over its events from now on: HandshakeFailed, EventsLost, Closed last.
+
+        Its queue is bounded; one that is too slow gets :class:`~sapper.events.EventsLost`.
+        """
+        stream = EventStream()
+        if self._over.is_set():
+            stream.put(Closed(self._error))
+        else:
+            self._streams.append(stream)
+        return stream
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "listening" if self._addresses else "new"
+        return f"<TlsListener {state} {' '.join(self._addresses)}>"
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _hear(self, tag: str, value: Any) -> None:
+        if tag == "closed":
+            self._closed(value)
+        elif isinstance(value, _native.Arrival):
+            task = asyncio.get_running_loop().create_task(self._shake(value))
+            self._shaking.add(task)
+            task.add_done_callback(self._shaken)
+        else:
+            self._addresses = tuple(value)
+            if self._listening is not None and not self._listening.done():
+                self._listening.set_result(None)
+
+    async def _shake(self, arrival: _native.Arrival) -> None:
+        try:
+            stream = await shake(
+                Taken(arrival.endpoint()), (self._tls.native, True, None), b"", self._options, self._policy
+            )
+        except SapperError as error:
+            self._failed += 1
+            logger.debug("sapper: the handshake with %s failed: %s", arrival.peer, error)
+            self._tell(HandshakeFailed(arrival.peer, error))
+            arrival.done()
+            return
+        self._handshakes += 1
+        self._ready.append((stream, arrival))
+        self._wake()
+
+    def _shaken(self, task: asyncio.Task[None]) -> None:
+        self._shaking.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            task.get_loop().call_exception_handler(
+                {"message": "sapper: a handshake's task failed", "exception": error, "task": task}
+            )
+        if self._over.is_set() and not self._shaking:
+            self._wake(everybody=True)
+
+    async def _handle(self, handler: Handler, stream: TlsStream) -> None:
+        try:
+            async with stream:
+                await handler(stream)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a user's handler may raise anything; the loop hears of it
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"sapper: the handler of {stream!r} failed", "exception": error}
+            )
+
+    def _wake(self, *, everybody: bool = False) -> None:
+        while self._acceptors:
+            waiter = self._acceptors.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                if not everybody:
+                    return
+
+    def _tell(self, event: Event) -> None:
+        for stream in self._streams:
+            stream.put(event)
+
+    def _closed(self, error: SapperError | None) -> None:
+        self._closing = True
+        self._error = error
+        if self._key is not None:
+            self._post.unsubscribe(self._key)
+        if self._listening is not None and not self._listening.done():
+            self._listening.set_exception(error or ClosedError("the listener was closed"))
+            self._listening.exception()  # somebody may never ask
+        self._over.set()
+        self._tell(Closed(error))
+        self._streams.clear()
+        self._wake(everybody=True)
+
+    async def _end(self) -> None:
+        """Ends everything that is under way."""
+        self.close()
+        me = asyncio.current_task()
+        under_way = [task for task in (*self._shaking, *self._handling) if task is not me]
+        for task in under_way:
+            task.cancel()
+        while self._ready:
+            stream, arrival = self._ready.popleft()
+            stream.abort()
+            arrival.done()
+        if under_way:
+            await asyncio.wait(under_way)
+        while self._ready:  # what was done in the same moment
+            self._ready.popleft()[0].abort()
+        await self._over.wait()
+
+
+def listen(
+    address: ListenAddress,
+    *,
+    credentials: Credentials | TlsConfig,
+    peer_policy: PeerPolicy | None = None,
+    max_connections: int = 4096,
+    max_handshakes: int = 512,
+    backlog: int = 1024,
+    reuse_port: bool = False,
+    unix_mode: int | None = None,
+    replace_stale: bool = False,
+    keepalive: float | None = None,
+    handshake_timeout: float = _HANDSHAKE_TIMEOUT,
+    idle_timeout: float | None = None,
+    close_timeout: float | None = None,
+    policy_timeout: float | None = None,
+    upgrade: Upgrade | None = None,
+) -> TlsListener:
+    """Makes a TLS server. It listens from ``async with`` (or ``await``) on.
+
+    Args:
+        address: ``(host, port)`` (``None`` or ``""`` as host: every address of this machine; port 0: a free
+            one), ``"tcp-listen://host:port"``, ``"unix-listen:/path"``, a socket that listens already
+            (ours from then on), a descriptor of one (duplicated), or several of these.
+        credentials: What we prove, and whom we believe.
+        peer_policy: Asked about each peer after its verification and before any data.
+        max_connections: Connections that may be open; at the limit accepting waits.
+        max_handshakes: Connections that may be between their acceptance and being fetched; at the limit
+            accepting waits.
+        backlog: Connections that the system keeps until they are accepted.
+        reuse_port: Share the port with other sockets that say the same.
+        unix_mode: Permissions of a Unix socket's path.
+        replace_stale: Replace a Unix socket's path on which nobody listens any more.
+        keepalive: Seconds of silence after which the system asks a TCP peer whether it is still there.
+        handshake_timeout: Seconds for each handshake, the policy included (10).
+        idle_timeout: Seconds without a byte in either direction after which a connection ends (never).
+        close_timeout: Seconds within which closing a connection delivers what was written (2).
+        policy_timeout: Seconds for the policy's answer (5).
+        upgrade: What clients say in clear before TLS: ``"postgres"``, ``"smtp"``, ``"imap"``.
+
+    Raises:
+        ConfigError: An argument is wrong; ``field`` names it.
+        ApiMisuseError: There is no running event loop.
+    """
+    options = options_from(
+        None,
+        {
+            "handshake_timeout": handshake_timeout,
+            "idle_timeout": idle_timeout,
+            "close_timeout": close_timeout,
+            "policy_timeout": policy_timeout,
+            "upgrade": upgrade,
+        },
+    )
+    if credentials is None:
+        raise config_error("credentials", "a server needs some")
+    limits: tuple[tuple[str, object, int, int], ...] = (
+        ("max_connections", max_connections, 1, 1_000_000),
+        ("max_handshakes", max_handshakes, 1, 1_000_000),
+        ("backlog", backlog, 1, 65_535),
+        ("unix_mode", 0 if unix_mode is None else unix_mode, 0, 0o7777),
+    )
+    for name, value, low, high in limits:
+        if not isinstance(value, int) or not low <= value <= high:
+            raise config_error(name, f"must be a whole number from {low} to {high}")
+    values: _native.ListenerDict = {
+        "backlog": backlog,
+        "max_connections": max_connections,
+        "max_handshakes": max_handshakes,
+        "reuse_port": reuse_port,
+        "unix_mode": unix_mode,
+        "replace_stale": replace_stale,
+        "keepalive": keepalive,
+    }
+    start, own = _where(address, values)
+    if upgrade == "mysql":
+        raise config_error("upgrade", '"mysql" needs both ends before TLS: make bridges', "two_sided")
+    return TlsListener(start, with_protocol(TlsConfig.of(credentials), upgrade), options, peer_policy, own)
+
+
+def _where(
+    address: ListenAddress, values: _native.ListenerDict
+) -> tuple[Callable[[_native.Mailbox, int], _native.Listener], Callable[[], None]]:
+    """How to begin, and what to do with what the caller gave once that has worked."""
+    if isinstance(address, str):
+        parsed = endpoint.parse(address, field="address")
+        if not isinstance(parsed, endpoint.TcpListen | endpoint.UnixListen):
+            raise config_error("address", f"{address!r} is nothing to listen at", "not_a_listener")
+        address = parsed
+    if isinstance(address, endpoint.UnixListen):
+        path = address.path
+        return lambda mailbox, key: _native.Listener.unix(path, values, mailbox, key), _nothing
+    if isinstance(address, endpoint.TcpListen):
+        address = (address.host, address.port)
+    if isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str | None):
+        return _tcp(address[0], address[1], values), _nothing
+    given: Sequence[Any] = [address] if isinstance(address, socket.socket | int) else list(address)
+    return _adopted(given, values)
+
+
+def _tcp(
+    host: str | None, port: object, values: _native.ListenerDict
+) -> Callable[[_native.Mailbox, int], _native.Listener]:
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65_535:
+        raise config_error("address", "a port is a whole number from 0 to 65535")
+    where = None if host in (None, "", "::") else host
+    return lambda mailbox, key: _native.Listener.tcp(where, port, values, mailbox, key)
+
+
+def _adopted(
+    given: Sequence[Any], values: _native.ListenerDict
+) -> tuple[Callable[[_native.Mailbox, int], _native.Listener], Callable[[], None]]:
+    numbers: list[int] = []
+    for one in given:
+        number = one.fileno() if isinstance(one, socket.socket) else one
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise config_error(
+                "address", f"must be an address or what listens, not {type(one).__name__}", "wrong_type"
+            )
+        must_be_open(number, "address")
+        numbers.append(number)
+    if not numbers:
+        raise config_error("address", "names nothing to listen at")
+
+    def own() -> None:
+        for one in given:
+            if isinstance(one, socket.socket):
+                os.close(one.detach())
+
+    return lambda mailbox, key: _native.Listener.adopt(numbers, values, mailbox, key), own
+
+
+def _nothing() -> None:
+    return None
