@@ -17,10 +17,16 @@ from rich.console import Console
 
 from benches.children import BenchError
 from benches.figures import Row
-from benches.rows import RowFunction, Settings, bridges, packets, tun_offload, tunnels
+from benches.rows import RowFunction, Settings, bridges, packets, proxies, tun_offload, tunnels
 from benches.table import as_json, machine, print_row, summary
 
-ROWS: dict[str, RowFunction] = {**packets.rows(), **tun_offload.rows(), **tunnels.rows(), **bridges.rows()}
+ROWS: dict[str, RowFunction] = {
+    **packets.rows(),
+    **tun_offload.rows(),
+    **tunnels.rows(),
+    **bridges.rows(),
+    **proxies.rows(),
+}
 
 
 def main() -> int:

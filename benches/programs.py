@@ -23,6 +23,7 @@ WIREGUARD = "golang.zx2c4.com/wireguard@v0.0.0-20260522210424-ecfc5a8d5446"
 _C = {
     "load": ("load/load.c", "load/inner_tcp.c", "load/record.c"),
     "hold": ("load/hold.c",),
+    "tls_load": ("load/tls_load.c",),
     "native_pump": ("peers/native_pump.c",),
     "forwarder": ("peers/forwarder.c",),
 }
@@ -30,8 +31,11 @@ _PACKAGES = {
     "gcc": "gcc",
     "go": "golang, or the archive from go.dev",
     "ip": "iproute2",
+    "haproxy": "haproxy",
     "iperf3": "iperf3",
+    "nginx": "nginx-light and libnginx-mod-stream",
     "openssl": "openssl",
+    "stunnel": "stunnel4",
 }
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benches.figures import Column, Floor, Row, Samples
@@ -39,7 +40,7 @@ def print_row(console: Console, row: Row) -> None:
     for floor in row.floors:
         console.print("  " + sentence(floor))
     for reason in row.unmeasured:
-        console.print(f"  [yellow]not measured[/]  {reason}", highlight=False)
+        console.print(f"  [yellow]not measured[/]  {escape(reason)}", highlight=False)
     for note in row.notes:
         console.print(f"  note: {note}", highlight=False)
     console.print()
