@@ -16,7 +16,7 @@ from support.certs import Certificates, Identity
 __all__ = ["LATEST", "connect", "ends", "own", "trusting", "until"]
 
 #: Within how long everything has to be over, even on a busy machine.
-LATEST = 10.0
+LATEST = 25.0
 
 
 def own(identity: Identity, **more: Any) -> TlsConfig:

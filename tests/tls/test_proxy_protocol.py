@@ -154,7 +154,7 @@ async def test_a_trusted_one_is_believed(
                 behind, _ = service.accept()
                 with behind, behind.makefile("rb") as read:
                     line = await asyncio.to_thread(read.readline)
-                assert proxy.connections()[0].client == "[2001:db8::1]:4711"
+                    assert proxy.connections()[0].client == "[2001:db8::1]:4711"  # while it is there
         await until(lambda: [one for one in events if isinstance(one, ConnectionEvent)], "the end is told")
     assert line == b"PROXY TCP6 2001:db8::1 2001:db8::2 4711 443\r\n"
 
