@@ -257,6 +257,70 @@ def to_s_server(
     return options, peer
 
 
+def test_early_data_is_neither_offered_nor_taken(
+    certs: Certificates, tmp_path: Path, inside: Any, accepted: Any
+) -> None:
+    (tmp_path / "early").write_bytes(b"before anybody agreed to it")
+    session = tmp_path / "session.pem"
+    theirs = ("-cert", certs.server.cert_path, "-key", certs.server.key_path)
+    config = tls.TlsConfig(roots=certs.ca.cert)
+    port = free_port()
+    with run_program(
+        "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-early_data", *theirs, port=port
+    ) as peer:
+        # Our client resumes there, and sends none.
+        for resumed in (False, True):
+            with inside(
+                socket=f"tcp://127.0.0.1:{port}", server_hostname=certs.name, credentials=config
+            ) as us:
+                assert us.bridge.handshake_sync().resumed is resumed
+                us.bridge.start()
+                us.inner.sendall(b"after it\n")
+                peer.wait_for(b"after it")
+                # What it says comes behind its tickets.
+                peer.send(b"a line\n")
+                assert traffic.receive_exactly(us.inner, 7) == b"a line\n"
+            peer.wait_for(b"No early data received")
+            assert b"Early data received:" not in peer.output
+            peer.output = b""
+    # A session with which somebody else would take early data. What s_client says of tickets it may
+    # keep for itself until its end.
+    port = free_port()
+    other_server = run_program(
+        "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-early_data", *theirs, port=port
+    )
+    with other_server as peer, s_client(certs, "TLSv1.3", "-sess_out", session)(port) as other:
+        other.send(b"a word\n")
+        peer.wait_for(b"a word")
+        peer.send(b"an answer\n")
+        other.wait_for(b"an answer")
+        other.send(b"Q\n")
+        other.wait()
+        assert b"Max Early Data: 16384" in other.output
+    ours = tls.TlsConfig(credentials=tls.Credentials.certificate(certs.server.cert, certs.server.key))
+    connection, peer = accepted(
+        s_client(certs, "TLSv1.3", "-sess_in", session, "-early_data", tmp_path / "early")
+    )
+    with inside(socket=connection, server_side=True, credentials=ours) as us:
+        us.bridge.handshake_sync()
+        us.bridge.start()
+        us.inner.sendall(b"only after the handshake\n")
+        peer.wait_for(b"only after the handshake")
+        assert b"Early data was rejected" in peer.output
+        peer.send(b"a line\n")
+        assert traffic.receive_exactly(us.inner, 7) == b"a line\n", "no early byte came before it"
+    # Tickets of ours announce none, so nobody tries.
+    connection, peer = accepted(s_client(certs, "TLSv1.3"))
+    with inside(socket=connection, server_side=True, credentials=ours) as us:
+        us.bridge.handshake_sync()
+        us.bridge.start()
+        us.inner.sendall(b"behind the tickets\n")
+        peer.wait_for(b"behind the tickets")
+        peer.send(b"Q\n")
+        peer.wait()
+        assert b"Max Early Data: 0" in peer.output
+
+
 @pytest.mark.parametrize("peer_is_server", [True, False])
 def test_our_key_updates_are_followed(
     certs: Certificates, inside: Any, accepted: Any, peer_is_server: bool
