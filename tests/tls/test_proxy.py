@@ -223,7 +223,8 @@ async def test_the_next_service_is_tried_and_the_failed_one_last(certs: Certific
         for _ in range(3):
             assert await asyncio.to_thread(talk, proxy.addresses[0], trusting(certs)) == b"echo\nhello"
         await until(lambda: ends(events, "retry"), "the failure is told")
-        assert proxy.stats().upstream_failures == {dead: 1}
+        # On a machine that takes seconds for a connection it may have been tried again.
+        assert 1 <= proxy.stats().upstream_failures[dead] < 3
     retry = ends(events, "retry")[0]
     assert retry.connection.upstream == dead
     assert isinstance(retry.error, errors.ConnectError)
