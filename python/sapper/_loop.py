@@ -246,7 +246,8 @@ def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> Non
 
 
 _posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPost] = weakref.WeakKeyDictionary()
-_latest: LoopPost | None = None
+#: Weakly: what a loop has is given back with the loop.
+_latest: weakref.ref[LoopPost] | None = None
 
 
 class ThreadPost:
@@ -331,12 +332,12 @@ def post_of(loop: asyncio.AbstractEventLoop | None) -> LoopPost | ThreadPost:
     global _latest  # noqa: PLW0603 - only a short cut: most programs have one loop
     if loop is None:
         return _thread_post
-    if (latest := _latest) is not None and latest.loop is loop:
+    if _latest is not None and (latest := _latest()) is not None and latest.loop is loop:
         return latest
     post = _posts.get(loop)
     if post is None:
         post = _posts[loop] = LoopPost(loop)
-    _latest = post
+    _latest = weakref.ref(post)
     return post
 
 
