@@ -79,6 +79,8 @@ class LoopPost:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._waiter: threading.Thread | None = None
         self._closing = False
+        # Messages are heard in their order: who is told of one does not take those behind it.
+        self._draining = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -201,22 +203,29 @@ class LoopPost:
 
     def drain(self) -> None:
         """Takes all messages; the loop calls it when there are some."""
-        if self._mailbox is None:
+        if self._mailbox is None or self._draining:
             return
-        for key, tag, value in self._mailbox.drain():
-            waiting = self._futures.get(key)
-            if waiting is not None:
-                future, told = waiting
-                if future.done():
-                    continue
-                if tag == "error":
-                    if told is not None:
-                        told(value)
-                    future.set_exception(value)
-                else:
-                    future.set_result(value)
-            elif (handler := self._handlers.get(key)) is not None:
-                self.run(handler, tag, value)
+        self._draining = True
+        try:
+            for key, tag, value in self._mailbox.drain():
+                self._deliver(key, tag, value)
+        finally:
+            self._draining = False
+
+    def _deliver(self, key: int, tag: str, value: Any) -> None:
+        waiting = self._futures.get(key)
+        if waiting is not None:
+            future, told = waiting
+            if future.done():
+                return
+            if tag == "error":
+                if told is not None:
+                    told(value)
+                future.set_exception(value)
+            else:
+                future.set_result(value)
+        elif (handler := self._handlers.get(key)) is not None:
+            self.run(handler, tag, value)
 
 
 def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> None:

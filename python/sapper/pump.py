@@ -254,6 +254,7 @@ class Pump:
         Raises:
             SapperError: What ended the pump, unless ``on_error`` or another waiter has heard it.
         """
+        self._life.hear_now()
         if not self._life.over:
             await running_post().call(self._native.wait_closed)
         if not self._life.over:  # its messages arrive on another loop or thread
