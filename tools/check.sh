@@ -10,6 +10,8 @@ step() {
     "$@" || failed="$failed
   $name"
 }
+# Packages of an older pyproject.toml would make mypy find mistakes that are none.
+tools/setup-env.sh || exit 1
 bin=.venv/bin
 step "rustfmt" cargo fmt --all --check
 step "clippy" tools/cargo.sh clippy --release --workspace --all-targets --quiet -- -D warnings
