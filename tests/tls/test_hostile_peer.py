@@ -340,3 +340,42 @@ def test_a_client_that_says_all_at_once_and_goes_is_heard(certs: Certificates) -
         end.close()
         bridge.wait_closed_sync(LATEST)
     assert not hearing.errors
+
+
+def test_goodbyes_that_cross_are_no_error(certs: Certificates) -> None:
+    """The peer has said its goodbye and closed, unheard yet, when we say ours: nothing is lost."""
+    hearing = Hearing()
+    sink, end = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, end:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+        far.settimeout(LATEST)
+        with (
+            far,
+            create_bridge(
+                socket=near,
+                sink=sink,
+                credentials=Credentials.none(roots=certs.ca.cert),
+                server_hostname=certs.name,
+                **hearing.options(),
+            ) as bridge,
+        ):
+            enemy = Enemy(certs, far)
+            shaking = Background(enemy.handshake)
+            bridge.handshake_sync()
+            shaking.join()
+            bridge.start()
+            bridge.pause("decapsulate")
+            far.sendall(enemy.records(b"last words") + enemy.goodbye())
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            far.close()
+            calls = bridge.stats().transport.send_calls
+            end.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + LATEST
+            while bridge.stats().transport.send_calls == calls:
+                assert time.monotonic() < deadline, "it says no goodbye"
+                time.sleep(0.01)
+            bridge.resume("decapsulate")
+            assert drain(end) == b"last words"
+            bridge.wait_closed_sync(LATEST)
+    assert not hearing.errors

@@ -160,6 +160,7 @@ impl TlsStream {
                         drained => drained,
                     })
                     .await?;
+                    self.write_failed = None;
                     self.unopened = !self.incoming.is_empty();
                     self.incoming.release();
                     return Ok(*info);
@@ -526,11 +527,20 @@ impl Stream for TlsStream {
             return Poll::Ready(Err(error.clone()));
         }
         if !self.write_ended {
+            ready!(self.poll_drain(cx))?;
             self.write_ended = true;
             self.engine.close_notify(&mut self.outgoing)?;
         }
-        ready!(self.poll_drain(cx))?;
-        self.carrier.poll_send_eof(cx)
+        // All data has left. A goodbye that finds nobody is no loss: both sides often say theirs at once,
+        // and how the peer went is told to whoever reads.
+        let goodbye = match ready!(self.poll_drain(cx)) {
+            Ok(()) => ready!(self.carrier.poll_send_eof(cx)),
+            failed => failed,
+        };
+        Poll::Ready(match goodbye {
+            Err(error) if error.kind() == ErrorKind::ConnectionLost => Ok(()),
+            goodbye => goodbye,
+        })
     }
 
     fn reset(&mut self, code: u64) {
