@@ -365,8 +365,9 @@ async def test_a_tls_client_at_a_plain_port_is_told(made: ThrowawayCertificates,
             ca=made.authority,
             options=ClientOptions(reconnect=False),
         )
-        with pytest.raises(IncompatiblePeer, match="handshake_failure"):
+        with pytest.raises(IncompatiblePeer, match="the port is plain: connect without TLS") as told:
             await asyncio.wait_for(mine.connect(), LATEST)
+        assert told.value.reason == "tls_at_plain_port"
         async with asyncio.timeout(LATEST):
             async for event in heard:
                 if isinstance(event, events.ClientError):

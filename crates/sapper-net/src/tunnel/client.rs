@@ -271,7 +271,8 @@ async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Resul
     let mut carrier: BoxStream = Box::new(stream);
     if let Some((config, name)) = &options.tls {
         let role = Role::Client { server_name: name.clone() };
-        carrier = shake(carrier, Arc::clone(config), role, Vec::new(), limit).await?;
+        let shaken = shake(carrier, Arc::clone(config), role, Vec::new(), limit).await;
+        carrier = shaken.map_err(greeting::perhaps_plain)?;
     }
     let tell = |name| shared.teller.tell(Notice { name, ..Notice::default() });
     tell("tunnel-connection-established");

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stream::{BoxStream, ops};
+use crate::tls::failure::alert;
 
 /// How long a last word may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -34,6 +35,25 @@ pub(super) fn failed(error: &W3pError) -> Error {
         _ => error.to_string(),
     };
     Error::new(kind, text).with_phase(Phase::Handshake).with_reason(reason)
+}
+
+/// A TLS handshake that failed as it does at a plain port: a server of ours answers with [`TLS_ALERT`], which
+/// no TLS server does; an original one closes, which others do too.
+pub(super) fn perhaps_plain(error: Error) -> Error {
+    const REMEDY: &str = "connect without TLS, or turn TLS on at the server";
+    if error.alert_received() && error.alert() == Some(alert::UNEXPECTED_MESSAGE) {
+        return Error::new(ErrorKind::IncompatiblePeer, format!("the port is plain: {REMEDY}"))
+            .with_phase(Phase::Handshake)
+            .with_reason("tls_at_plain_port")
+            .with_alert_received(alert::UNEXPECTED_MESSAGE);
+    }
+    if error.kind() != ErrorKind::ConnectionLost {
+        return error;
+    }
+    let text = format!("{}; perhaps the port is plain: {REMEDY}", error.message());
+    Error::new(ErrorKind::ConnectionLost, text)
+        .with_phase(Phase::Handshake)
+        .with_reason(error.reason().unwrap_or("truncated"))
 }
 
 pub(super) fn ended(what: &str) -> Error {

@@ -28,8 +28,8 @@ const OFFER: &str = "sapper";
 const LONGEST_RETRY: u64 = 86_400;
 
 /// Sent to a TLS client that came to a plain port, so that it knows at once: a fatal alert,
-/// handshake_failure.
-pub const TLS_ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 40];
+/// unexpected_message. No TLS server says that to a first hello, so a client of ours takes it for certain.
+pub const TLS_ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 10];
 
 /// What somebody who connected speaks, by its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
