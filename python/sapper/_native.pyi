@@ -430,6 +430,9 @@ class TunnelServerDict(TypedDict):
     tls: TlsConfig | None
     visitor_tls: TlsConfig | None
     filter: float | None
+    visitor_filter: float | None
+    allow_visitors: list[str] | None
+    deny_visitors: list[str]
     max_clients: int
     max_visitors: int
     lease_file: str | PathLike[str] | None
@@ -479,6 +482,7 @@ class TunnelClientDict(TypedDict):
     lease: str | None
     reconnect: tuple[float, float] | None
     dial_timeout: float
+    send_proxy: Literal["v1", "v2"] | None
     common: TunnelCommonDict
 
 @final

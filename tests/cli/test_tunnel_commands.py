@@ -109,6 +109,9 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         (("expose", "x", "--to", "host:1"), "SERVICE"),
         (("tunnel", "serve", "--public-ports", "9-1"), "public"),
         (("tunnel", "serve", "--cert", "x"), "cert"),
+        (("tunnel", "serve", "--port", "0", "--allow", "10.0.0.0/33"), "--allow"),
+        (("tunnel", "serve", "--port", "0", "--deny", "nobody"), "--deny"),
+        (("expose", "1", "--to", "host:1", "--send-proxy", "v3"), "--send-proxy"),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Path) -> None:

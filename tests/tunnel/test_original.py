@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from sapper.errors import CredentialsRejected
+from sapper.errors import ConnectionLost, CredentialsRejected
 from sapper.tunnel import ClientOptions, ClientStatus, TunnelClient, TunnelStatus, events
 from support.tunnels import CREDENTIALS, LATEST, Service, asked, client, echo, server, until, visit
 from support.w3ptunl import CLOSE, DATA, MAGIC, OriginalClient, OriginalServer, frame, message, read_message
@@ -52,6 +52,15 @@ async def test_an_original_client_is_served(leak_check: None) -> None:
             assert {kind for _, kind, _ in peer.frames} <= {DATA, CLOSE}, "nothing else reaches it"
             ids = [stream for stream, _, _ in peer.frames]
             assert all(1 <= one <= 2**32 - 2 for one in ids)
+
+
+async def test_tls_at_an_original_plain_server(leak_check: None) -> None:
+    async with original_server() as peer:
+        ours = TunnelClient(
+            "127.0.0.1", peer.port, 9, CREDENTIALS, tls=True, options=ClientOptions(reconnect=False)
+        )
+        with pytest.raises(ConnectionLost, match="perhaps the port is plain: connect without TLS"):
+            await asyncio.wait_for(ours.connect(), LATEST)
 
 
 async def test_an_original_server_gets_the_credentials_as_they_are(leak_check: None) -> None:

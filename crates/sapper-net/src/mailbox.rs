@@ -105,6 +105,21 @@ pub enum Subject {
         /// Where it connects from.
         address: String,
     },
+    /// Whether somebody may visit a tunnel.
+    TunnelVisitor {
+        /// The tunnel's number among the server's.
+        id: u64,
+        /// What the tunnel's client says of itself, a JSON object.
+        credentials: String,
+        /// Where the tunnel's client connects from.
+        client: String,
+        /// The tunnel's public port.
+        port: u16,
+        /// Whether the client is one of our own kind.
+        negotiated: bool,
+        /// Where the visitor connects from.
+        visitor: String,
+    },
 }
 
 /// The listener's end and everybody's way to post.

@@ -172,6 +172,14 @@ impl Question {
                 subject.set_item("credentials", credentials)?;
                 subject.set_item("address", address)?;
             }
+            Subject::TunnelVisitor { id, credentials, client, port, negotiated, visitor } => {
+                subject.set_item("id", id)?;
+                subject.set_item("credentials", credentials)?;
+                subject.set_item("client", client)?;
+                subject.set_item("tunnel_port", port)?;
+                subject.set_item("negotiated", negotiated)?;
+                subject.set_item("visitor", visitor)?;
+            }
         }
         Ok(subject)
     }

@@ -12,6 +12,8 @@ use sapper_net::tunnel::server::{Server, ServerOptions};
 use sapper_net::tunnel::service::Service;
 use sapper_net::tunnel::{Common, TunnelStats};
 use sapper_net::{Error, Result};
+use sapper_proto::proxy_protocol::Version;
+use sapper_proto::tunnel::ip_list::{IpList, VisitorRule};
 use sapper_proto::tunnel::mux::Overflow;
 
 use crate::errors::{self, OrRaise};
@@ -45,6 +47,10 @@ impl CommonValues {
     }
 }
 
+fn addresses(field: &'static str, entries: &[String]) -> Result<IpList> {
+    IpList::parse(entries.iter().map(String::as_str)).map_err(|error| Error::config(field, error.to_string()))
+}
+
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 struct ServerValues {
@@ -55,6 +61,9 @@ struct ServerValues {
     tls: Option<Py<TlsConfig>>,
     visitor_tls: Option<Py<TlsConfig>>,
     filter: Option<f64>,
+    visitor_filter: Option<f64>,
+    allow_visitors: Option<Vec<String>>,
+    deny_visitors: Vec<String>,
     max_clients: u32,
     max_visitors: u32,
     lease_file: Option<PathBuf>,
@@ -72,6 +81,14 @@ impl ServerValues {
             tls: self.tls.map(|config| Arc::clone(&config.get().inner)),
             visitor_tls: self.visitor_tls.map(|config| Arc::clone(&config.get().inner)),
             filter: self.filter.map(seconds("filter_timeout")).transpose()?,
+            visitor_filter: self.visitor_filter.map(seconds("filter_timeout")).transpose()?,
+            visitors: VisitorRule {
+                allow: self
+                    .allow_visitors
+                    .map(|entries| addresses("allow_visitors", &entries))
+                    .transpose()?,
+                deny: addresses("deny_visitors", &self.deny_visitors)?,
+            },
             max_clients: self.max_clients,
             max_visitors: self.max_visitors,
             lease_file: self.lease_file,
@@ -150,6 +167,7 @@ struct ClientValues {
     lease: Option<String>,
     reconnect: Option<(f64, f64)>,
     dial_timeout: f64,
+    send_proxy: Option<String>,
     common: CommonValues,
 }
 
@@ -168,6 +186,7 @@ impl ClientValues {
             }
             Ok((first, longest))
         };
+        let versions = [("v1", Version::V1), ("v2", Version::V2)];
         Ok(ClientOptions {
             host: self.host,
             port: self.port,
@@ -177,6 +196,7 @@ impl ClientValues {
             lease: self.lease,
             reconnect: self.reconnect.map(pauses).transpose()?,
             dial_timeout: seconds("dial_timeout")(self.dial_timeout)?,
+            send_proxy: self.send_proxy.map(|text| word("send_proxy", &text, &versions)).transpose()?,
             common: self.common.read()?,
         })
     }

@@ -35,6 +35,8 @@ OPTIONS: Mapping[str, str] = {
     "roots": "--roots",
     "peer_rules": "--allow",
     **dict.fromkeys(("dns", "uri", "email", "ip", "cn", "ou", "pin"), "--allow"),
+    "allow_visitors": "--allow",
+    "deny_visitors": "--deny",
     "crls": "--crl",
     "ocsp": "--ocsp",
     "pins": "--pin",

@@ -12,13 +12,14 @@ import signal
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from sapper._options import config_error
+from sapper.cli._names import naming
 from sapper.cli._output import EXIT_CODES, error_values, write_json
 from sapper.errors import SapperError
 
@@ -57,6 +58,17 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     visitor_cert: Annotated[Path | None, typer.Option(help="TLS at public ports: certificate chain.")] = None,
     visitor_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Who may visit: an address, 10.0.0.0/8, 192.168.*, 10.0.0.5-9; repeatable. "
+            "Everybody without it.",
+            metavar="ADDRESSES",
+        ),
+    ] = None,
+    deny: Annotated[
+        list[str] | None, typer.Option(help="Who may not, in spite of --allow.", metavar="ADDRESSES")
+    ] = None,
     state: Annotated[
         Path | None,
         typer.Option(help="Folder of the token and the leases; ~/.local/state/sapper without it."),
@@ -76,6 +88,8 @@ def serve(
         "host": host,
         "visitor_host": visitor_host,
         "lease_file": folder / "tunnel-leases.json",
+        "allow_visitors": None if allow is None else tuple(allow),
+        "deny_visitors": tuple(deny or ()),
     }
     if public_ports is not None:
         given["public_ports"] = _range(public_ports)
@@ -94,7 +108,8 @@ def serve(
         options=ServerOptions(**given),
         danger_allow_anonymous=danger_allow_anonymous,
     )
-    _finish(asyncio.run(_serve(server, port, token, cert is not None, drain, as_json)))
+    with naming():
+        _finish(asyncio.run(_serve(server, port, token, cert is not None, drain, as_json)))
 
 
 def expose(
@@ -116,6 +131,10 @@ def expose(
     ] = False,
     lease: Annotated[
         str | None, typer.Option(help="Name whose public port this client gets, at a server of sapper's.")
+    ] = None,
+    send_proxy: Annotated[
+        Literal["v1", "v2"] | None,
+        typer.Option(help="Tell the service who visits, in a PROXY header of that version."),
     ] = None,
     reconnect: Annotated[bool, typer.Option(help="Connect again when the connection is gone.")] = True,
     drain: Annotated[float, typer.Option(help="Seconds that Ctrl-C gives to open streams.", min=0)] = 5.0,
@@ -141,7 +160,7 @@ def expose(
         ca=ca,
         server_hostname=server_name,
         danger_accept_any_certificate=danger_accept_any_certificate,
-        options=ClientOptions(reconnect=reconnect, lease=lease),
+        options=ClientOptions(reconnect=reconnect, lease=lease, send_proxy=send_proxy),
         **where,
     )
     _finish(asyncio.run(_expose(client, host, drain, as_json)))

@@ -8,7 +8,7 @@ Both speak W3PTUNL with the peers that are deployed, and more with each other.
 
 from sapper.tunnel.client import ClientStatus, TunnelClient
 from sapper.tunnel.options import ClientOptions, ServerOptions
-from sapper.tunnel.server import ConnectionFilter, TunnelServer, TunnelStatus
+from sapper.tunnel.server import ConnectionFilter, TunnelServer, TunnelStatus, VisitorFilter
 
 __all__ = [
     "ClientOptions",
@@ -18,4 +18,5 @@ __all__ = [
     "TunnelClient",
     "TunnelServer",
     "TunnelStatus",
+    "VisitorFilter",
 ]

@@ -142,6 +142,7 @@ class TunnelClient(TunnelObject):
                     "lease": options.lease,
                     "reconnect": options.reconnect_delay if options.reconnect else None,
                     "dial_timeout": options.dial_timeout,
+                    "send_proxy": options.send_proxy,
                     "common": options._common(),
                 },
                 self._wanted,

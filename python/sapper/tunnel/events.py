@@ -232,7 +232,10 @@ class VisitorDisconnected(TunnelEvent):
 
 @dataclass(frozen=True, slots=True)
 class VisitorError(TunnelEvent):
-    """A visitor's connection or its service broke; without a ``visitor`` its TLS handshake failed."""
+    """A visitor's connection or its service broke.
+
+    Without a ``visitor`` it never got a stream: it was not let in, or its TLS handshake failed.
+    """
 
     name: ClassVar[str] = "visitor-error"
     client_tunnel: ClientTunnel

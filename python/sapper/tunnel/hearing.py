@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 from sapper import _native
@@ -285,7 +285,7 @@ def end_of(values: dict[str, Any]) -> StreamEnd | None:
     return None if stream is None else StreamEnd(stream[0], stream[1] or None)
 
 
-def tunnel_of(values: dict[str, Any]) -> ClientTunnel:
+def tunnel_of(values: Mapping[str, Any]) -> ClientTunnel:
     """The client and its tunnel that an event is about."""
     if "id" not in values:
         return ClientTunnel(0, "")

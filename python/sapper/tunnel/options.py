@@ -53,7 +53,12 @@ class ServerOptions(_Common):
     """First and last public port; twice the same is a fixed one. The default is below the ports that systems
     give to outgoing connections, so that a client finds its port free again."""
     filter_timeout: _Seconds = 10.0
-    """Seconds that the filter has for an answer; none means no."""
+    """Seconds that a filter has for an answer; none means no."""
+    allow_visitors: tuple[str, ...] | None = None
+    """Who may visit: addresses, networks (``10.0.0.0/8``), wildcards (``192.168.*``), ranges
+    (``10.0.0.5-10.0.0.9``). ``None`` is everybody."""
+    deny_visitors: tuple[str, ...] = ()
+    """Who may not, whatever ``allow_visitors`` says."""
     max_clients: _Count = 1_024
     """Clients at a time; more wait to be accepted."""
     max_visitors: _Count = 4_096
@@ -83,6 +88,9 @@ class ClientOptions(_Common):
     """First and longest pause before it connects again: doubled each time, the second half by chance."""
     dial_timeout: _Seconds = 10.0
     """Seconds that the service has to answer."""
+    send_proxy: Literal["v1", "v2"] | None = None
+    """The version of the PROXY header by which the service hears who visits; ``None``: it hears nothing.
+    Servers of the original do not tell who visits: then the header says that it is not known."""
     lease: str | None = None
     """A name whose public port this client gets at our own servers, whatever its credentials are. Who else
     uses it takes the port over."""

@@ -20,12 +20,15 @@ from sapper.tunnel import events
 from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
 from sapper.tunnel.options import ServerOptions
 
-__all__ = ["ConnectionFilter", "TunnelServer", "TunnelStatus"]
+__all__ = ["ConnectionFilter", "TunnelServer", "TunnelStatus", "VisitorFilter"]
 
 logger = logging.getLogger("sapper")
 
 #: Decides about a client by its credentials; only True lets it in.
 ConnectionFilter = Callable[[dict[str, Any]], bool | Awaitable[bool]]
+
+#: Decides about a visitor by the tunnel and the visitor's address (``host:port``); only True lets it in.
+VisitorFilter = Callable[[events.ClientTunnel, str], bool | Awaitable[bool]]
 
 #: Without a filter everybody may have a tunnel: then only this machine is everybody.
 LOOPBACK = "localhost"
@@ -71,6 +74,8 @@ class TunnelServer(TunnelObject):
         connection_filter: Decides about each client by its credentials, synchronously or not. It may be
             replaced while the server runs. Without one everybody who reaches the main port gets a tunnel,
             so the server listens on loopback alone.
+        visitor_filter: Decides about each visitor when it connects, synchronously or not, after the lists of
+            addresses among the options. Everybody may visit without one.
         tls: TLS at the main port: credentials of a server, or a :class:`~sapper.tls.TlsConfig`.
         visitor_tls: The same at public ports.
         options: Further options.
@@ -86,6 +91,7 @@ class TunnelServer(TunnelObject):
         self,
         connection_filter: ConnectionFilter | None = None,
         *,
+        visitor_filter: VisitorFilter | None = None,
         tls: TlsConfig | Credentials | None = None,
         visitor_tls: TlsConfig | Credentials | None = None,
         options: ServerOptions | None = None,
@@ -96,6 +102,8 @@ class TunnelServer(TunnelObject):
         self._tls = None if tls is None else TlsConfig.of(tls, field="tls")
         self._visitor_tls = None if visitor_tls is None else TlsConfig.of(visitor_tls, field="visitor_tls")
         self._anonymous = danger_allow_anonymous
+        check_callback(visitor_filter, "visitor_filter")
+        self._visitor_filter = visitor_filter
         self._filter: ConnectionFilter | None = None
         self._addresses: tuple[str, ...] = ()
         self._port: int | None = None
@@ -153,7 +161,7 @@ class TunnelServer(TunnelObject):
 
         Raises:
             BindError: The port cannot be had.
-            ConfigError: The file of leases cannot be read.
+            ConfigError: The file of leases cannot be read, or an entry of a list of addresses is none.
         """
         whole(port, "port", 0, 65_535)
         host, visitor_host = self._hosts()
@@ -169,6 +177,9 @@ class TunnelServer(TunnelObject):
                     "tls": None if self._tls is None else self._tls.native,
                     "visitor_tls": None if self._visitor_tls is None else self._visitor_tls.native,
                     "filter": options.filter_timeout,
+                    "visitor_filter": None if self._visitor_filter is None else options.filter_timeout,
+                    "allow_visitors": None if options.allow_visitors is None else [*options.allow_visitors],
+                    "deny_visitors": [*options.deny_visitors],
                     "max_clients": options.max_clients,
                     "max_visitors": options.max_visitors,
                     "lease_file": options.lease_file,
@@ -251,15 +262,11 @@ class TunnelServer(TunnelObject):
         return kind(tunnel)
 
     def _ask(self, question: _native.Question) -> None:
-        decide = self._filter
-        if decide is None:
-            question.answer(True)
-            return
-        credentials: Mapping[str, Any] = json.loads(question.subject["credentials"])
+        subject = question.subject
         try:
-            answer = decide(dict(credentials))
+            answer = self._decide(subject)
         except Exception:
-            logger.exception("sapper: the connection filter failed, which means no")
+            logger.exception("sapper: a filter of the tunnel failed, which means no")
             question.answer(False)
             return
         if isinstance(answer, Awaitable):
@@ -267,6 +274,13 @@ class TunnelServer(TunnelObject):
             self._post.run(answer_later, question, answer, self._options.filter_timeout)
         else:
             question.answer(answer is True)
+
+    def _decide(self, subject: Mapping[str, Any]) -> bool | Awaitable[bool]:
+        if "visitor" in subject:
+            about_visitors = self._visitor_filter
+            return about_visitors is not None and about_visitors(tunnel_of(subject), subject["visitor"])
+        about_clients = self._filter
+        return True if about_clients is None else about_clients(json.loads(subject["credentials"]))
 
 
 def _status(one: _native.TunnelStatusDict) -> TunnelStatus:

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::backoff::Backoff;
 use sapper_proto::tunnel::frame::{Capabilities, Code};
 use sapper_proto::tunnel::mux::Mux;
@@ -51,6 +52,8 @@ pub struct ClientOptions {
     pub reconnect: Option<(Duration, Duration)>,
     /// How long the service may take to answer.
     pub dial_timeout: Duration,
+    /// The service hears who visits, in a header of this version.
+    pub send_proxy: Option<Version>,
     /// What both ends have.
     pub common: Common,
 }
@@ -187,7 +190,7 @@ async fn work(
     shared: &Shared,
     stopping: &mut watch::Receiver<Option<Duration>>,
 ) -> Result<()> {
-    let dialer = Dialer::new(options.service.clone(), options.dial_timeout);
+    let dialer = Dialer::new(options.service.clone(), options.dial_timeout, options.send_proxy);
     let instance: [u8; 16] = random()?;
     let instance = instance.iter().map(|byte| format!("{byte:02x}")).collect();
     let words = ClientWords { instance, lease: options.lease.clone() }.encode();

@@ -4,11 +4,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use sapper_proto::tunnel::ip_list::VisitorRule;
 use tokio::time::{Instant, timeout};
 
+use super::canonical;
 use super::link::{BoxFuture, Connected};
+use super::notice::{Teller, TunnelInfo};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::mailbox::Subject;
 use crate::stream::BoxStream;
+use crate::stream::address::Address;
 use crate::stream::listen::{AcceptedSocket, ListenAddress, ListenOptions, Listener};
 use crate::tls::config::TlsConfig;
 use crate::tls::stream::TlsStream;
@@ -20,13 +25,20 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 /// A listening port and who waits at it.
 pub(super) struct PublicPort {
     accepting: BoxFuture<(Listener, Result<AcceptedSocket>)>,
-    tls: Option<SharedTlsConfig>,
-    handshake: Duration,
+    door: Door,
 }
 
 /// Somebody who connected.
 pub(super) struct Visitor {
     socket: AcceptedSocket,
+    door: Door,
+}
+
+/// What a visitor passes before it gets a stream.
+#[derive(Clone)]
+struct Door {
+    rule: Arc<VisitorRule>,
+    ask: Option<Duration>,
     tls: Option<SharedTlsConfig>,
     handshake: Duration,
 }
@@ -38,6 +50,10 @@ pub(super) struct PublicOptions {
     pub(super) max_visitors: u32,
     pub(super) tls: Option<SharedTlsConfig>,
     pub(super) handshake: Duration,
+    /// Who may come in, by address.
+    pub(super) rule: Arc<VisitorRule>,
+    /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
+    pub(super) ask: Option<Duration>,
 }
 
 impl PublicPort {
@@ -46,15 +62,20 @@ impl PublicPort {
         let address = ListenAddress::Tcp { host: options.host.clone(), port };
         let listen = ListenOptions { max_connections: options.max_visitors, ..ListenOptions::default() };
         let listener = Listener::bind(&address, &listen, Instant::now() + LOOK_UP).await?;
-        let tls = options.tls.clone();
-        Ok(Self { accepting: Box::pin(accept(listener)), tls, handshake: options.handshake })
+        let door = Door {
+            rule: Arc::clone(&options.rule),
+            ask: options.ask,
+            tls: options.tls.clone(),
+            handshake: options.handshake,
+        };
+        Ok(Self { accepting: Box::pin(accept(listener)), door })
     }
 
     pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Visitor>> {
         let (listener, accepted) = ready!(self.accepting.as_mut().poll(cx));
         self.accepting = Box::pin(accept(listener));
-        let (tls, handshake) = (self.tls.clone(), self.handshake);
-        Poll::Ready(accepted.map(|socket| Visitor { socket, tls, handshake }))
+        let door = self.door.clone();
+        Poll::Ready(accepted.map(|socket| Visitor { socket, door }))
     }
 }
 
@@ -64,17 +85,65 @@ async fn accept(mut listener: Listener) -> (Listener, Result<AcceptedSocket>) {
 }
 
 impl Visitor {
-    /// The stream, or the handshake that it takes first.
-    pub(super) fn greeting(self) -> std::result::Result<BoxStream, BoxFuture<Connected>> {
-        let stream: Result<BoxStream> = self.socket.open().map(|stream| Box::new(stream) as BoxStream);
-        match (stream, self.tls) {
-            (Ok(stream), None) => Ok(stream),
-            (Ok(stream), Some(tls)) => {
-                Err(Box::pin(shake(stream, tls, Role::Server, Vec::new(), self.handshake)))
+    /// The stream, or what it takes first: a program's answer, a TLS handshake. Who may not come in is an error.
+    pub(super) fn greeting(
+        self,
+        teller: &Arc<Teller>,
+        info: Option<&Arc<TunnelInfo>>,
+    ) -> std::result::Result<BoxStream, BoxFuture<Connected>> {
+        let Self { socket, door } = self;
+        let from = match &socket.peer {
+            Address::Inet(peer) => Some(canonical(*peer)),
+            _ => None,
+        };
+        let mut stream: BoxStream = match socket.open() {
+            Ok(stream) => Box::new(stream),
+            Err(error) => return Err(Box::pin(std::future::ready(Err(error)))),
+        };
+        let from = match from {
+            Some(from) if door.rule.admits(from.ip()) => from,
+            _ => {
+                stream.reset(0);
+                let who = from.map_or_else(|| "somebody".to_owned(), |from| from.ip().to_string());
+                return Err(Box::pin(std::future::ready(Err(denied(&format!("{who} may not visit"))))));
             }
-            (Err(error), _) => Err(Box::pin(std::future::ready(Err(error)))),
+        };
+        if let Some(deadline) = door.ask {
+            let (teller, info) = (Arc::clone(teller), info.cloned().unwrap_or_default());
+            return Err(Box::pin(async move {
+                if !asked(&teller, &info, from.to_string(), deadline).await {
+                    stream.reset(0);
+                    return Err(denied(&format!("the visitor filter did not let {from} in")));
+                }
+                match door.tls {
+                    Some(tls) => shake(stream, tls, Role::Server, Vec::new(), door.handshake).await,
+                    None => Ok(stream),
+                }
+            }));
+        }
+        match door.tls {
+            None => Ok(stream),
+            Some(tls) => Err(Box::pin(shake(stream, tls, Role::Server, Vec::new(), door.handshake))),
         }
     }
+}
+
+fn denied(text: &str) -> Error {
+    Error::new(ErrorKind::PolicyDenied, text).with_phase(Phase::Handshake).with_reason("visitor")
+}
+
+/// The program's answer about one visitor.
+async fn asked(teller: &Teller, info: &TunnelInfo, visitor: String, deadline: Duration) -> bool {
+    let (mailbox, key) = teller.mailbox();
+    let subject = Subject::TunnelVisitor {
+        id: info.id,
+        credentials: info.credentials.clone(),
+        client: info.client.clone(),
+        port: info.port,
+        negotiated: info.negotiated,
+        visitor,
+    };
+    mailbox.ask(key, subject, deadline).await
 }
 
 /// A TLS handshake with its deadline. `initial` was read already.

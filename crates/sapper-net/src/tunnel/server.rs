@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sapper_proto::tunnel::ip_list::VisitorRule;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
@@ -49,6 +50,10 @@ pub struct ServerOptions {
     pub visitor_tls: Option<SharedTlsConfig>,
     /// Whether somebody is asked about each client, and how long an answer may take; none means no.
     pub filter: Option<Duration>,
+    /// Who may visit, by address.
+    pub visitors: VisitorRule,
+    /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
+    pub visitor_filter: Option<Duration>,
     /// Clients at a time.
     pub max_clients: u32,
     /// Visitors of one client at a time.
@@ -111,6 +116,8 @@ impl Server {
             max_visitors: options.max_visitors,
             tls: options.visitor_tls.clone(),
             handshake: options.common.handshake_timeout,
+            rule: Arc::new(options.visitors.clone()),
+            ask: options.visitor_filter,
         };
         let shared = Arc::new(Shared {
             options,

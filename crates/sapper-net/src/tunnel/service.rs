@@ -1,17 +1,19 @@
 //! The local service that a client exposes, and how it is reached.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use sapper_proto::proxy_protocol::{Addresses, Details, Header, Version};
+use tokio::time::{Instant, timeout_at};
 
 use super::link::Connected;
-use crate::error::ErrorKind;
-use crate::stream::BoxStream;
+use crate::error::{Error, ErrorKind, Phase};
 use crate::stream::address::UnixAddress;
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
+use crate::stream::{BoxStream, ops};
 
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,17 +33,19 @@ const LOCAL: [&str; 2] = ["127.0.0.1", "::1"];
 pub(super) struct Dialer {
     service: Service,
     timeout: Duration,
+    /// The service hears who visits, in a header of this version.
+    proxy: Option<Version>,
     /// Which of this machine's addresses answered last.
     answers: AtomicUsize,
 }
 
 impl Dialer {
-    pub(super) fn new(service: Service, timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { service, timeout, answers: AtomicUsize::new(0) })
+    pub(super) fn new(service: Service, timeout: Duration, proxy: Option<Version>) -> Arc<Self> {
+        Arc::new(Self { service, timeout, proxy, answers: AtomicUsize::new(0) })
     }
 
-    /// One connection.
-    pub(super) async fn dial(self: Arc<Self>) -> Connected {
+    /// One connection, for a visitor from the first of the two addresses to the second, where that is known.
+    pub(super) async fn dial(self: Arc<Self>, visitor: Option<(SocketAddr, SocketAddr)>) -> Connected {
         let deadline = Instant::now() + self.timeout;
         let options = ConnectOptions::default();
         let stream = match &self.service {
@@ -64,7 +68,24 @@ impl Dialer {
                 }
             }
         };
-        let stream: BoxStream = Box::new(stream);
+        let mut stream: BoxStream = Box::new(stream);
+        if let Some(version) = self.proxy {
+            let header = header(version, visitor);
+            let told = timeout_at(deadline, ops::write_all(stream.as_mut(), &header)).await;
+            told.unwrap_or_else(|_| {
+                let text = "the service did not take the PROXY header in time";
+                Err(Error::new(ErrorKind::ConnectDeadline, text).with_phase(Phase::Connect))
+            })?;
+        }
         Ok(stream)
     }
+}
+
+/// Who visits. An original server does not tell: then the header says that it is not known.
+fn header(version: Version, visitor: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+    let header = match visitor {
+        Some((from, to)) => Header::tcp(version, from, to),
+        None => Header { version, addresses: Addresses::Unknown, details: Details::default() },
+    };
+    header.encode().expect("a header without details is short")
 }

@@ -244,7 +244,7 @@ impl Link {
             return self.mux.reset(key, Code::DENIED, "this end takes no streams", now);
         };
         let visitor = info.and_then(|info| info.visitor);
-        let dial = std::sync::Arc::clone(dialer).dial();
+        let dial = std::sync::Arc::clone(dialer).dial(visitor);
         self.slots.insert(key, None, visitor, &self.awake);
         self.start(Box::pin(async move { Done::Dialled(key, dial.await) }));
     }
@@ -294,10 +294,10 @@ impl Link {
                     self.may_accept = false;
                     return;
                 }
-                Poll::Ready(Ok(visitor)) => match visitor.greeting() {
+                Poll::Ready(Ok(visitor)) => match visitor.greeting(&self.teller, self.info.as_ref()) {
                     Ok(stream) => self.admit(stream),
-                    Err(handshake) => {
-                        self.start(Box::pin(async move { Done::Visitor(handshake.await) }));
+                    Err(greeting) => {
+                        self.start(Box::pin(async move { Done::Visitor(greeting.await) }));
                     }
                 },
                 Poll::Ready(Err(error)) => {
