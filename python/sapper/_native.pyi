@@ -433,6 +433,7 @@ class TunnelServerDict(TypedDict):
     visitor_filter: float | None
     allow_visitors: list[str] | None
     deny_visitors: list[str]
+    visitor_rate: tuple[float, int] | None
     max_clients: int
     max_visitors: int
     lease_file: str | PathLike[str] | None

@@ -111,6 +111,8 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         (("tunnel", "serve", "--cert", "x"), "cert"),
         (("tunnel", "serve", "--port", "0", "--allow", "10.0.0.0/33"), "--allow"),
         (("tunnel", "serve", "--port", "0", "--deny", "nobody"), "--deny"),
+        (("tunnel", "serve", "--visitor-burst", "5"), "visitor-burst"),
+        (("tunnel", "serve", "--visitor-rate", "0"), "visitor_rate"),
         (("expose", "1", "--to", "host:1", "--send-proxy", "v3"), "--send-proxy"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ConfigError, PolicyDenied
+from sapper.errors import ConfigError, PolicyDenied, ResourceLimit
 from sapper.testing import throwaway_certificates
 from sapper.tunnel import ClientOptions, ServerOptions, TunnelServer, events
 from support.tunnels import CREDENTIALS, LATEST, Service, client, echo, server
@@ -98,6 +98,43 @@ async def test_an_entry_that_is_none_is_told_with_its_option(name: str, leak_che
     with pytest.raises(ConfigError, match=r"300\.1\.1\.1") as caught:
         await TunnelServer(options=ServerOptions(**given)).start(0)
     assert caught.value.field == name
+
+
+# -- how often -----------------------------------------------------------------------------------------
+
+
+async def test_an_address_that_comes_too_often_is_sent_away(leak_check: None) -> None:
+    # One visit in more than a day: no slow machine fills the bucket while it is looked at.
+    options = {"visitor_rate": 1e-5, "visitor_burst": 2}
+    async with Service(echo) as service, server(options=options) as ours:
+        heard = ours.events()
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            assert [await is_let_in(public, "127.0.0.2") for _ in range(4)] == [True, True, False, False]
+            event = await denied(heard)
+            assert isinstance(event.err, ResourceLimit)
+            assert event.err.reason == "visitor_rate"
+            assert await is_let_in(public, "127.0.0.3"), "others are not held up"
+            async with client(ours.port or 0, service.port) as second:
+                assert not await is_let_in(second.assigned_port or 0, "127.0.0.2"), "tunnels share it"
+            assert service.connections == 3
+
+
+async def test_who_is_not_on_the_list_uses_up_nothing(leak_check: None) -> None:
+    options = {"visitor_rate": 1e-5, "visitor_burst": 1, "deny_visitors": ("127.0.0.2",)}
+    async with Service(echo) as service, server(options=options) as ours:
+        heard = ours.events()
+        async with client(ours.port or 0, service.port) as exposed:
+            for _ in range(2):
+                assert not await is_let_in(exposed.assigned_port or 0, "127.0.0.2")
+                assert isinstance((await denied(heard)).err, PolicyDenied)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_told(value: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerOptions(visitor_rate=value)
+    assert caught.value.field == "visitor_rate"
 
 
 # -- a program's answer --------------------------------------------------------------------------------

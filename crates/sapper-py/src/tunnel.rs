@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use sapper_net::proxy::Rate;
 use sapper_net::tunnel::client::{Client, ClientOptions};
 use sapper_net::tunnel::notice::Notice;
 use sapper_net::tunnel::server::{Server, ServerOptions};
@@ -64,6 +65,7 @@ struct ServerValues {
     visitor_filter: Option<f64>,
     allow_visitors: Option<Vec<String>>,
     deny_visitors: Vec<String>,
+    visitor_rate: Option<(f64, u32)>,
     max_clients: u32,
     max_visitors: u32,
     lease_file: Option<PathBuf>,
@@ -82,6 +84,7 @@ impl ServerValues {
             visitor_tls: self.visitor_tls.map(|config| Arc::clone(&config.get().inner)),
             filter: self.filter.map(seconds("filter_timeout")).transpose()?,
             visitor_filter: self.visitor_filter.map(seconds("filter_timeout")).transpose()?,
+            visitor_rate: self.visitor_rate.map(|(per_second, burst)| Rate { per_second, burst }),
             visitors: VisitorRule {
                 allow: self
                     .allow_visitors

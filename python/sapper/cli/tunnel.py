@@ -69,6 +69,10 @@ def serve(
     deny: Annotated[
         list[str] | None, typer.Option(help="Who may not, in spite of --allow.", metavar="ADDRESSES")
     ] = None,
+    visitor_rate: Annotated[
+        float | None, typer.Option(help="Visits of one address a second; no limit without it.")
+    ] = None,
+    visitor_burst: Annotated[int | None, typer.Option(help="How many of them may come at once.")] = None,
     state: Annotated[
         Path | None,
         typer.Option(help="Folder of the token and the leases; ~/.local/state/sapper without it."),
@@ -91,6 +95,12 @@ def serve(
         "allow_visitors": None if allow is None else tuple(allow),
         "deny_visitors": tuple(deny or ()),
     }
+    if visitor_rate is not None:
+        given["visitor_rate"] = visitor_rate
+    if visitor_burst is not None:
+        if visitor_rate is None:
+            raise config_error("visitor-burst", "belongs to --visitor-rate, which is not given")
+        given["visitor_burst"] = visitor_burst
     if public_ports is not None:
         given["public_ports"] = _range(public_ports)
     _folder(folder)

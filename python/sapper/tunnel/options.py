@@ -59,6 +59,10 @@ class ServerOptions(_Common):
     (``10.0.0.5-10.0.0.9``). ``None`` is everybody."""
     deny_visitors: tuple[str, ...] = ()
     """Who may not, whatever ``allow_visitors`` says."""
+    visitor_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Visits of one address (IPv6: of one /64) a second, to all tunnels together; ``None`` is no limit."""
+    visitor_burst: _Count = 20
+    """How many of them may come at once after a pause."""
     max_clients: _Count = 1_024
     """Clients at a time; more wait to be accepted."""
     max_visitors: _Count = 4_096

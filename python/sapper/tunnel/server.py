@@ -180,6 +180,9 @@ class TunnelServer(TunnelObject):
                     "visitor_filter": None if self._visitor_filter is None else options.filter_timeout,
                     "allow_visitors": None if options.allow_visitors is None else [*options.allow_visitors],
                     "deny_visitors": [*options.deny_visitors],
+                    "visitor_rate": None
+                    if options.visitor_rate is None
+                    else (options.visitor_rate, options.visitor_burst),
                     "max_clients": options.max_clients,
                     "max_visitors": options.max_visitors,
                     "lease_file": options.lease_file,

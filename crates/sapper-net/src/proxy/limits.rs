@@ -21,7 +21,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if !(self.per_second.is_finite() && self.per_second > 0.0) {
             return Err(Error::config("rate", "must be a number above zero"));
         }
@@ -37,7 +37,7 @@ impl Rate {
 /// When the newer generation is full it becomes the older one, and what was in that is forgotten, which is a
 /// full bucket: whoever has that many addresses is not held up by a limit per address.
 #[derive(Default)]
-pub(super) struct Buckets {
+pub(crate) struct Buckets {
     newer: HashMap<u64, Bucket>,
     older: HashMap<u64, Bucket>,
 }
@@ -50,7 +50,7 @@ struct Bucket {
 
 impl Buckets {
     /// Whether one more connection of `address` may come now.
-    pub(super) fn take(&mut self, address: IpAddr, rate: &Rate, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, address: IpAddr, rate: &Rate, now: Instant) -> bool {
         let key = key(address);
         let burst = f64::from(rate.burst);
         let mut bucket = match self.newer.get(&key).or_else(|| self.older.get(&key)) {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use control::Proxy;
+pub(crate) use limits::Buckets;
 pub use limits::Rate;
 pub use metrics::{ConnectionSnapshot, ProxyEvent, ProxyState, ProxyStats};
 use route::Routes;

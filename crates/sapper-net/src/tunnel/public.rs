@@ -1,6 +1,7 @@
 //! The public port of a tunnel: where visitors come in.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::link::{BoxFuture, Connected};
 use super::notice::{Teller, TunnelInfo};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
+use crate::proxy::{Buckets, Rate};
 use crate::stream::BoxStream;
 use crate::stream::address::Address;
 use crate::stream::listen::{AcceptedSocket, ListenAddress, ListenOptions, Listener};
@@ -38,6 +40,7 @@ pub(super) struct Visitor {
 #[derive(Clone)]
 struct Door {
     rule: Arc<VisitorRule>,
+    frequency: Option<Arc<Frequency>>,
     ask: Option<Duration>,
     tls: Option<SharedTlsConfig>,
     handshake: Duration,
@@ -54,6 +57,25 @@ pub(super) struct PublicOptions {
     pub(super) rule: Arc<VisitorRule>,
     /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
     pub(super) ask: Option<Duration>,
+    /// How often one address may come, whichever port.
+    pub(super) frequency: Option<Arc<Frequency>>,
+}
+
+/// How often one address may visit a server.
+pub(super) struct Frequency {
+    rate: Rate,
+    buckets: Mutex<Buckets>,
+}
+
+impl Frequency {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, buckets: Mutex::default() }
+    }
+
+    fn allows(&self, address: IpAddr) -> bool {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.take(address, &self.rate, std::time::Instant::now())
+    }
 }
 
 impl PublicPort {
@@ -64,6 +86,7 @@ impl PublicPort {
         let listener = Listener::bind(&address, &listen, Instant::now() + LOOK_UP).await?;
         let door = Door {
             rule: Arc::clone(&options.rule),
+            frequency: options.frequency.clone(),
             ask: options.ask,
             tls: options.tls.clone(),
             handshake: options.handshake,
@@ -108,6 +131,13 @@ impl Visitor {
                 return Err(Box::pin(std::future::ready(Err(denied(&format!("{who} may not visit"))))));
             }
         };
+        if door.frequency.is_some_and(|frequency| !frequency.allows(from.ip())) {
+            stream.reset(0);
+            let error = Error::new(ErrorKind::ResourceLimit, format!("{} visits too often", from.ip()))
+                .with_phase(Phase::Handshake)
+                .with_reason("visitor_rate");
+            return Err(Box::pin(std::future::ready(Err(error))));
+        }
         if let Some(deadline) = door.ask {
             let (teller, info) = (Arc::clone(teller), info.cloned().unwrap_or_default());
             return Err(Box::pin(async move {

@@ -16,10 +16,11 @@ use tokio::time::Instant;
 
 use self::registry::Registry;
 use super::notice::{Notice, Teller, TunnelInfo};
-use super::public::PublicOptions;
+use super::public::{Frequency, PublicOptions};
 use super::{Common, TunnelStats};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
+use crate::proxy::Rate;
 use crate::runtime;
 use crate::stream::address::Address;
 use crate::stream::fd::SocketOptions;
@@ -54,6 +55,8 @@ pub struct ServerOptions {
     pub visitors: VisitorRule,
     /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
     pub visitor_filter: Option<Duration>,
+    /// How often one address may visit, whichever tunnel.
+    pub visitor_rate: Option<Rate>,
     /// Clients at a time.
     pub max_clients: u32,
     /// Visitors of one client at a time.
@@ -108,6 +111,9 @@ impl Server {
         if options.max_visitors == 0 {
             return Err(Error::config("max_visitors", "must be at least 1"));
         }
+        if let Some(rate) = &options.visitor_rate {
+            rate.check().map_err(|error| error.with_field("visitor_rate"))?;
+        }
         let registry = Registry::open(&options)?;
         let teller = Arc::new(Teller::new(mailbox, key));
         teller.watch(watched);
@@ -118,6 +124,7 @@ impl Server {
             handshake: options.common.handshake_timeout,
             rule: Arc::new(options.visitors.clone()),
             ask: options.visitor_filter,
+            frequency: options.visitor_rate.map(|rate| Arc::new(Frequency::new(rate))),
         };
         let shared = Arc::new(Shared {
             options,
