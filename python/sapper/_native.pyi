@@ -339,10 +339,12 @@ class RouteDict(TypedDict):
     upstreams: Sequence[UpstreamDict]
     keep_source: bool
     upstream_tls: tuple[TlsConfig, str | None] | None
+    upstream_upgrade: str | None
     send_proxy: Literal["v1", "v2"] | None
 
 class ServiceDict(TypedDict):
     routes: Sequence[RouteDict]
+    upgrade: str | None
     proxy_from: Sequence[str]
     proxy_from_unix: bool
     max_handshakes: int

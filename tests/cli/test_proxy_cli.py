@@ -157,6 +157,18 @@ def test_routes_by_name(certs: Certificates, service: Echo) -> None:
             assert one.recv(6) == b"other\n"
 
 
+def test_an_upgrade_in_place(certs: Certificates, service: Echo) -> None:
+    with running("127.0.0.1:0", service.to, *own(certs), "--upgrade", "postgres") as (_, where):
+        context = ssl.create_default_context(cafile=str(certs.ca.cert_path))
+        with socket.create_connection(("127.0.0.1", port_of(where[0])), timeout=LATEST) as raw:
+            raw.sendall(bytes.fromhex("00000008 04d2162f"))  # PostgreSQL's SSLRequest
+            assert raw.recv(100) == b"S"
+            with context.wrap_socket(raw, server_hostname="localhost") as client:
+                client.sendall(b"hello\n")
+                with client.makefile("rb") as answers:
+                    assert (answers.readline(), answers.readline()) == (b"echo\n", b"hello\n")
+
+
 def test_hang_up_reads_certificates_and_options_again(
     certs: Certificates, service: Echo, tmp_path: Path
 ) -> None:
@@ -316,6 +328,8 @@ def test_a_service_manager_hands_sockets_over_and_is_told(
         ((":0", "localhost:1", "--metrics", "192.0.2.1:1"), "--metrics"),
         (("--config", "/nowhere"), "--config"),
         ((":0", "localhost:1", "--upstream-key", "x"), "--upstream-cert"),
+        ((":0", "localhost:1", "--upgrade", "smtp"), "--upgrade"),
+        ((":0", "localhost:1", "--upstream-upgrade", "imap"), "--upstream-upgrade"),
     ],
 )
 def test_mistakes_name_what_was_typed(arguments: tuple[str, ...], told: str) -> None:

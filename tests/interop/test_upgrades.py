@@ -1,6 +1,6 @@
 """Upgrades in place with the real programs: psql and PostgreSQL, smtplib and aiosmtpd, imaplib and Dovecot.
 
-Each once with Sapper on the client's side and once on the server's.
+Each once with Sapper on the client's side and once on the server's, by bridges and by the proxy.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import pytest
 
 from sapper import tls
 from sapper.errors import ConnectionLost, SapperError
-from sapper.tls import Credentials
+from sapper.tls import Credentials, Proxy
+from sapper.tls.proxy import ProxyEvent
 from support import needs
 from support.certs import Certificates
 from support.postgres import run_postgres
 from support.programs import free_port, run_program
+from support.proxies import ends
 
 
 @contextlib.asynccontextmanager
@@ -66,6 +68,14 @@ async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not what():
             await asyncio.sleep(0.01)  # between two looks: the failure is told on another thread
+
+
+def port_of(proxy: Proxy) -> int:
+    return int(proxy.addresses[0].rsplit(":", 1)[1])
+
+
+def reasons(events: list[ProxyEvent], outcome: str) -> list[str | None]:
+    return [one.error.reason for one in ends(events, outcome) if one.error is not None]
 
 
 def client_credentials(certs: Certificates) -> Any:
@@ -139,6 +149,80 @@ async def test_psql_with_mutual_tls_to_a_server_without_any(certs: Certificates,
             await until(lambda: any(error.reason == "no_tls" for error in failures))
 
 
+@pytest.mark.needs("psql")
+async def test_psql_through_two_proxies_with_mutual_tls_between(certs: Certificates) -> None:
+    """Neither psql nor the server knows of TLS."""
+    events: list[ProxyEvent] = []
+    mutual = tls.TlsConfig(credentials=server_credentials(certs), roots=certs.ca.cert, client_auth="required")
+    with run_postgres(certs, tls=False) as port:
+        async with (
+            Proxy(
+                listen="127.0.0.1:0",
+                to=f"127.0.0.1:{port}",
+                tls=mutual,
+                upgrade="postgres",
+                on_event=events.append,
+            ) as far,
+            Proxy(
+                listen="127.0.0.1:0",
+                to=f"tls://localhost:{port_of(far)}",
+                upstream_tls=client_credentials(certs),
+                upstream_upgrade="postgres",
+                on_event=events.append,
+            ) as near,
+            Proxy(
+                listen="127.0.0.1:0",
+                to=f"tls://localhost:{port_of(far)}",
+                upstream_tls=client_credentials(certs),
+                upstream_upgrade="postgres-direct",
+                on_event=events.append,
+            ) as direct,
+        ):
+            for proxy in (near, direct):
+                query = "SELECT repeat('x', 3000000)"
+                done = await psql(port_of(proxy), query, sslmode="disable", gssencmode="disable")
+                assert (len(done.stdout), done.stderr) == (3_000_001, "")
+            await until(lambda: far.stats().handshakes == {"TLSv1.3": 2})
+            assert events == []
+            # Without TLS nobody gets in, and is told so in words that psql shows.
+            done = await psql(port_of(far), "SELECT 1", sslmode="disable", gssencmode="disable")
+            assert "connections are under TLS only" in done.stderr
+            await until(lambda: "no_tls" in reasons(events, "handshake"))
+
+
+@pytest.mark.needs("psql")
+async def test_psql_with_mutual_tls_on_both_sides_of_a_proxy(certs: Certificates, tmp_path: Path) -> None:
+    """The proxy shows the server its own certificate: to it every client is the proxy."""
+    for name, content in (
+        ("root.crt", certs.ca.cert),
+        ("client.crt", certs.client.cert),
+        ("client.key", certs.client.key),
+    ):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+    mutual = {
+        "sslmode": "verify-full",
+        "sslrootcert": tmp_path / "root.crt",
+        "sslcert": tmp_path / "client.crt",
+        "sslkey": tmp_path / "client.key",
+    }
+    with run_postgres(certs, tls=True) as port:
+        # By the name that psql asks for, behind its request in clear.
+        route = tls.Route(
+            names=("localhost",),
+            to=(f"tls://localhost:{port}",),
+            tls=tls.TlsConfig(
+                credentials=server_credentials(certs), roots=certs.ca.cert, client_auth="required"
+            ),
+            upstream_tls=client_credentials(certs),
+            upstream_upgrade="postgres",
+        )
+        async with Proxy(listen="127.0.0.1:0", routes=(route,), upgrade="postgres") as proxy:
+            query = "SELECT ssl, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+            done = await psql(port_of(proxy), query, **mutual)
+            assert (done.stdout, done.stderr) == ("t|/CN=client.test\n", "")
+
+
 # -- SMTP ----------------------------------------------------------------------------------------------
 
 
@@ -201,6 +285,65 @@ async def test_smtplib_with_starttls_to_a_server_without(certs: Certificates) ->
         with pytest.raises(smtplib.SMTPSenderRefused, match="STARTTLS"):
             await asyncio.to_thread(send_mail, near, "never", None)
     assert [content.count(b"line") for content, _ in mailbox.received] == [1]
+
+
+async def test_smtplib_through_the_proxy(certs: Certificates) -> None:
+    """STARTTLS with the client, with the server, and with both."""
+    context = ssl.create_default_context(cafile=str(certs.ca.cert_path))
+    of_server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    of_server.load_cert_chain(certs.server.cert_path, certs.server.key_path)
+    plain, secure = Mailbox(), Mailbox()
+    events: list[ProxyEvent] = []
+    with_client: dict[str, Any] = {"tls": server_credentials(certs), "upgrade": "smtp"}
+    with_server: dict[str, Any] = {
+        "upstream_tls": Credentials.none(roots=certs.ca.cert),
+        "upstream_upgrade": "smtp",
+    }
+    listen: dict[str, Any] = {"listen": "127.0.0.1:0", "on_event": events.append}
+    async with mail_server(plain, None) as port, mail_server(secure, of_server) as tls_port:
+        for to, said, client in (
+            (f"127.0.0.1:{port}", with_client, context),
+            (f"tls://localhost:{tls_port}", with_server, None),
+            (f"tls://localhost:{tls_port}", with_client | with_server, context),
+        ):
+            async with Proxy(**listen, to=to, **said) as proxy:
+                await asyncio.to_thread(send_mail, port_of(proxy), "Subject: x\r\n\r\nline\r\n", client)
+        assert [under_tls for _, under_tls in plain.received + secure.received] == [False, True, True]
+        assert all(content.count(b"line") == 1 for content, _ in plain.received + secure.received)
+        assert events == []
+        async with Proxy(**listen, to=f"127.0.0.1:{port}", **with_client) as proxy:
+            with pytest.raises(smtplib.SMTPSenderRefused, match="STARTTLS"):
+                await asyncio.to_thread(send_mail, port_of(proxy), "never", None)
+            # A command behind STARTTLS would be taken for a protected one.
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(proxy))
+            writer.write(b"EHLO me\r\nSTARTTLS\r\nNOOP\r\n")
+            async with asyncio.timeout(20):
+                heard = await reader.read()
+            assert b"220 2.0.0" not in heard
+            writer.close()
+
+            await until(lambda: "early_data" in reasons(events, "handshake"))
+        # A service that is not ready: its client had a greeting, and hears no orderly end.
+        async with busy_server() as busy, Proxy(**listen, to=f"127.0.0.1:{busy}", **with_client) as proxy:
+            with pytest.raises((smtplib.SMTPException, OSError)):
+                await asyncio.to_thread(send_mail, port_of(proxy), "never", context)
+            await until(lambda: "service" in reasons(events, "upstream"))
+    assert len(plain.received) == 1
+
+
+@contextlib.asynccontextmanager
+async def busy_server() -> AsyncIterator[int]:
+    """A mail server that serves nobody."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"421 try again later\r\n")
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
 
 
 # -- IMAP ----------------------------------------------------------------------------------------------
@@ -287,6 +430,16 @@ async def test_imaplib_with_sapper_on_either_side(dovecot: int, certs: Certifica
         assert (near_failures, serious(far_failures)) == ([], [])
         with pytest.raises(imaplib.IMAP4.error, match="STARTTLS"):
             await asyncio.to_thread(read_mail, far, None)
+    async with Proxy(
+        listen="127.0.0.1:0",
+        to=f"tls://localhost:{dovecot}",
+        tls=server_credentials(certs),
+        upgrade="imap",
+        upstream_tls=roots,
+        upstream_upgrade="imap",
+    ) as proxy:
+        mails = await asyncio.to_thread(read_mail, port_of(proxy), context)
+        assert [mail.count(b"line") for mail in mails] == [1_000] * 3
 
 
 # -- MySQL ---------------------------------------------------------------------------------------------

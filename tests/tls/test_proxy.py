@@ -430,6 +430,12 @@ async def test_many_at_once(certs: Certificates, service: Echo, leak_check: None
         ({"listen": ":1", "to": "localhost:1", "send_proxy": "v3"}, "send_proxy"),
         ({"listen": ":1", "routes": ({"names": "a.test", "to": "localhost:1", "x": 1},)}, "routes.0.x"),
         ({"listen": ":1", "routes": ({"to": "localhost:1"},), "pass_through": True}, "pass_through"),
+        ({"listen": ":1", "to": "localhost:1", "upgrade": "gopher"}, "upgrade"),
+        ({"listen": ":1", "to": "localhost:1", "upgrade": "mysql"}, "upgrade"),
+        ({"listen": ":1", "to": "localhost:1", "upgrade": "smtp"}, "upgrade"),
+        ({"listen": ":1", "to": "localhost:1", "upgrade": "smtp", "pass_through": True}, "upgrade"),
+        ({"listen": ":1", "to": "tls://localhost:1", "upstream_upgrade": "mysql"}, "upstream_upgrade"),
+        ({"listen": ":1", "to": "localhost:1", "upstream_upgrade": "smtp"}, "upstream_upgrade"),
     ],
 )
 def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
@@ -445,6 +451,15 @@ def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
         ({"to": "localhost:1", "proxy_from": "not-a-network"}, "proxy_from"),
         ({"routes": (Route(names=("a b",), to=("localhost:1",), pass_through=True),)}, "names"),
         ({"routes": (Route(names=("a.test",), to=("localhost:1",)),)}, "names"),
+        (
+            {
+                "to": "tls://localhost:1",
+                "tls": Credentials.psk("somebody", bytes(range(32))),
+                "upgrade": "smtp",
+                "upstream_upgrade": "imap",
+            },
+            "upstream_upgrade",
+        ),
     ],
 )
 async def test_mistakes_that_only_native_code_sees(

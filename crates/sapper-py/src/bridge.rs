@@ -277,7 +277,7 @@ fn read_framing(field: &'static str, name: &str) -> Result<Option<Framing>> {
     Framing::from_name(name).map(Some).ok_or_else(|| Error::config(field, format!("{name:?} is no framing")))
 }
 
-fn read_upgrade(name: &str) -> Result<Upgrade> {
+pub(crate) fn read_upgrade(name: &str) -> Result<Upgrade> {
     Upgrade::from_name(name).ok_or_else(|| Error::config("upgrade", format!("{name:?} is no upgrade")))
 }
 

@@ -18,6 +18,7 @@ use sapper_net::stream::listen::{ListenAddress, ListenOptions};
 use sapper_net::{Error, Result};
 use sapper_proto::proxy_protocol::Version;
 
+use crate::bridge::read_upgrade;
 use crate::endpoint::{duplicate, unix_address};
 use crate::errors::{self, OrRaise};
 use crate::mailbox::Mailbox;
@@ -59,6 +60,7 @@ struct ListenerValues {
 #[pyo3(from_item_all)]
 struct ServiceValues {
     routes: Vec<RouteValues>,
+    upgrade: Option<String>,
     proxy_from: Vec<String>,
     proxy_from_unix: bool,
     max_handshakes: u32,
@@ -80,6 +82,7 @@ struct RouteValues {
     upstreams: Vec<UpstreamValues>,
     keep_source: bool,
     upstream_tls: Option<(Py<TlsConfig>, Option<String>)>,
+    upstream_upgrade: Option<String>,
     send_proxy: Option<String>,
 }
 
@@ -273,6 +276,7 @@ impl ServiceValues {
             |text: &String| text.parse().map_err(|error: Error| Error::config("proxy_from", error.message()));
         Ok(ServiceOptions {
             routes: self.routes.into_iter().map(RouteValues::read).collect::<Result<_>>()?,
+            upgrade: self.upgrade.as_deref().map(read_upgrade).transpose()?,
             proxy_from: self.proxy_from.iter().map(network).collect::<Result<_>>()?,
             proxy_from_unix: self.proxy_from_unix,
             max_handshakes: self.max_handshakes,
@@ -295,15 +299,18 @@ impl RouteValues {
             (Some(tls), false) => Inbound::Tls(config(tls)),
             (None, false) => Inbound::Plain,
         };
+        let upgrade = self.upstream_upgrade.as_deref().map(read_upgrade).transpose()?;
         let versions = [("v1", Version::V1), ("v2", Version::V2)];
         Ok(RouteOptions {
             names: self.names,
             inbound,
             upstreams: self.upstreams.into_iter().map(UpstreamValues::read).collect(),
             keep_source: self.keep_source,
-            upstream_tls: self
-                .upstream_tls
-                .map(|(tls, server_name)| UpstreamTls { config: config(&tls), server_name }),
+            upstream_tls: self.upstream_tls.map(|(tls, server_name)| UpstreamTls {
+                config: config(&tls),
+                server_name,
+                upgrade,
+            }),
             send_proxy: self.send_proxy.map(|text| word("send_proxy", &text, &versions)).transpose()?,
         })
     }

@@ -16,6 +16,7 @@ from sapper.cli._names import PASSWORD_VARIABLE, in_file
 from sapper.cli._output import EXIT_CODES
 from sapper.cli._serve import Journal, serve, show_status
 from sapper.errors import ConfigError, ErrorContext
+from sapper.pump import Upgrade
 from sapper.tls import Credentials, PeerRules, ProxyOptions, TlsConfig
 
 __all__ = ["app"]
@@ -102,6 +103,7 @@ def run(
     alpn: Annotated[str | None, _option(_CLIENTS, "Application protocols, comma-separated.")] = None,
     min_tls: Annotated[Literal["1.2", "1.3"] | None, _option(_CLIENTS, "Oldest version.")] = None,
     cipher_suite: Annotated[list[str] | None, _option(_CLIENTS, "A suite; repeatable, best first.")] = None,
+    upgrade: Annotated[Upgrade | None, _option(_CLIENTS, "What they say in clear before TLS.")] = None,
     route: Annotated[
         list[str] | None,
         _option(_SERVICE, "NAME=SERVICE: clients that ask for this name (*.name) go there; repeatable."),
@@ -110,6 +112,9 @@ def run(
         bool, _option(_SERVICE, "Hand clients' TLS on as it is, by name.", "--pass-through")
     ] = False,
     upstream_name: Annotated[str | None, _option(_SERVICE, "Name to check in its certificate.")] = None,
+    upstream_upgrade: Annotated[
+        Upgrade | None, _option(_SERVICE, "What is said to it in clear before TLS.")
+    ] = None,
     upstream_roots: Annotated[
         Path | None, _option(_SERVICE, "Whom to believe about its certificate; default: the system.")
     ] = None,
@@ -181,12 +186,17 @@ def run(
             pins=tuple(upstream_pin) if upstream_pin else None,
             danger_accept_any_certificate=upstream_danger_accept_any_certificate or None,
         )
-        common = {"send_proxy": send_proxy, "keep_source": keep_source or None}
+        common = {
+            "send_proxy": send_proxy,
+            "keep_source": keep_source or None,
+            "upstream_upgrade": upstream_upgrade,
+        }
         given = {
             "listen": listen,
             "to": tuple(service) if service else None,
             "routes": tuple(_route(text, pass_through, common) for text in route) if route else None,
             "tls": with_clients,
+            "upgrade": upgrade,
             "upstream_tls": with_services,
             "pass_through": pass_through if service else None,
             "upstream_name": upstream_name,

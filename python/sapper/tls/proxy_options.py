@@ -8,6 +8,7 @@ Not here: what happens to connections; that is native.
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,8 @@ from pydantic import BeforeValidator, Field, Strict, model_validator
 from sapper import _native
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
+from sapper.pump import Upgrade
+from sapper.tls.bridge import with_protocol
 from sapper.tls.config import TlsConfig
 
 __all__ = ["ProxyOptions", "Route"]
@@ -56,6 +59,9 @@ class Route(Options):
     """TLS to the service. ``tls://`` alone checks it against the system's roots."""
     upstream_name: str | None = None
     """The name to check in the service's certificate; ``None`` is its host."""
+    upstream_upgrade: Upgrade | None = None
+    """What is said to the service in clear before TLS: ``"postgres"``, ``"postgres-direct"``, ``"smtp"``,
+    ``"imap"``."""
     send_proxy: Literal["v1", "v2"] | None = None
     """Tell the service by a PROXY header who connected."""
     keep_source: _Flag = False
@@ -73,16 +79,25 @@ class Route(Options):
             raise config_error("to", "either all services of one way speak TLS, or none")
         if self.upstream_name is not None and not (True in speaks_tls or self.upstream_tls is not None):
             raise config_error("upstream_name", "is for services that speak TLS: tls://host:port")
+        if self.upstream_upgrade is not None and not (True in speaks_tls or self.upstream_tls is not None):
+            raise config_error("upstream_upgrade", "is for services that speak TLS: tls://host:port")
+        _not_two_sided("upstream_upgrade", self.upstream_upgrade)
         if self.pass_through and self.tls is not None:
             raise config_error("pass_through", "nothing is decrypted: tls has no use here")
         return self
 
-    def native_values(self, tls: TlsConfig | None, upstream_tls: TlsConfig | None) -> _native.RouteDict:
-        """As the binding takes it, with what the proxy says for all ways."""
+    def configurations(
+        self, tls: TlsConfig | None, upstream_tls: TlsConfig | None
+    ) -> tuple[TlsConfig | None, TlsConfig | None]:
+        """TLS with clients and with services, with what the proxy says for all ways."""
         own = None if self.pass_through else self.tls or tls
         upstream = self.upstream_tls
         if upstream is None and self.to[0].startswith("tls:"):
             upstream = upstream_tls or TlsConfig()
+        return own, upstream
+
+    def native_values(self, own: TlsConfig | None, upstream: TlsConfig | None) -> _native.RouteDict:
+        """As the binding takes it, with these configurations."""
         return {
             "names": list(self.names),
             "pass_through": self.pass_through,
@@ -90,6 +105,7 @@ class Route(Options):
             "upstreams": [_upstream(text) for text in self.to],
             "keep_source": self.keep_source,
             "upstream_tls": (upstream.native, self.upstream_name) if upstream is not None else None,
+            "upstream_upgrade": self.upstream_upgrade,
             "send_proxy": self.send_proxy,
         }
 
@@ -103,10 +119,12 @@ class ProxyOptions(Options):
     routes: tuple[Route, ...] = ()
     """Ways by server name."""
     to: _Texts = ()
-    """The service of clients that no route wants; see :attr:`Route.to`, and so for the next four."""
+    """The service of clients that no route wants; see :attr:`Route.to`, and so for the next five."""
     pass_through: _Flag = False
     """As in a route."""
     upstream_name: str | None = None
+    """As in a route."""
+    upstream_upgrade: Upgrade | None = None
     """As in a route."""
     send_proxy: Literal["v1", "v2"] | None = None
     """As in a route."""
@@ -114,6 +132,9 @@ class ProxyOptions(Options):
     """As in a route."""
     tls: _Tls = None
     """What we prove to clients, and whom we let in. ``None``: they speak no TLS."""
+    upgrade: Upgrade | None = None
+    """What clients of every way say in clear before their TLS: ``"postgres"``, ``"postgres-direct"``,
+    ``"smtp"``, ``"imap"``. They do before they name a server."""
     upstream_tls: _Tls = None
     """TLS to services that are ``tls://``. ``None`` checks them against the system's roots."""
     proxy_from: _Texts = ()
@@ -162,10 +183,14 @@ class ProxyOptions(Options):
         if not self.routes and not self.to:
             raise config_error("to", "a proxy needs a service to go to, or routes")
         if not self.to:
-            for name in ("pass_through", "upstream_name", "send_proxy", "keep_source"):
+            for name in ("pass_through", "upstream_name", "upstream_upgrade", "send_proxy", "keep_source"):
                 if getattr(self, name):
                     raise config_error(name, "belongs to a service: give it in the routes")
-        self._default_route()
+        default = self._default_route()
+        _not_two_sided("upgrade", self.upgrade)
+        ways = [*self.routes, default] if default is not None else self.routes
+        if self.upgrade is not None and not all(way.configurations(self.tls, None)[0] for way in ways):
+            raise config_error("upgrade", "is for clients whose TLS ends here: it needs tls")
         for network in self.proxy_from:
             if not network:
                 raise config_error("proxy_from", "an empty text is no network")
@@ -178,23 +203,44 @@ class ProxyOptions(Options):
             to=self.to,
             pass_through=self.pass_through,
             upstream_name=self.upstream_name,
+            upstream_upgrade=self.upstream_upgrade,
             send_proxy=self.send_proxy,
             keep_source=self.keep_source,
         )
 
     def configurations(self) -> list[TlsConfig]:
-        """Every TLS configuration in it, each once."""
-        found = [self.tls, self.upstream_tls]
-        for route in self.routes:
-            found += [route.tls, route.upstream_tls]
+        """Every TLS configuration that is used, each once."""
+        found = [one for _, *both in self._ways for one in both]
         return list({id(one): one for one in found if one is not None}.values())
+
+    @functools.cached_property
+    def _ways(self) -> list[tuple[Route, TlsConfig | None, TlsConfig | None]]:
+        """Every way with its configurations, which have the application protocols of upgrades.
+
+        Kept: what is read again must be what is used.
+        """
+        default = self._default_route()
+        made: dict[tuple[int, str | None], tuple[TlsConfig, TlsConfig]] = {}
+
+        def upgraded(config: TlsConfig | None, upgrade: Upgrade | None) -> TlsConfig | None:
+            if config is None:
+                return None
+            key = (id(config), upgrade)
+            if key not in made:
+                made[key] = (config, with_protocol(config, upgrade))
+            return made[key][1]
+
+        ways = []
+        for way in [*self.routes, default] if default is not None else self.routes:
+            own, upstream = way.configurations(self.tls, self.upstream_tls)
+            ways.append((way, upgraded(own, self.upgrade), upgraded(upstream, way.upstream_upgrade)))
+        return ways
 
     def native_service(self) -> _native.ServiceDict:
         """What connections are served by, as the binding takes it."""
-        default = self._default_route()
-        ways = [*self.routes, default] if default is not None else list(self.routes)
         return {
-            "routes": [way.native_values(self.tls, self.upstream_tls) for way in ways],
+            "routes": [way.native_values(own, upstream) for way, own, upstream in self._ways],
+            "upgrade": self.upgrade,
             "proxy_from": [one for one in self.proxy_from if one != "unix"],
             "proxy_from_unix": "unix" in self.proxy_from,
             "max_handshakes": self.max_handshakes,
@@ -232,6 +278,11 @@ class ProxyOptions(Options):
         if isinstance(values.get("routes"), list):
             values["routes"] = [nested(one) if isinstance(one, dict) else one for one in values["routes"]]
         return values
+
+
+def _not_two_sided(field: str, upgrade: Upgrade | None) -> None:
+    if upgrade == "mysql":
+        raise config_error(field, '"mysql" needs both ends before TLS: make bridges', "two_sided")
 
 
 def _is_systemd(text: str) -> bool:

@@ -1,6 +1,6 @@
 //! One connection, from the accepted socket to its last event. It lives on one I/O thread.
 //!
-//! PROXY header (from who is trusted) -> hello (where routes need it) -> TLS -> the service, with TLS of its
+//! PROXY header (from who is trusted) -> what is said before TLS -> hello (where routes need it) -> TLS -> the service, with TLS of its
 //! own and a PROXY header where asked for -> the pump. Nothing is asked of the service before the client's
 //! handshake is done: strangers cost it nothing.
 
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use sapper_proto::client_hello::{ClientHello, ClientHelloError, Peek};
 use sapper_proto::parsed::Parsed;
+use sapper_proto::upgrade::Upgrade;
 use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -21,7 +22,8 @@ use super::accept::Guard;
 use super::control::Shared;
 use super::header::{self, Parties};
 use super::metrics::{Agreed, Connection, ProxyEvent};
-use super::{Inbound, RouteOptions, Service, reach};
+use super::reach::{self, Reached};
+use super::{Inbound, RouteOptions, Service, upgrade};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::pump::{Ends, FlowOptions, IdleClock, Pump, PumpMode};
 use crate::runtime;
@@ -30,6 +32,7 @@ use crate::stream::listen::{Accepted, AcceptedSocket};
 use crate::stream::{BoxStream, Stream, ops};
 use crate::tls::stream::TlsStream;
 use crate::tls::{HandshakeInfo, Role};
+use crate::upgrade::{NO_APPLICATION_PROTOCOL, Upgrading};
 
 /// Alerts (RFC 8446, section 6.2): the service is not there; nobody here has that name.
 const INTERNAL_ERROR: u8 = 80;
@@ -58,8 +61,14 @@ enum Turn {
 struct Established {
     client: BoxStream,
     upstream: BoxStream,
-    /// Of the client, read already.
-    first_bytes: Vec<u8>,
+    first: FirstBytes,
+}
+
+/// Payload that was received before the pump runs.
+#[derive(Default)]
+pub(super) struct FirstBytes {
+    pub(super) to_upstream: Vec<u8>,
+    pub(super) to_client: Vec<u8>,
 }
 
 /// What is known of a client whose handshake is done.
@@ -78,6 +87,8 @@ struct Greeted {
     subject: Subject,
     /// Read already and not TLS of ours: what a hello that is passed on begins with, or payload.
     first_bytes: Vec<u8>,
+    /// What it says before payload, where that is not over with its TLS.
+    upgrading: Option<Box<Upgrading>>,
 }
 
 /// Runs one connection to its end. Not an `async fn`, which would keep its arguments twice.
@@ -168,19 +179,30 @@ async fn establish(
     let greeted = timeout_at(until, greeting).await.unwrap_or_else(|_| late());
     let greeted = greeted.map_err(|error| End { outcome: stage, error: Some(error) })?;
 
-    let Greeted { client, mut subject, first_bytes } = greeted;
+    let Greeted { mut client, mut subject, first_bytes, upgrading } = greeted;
     subject.original = original;
     let started = Instant::now();
-    match reach::reach(&subject, shared, connection, service.deadlines.connect).await {
-        Ok(upstream) => {
+    let time = service.deadlines.connect;
+    let error = match reach::reach(&subject, shared, connection, time).await {
+        Ok(Reached { stream: mut upstream, upgrading: of_upstream }) => {
             shared.metrics.reached(started.elapsed());
-            Ok(Established { client, upstream, first_bytes })
+            let upgrading = (upgrading, of_upstream);
+            let speaking = upgrade::speak(client.as_mut(), upstream.as_mut(), upgrading, first_bytes);
+            match timeout(time, speaking).await.unwrap_or_else(|_| Err(upgrade::late(time))) {
+                Ok(first) => return Ok(Established { client, upstream, first }),
+                Err(error) => {
+                    // What never began must not look like an end.
+                    if upstream.tls_mut().is_none() {
+                        upstream.reset(0);
+                    }
+                    error
+                }
+            }
         }
-        Err(error) => {
-            break_off(client, &subject.route.inbound).await;
-            Err(End { outcome: "upstream", error: Some(error) })
-        }
-    }
+        Err(error) => error,
+    };
+    break_off(client, &subject.route.inbound).await;
+    Err(End { outcome: "upstream", error: Some(error) })
 }
 
 /// A moment, and what an error says after it.
@@ -222,12 +244,22 @@ async fn greet(
     let default = || service.routes.find(None).cloned();
     let plain = default().filter(|route| matches!(route.inbound, Inbound::Plain));
     if let Some(route) = plain {
-        return Ok(Greeted { client, subject: Subject::new(route, parties, None, None), first_bytes });
+        let subject = Subject::new(route, parties, None, None);
+        return Ok(Greeted { client, subject, first_bytes, upgrading: None });
     }
     // A place among the handshakes is for who has said something.
     *stage = "silent";
-    if first_bytes.is_empty() {
+    if first_bytes.is_empty() && !service.upgrade.is_some_and(Upgrade::server_speaks_first) {
         first_read(client.as_mut(), &mut first_bytes).await?;
+    }
+    let mut upgrading = None;
+    if let Some(upgrade) = service.upgrade {
+        *stage = "handshake";
+        let up = upgrading.insert(Box::new(Upgrading::new(upgrade, &Role::Server, first_bytes)));
+        first_bytes = up.until_tls(client.as_mut(), None).await?;
+        if first_bytes.is_empty() {
+            first_read(client.as_mut(), &mut first_bytes).await?;
+        }
     }
     *stage = "handshake";
     let _place = shared.handshakes().acquire_owned().await;
@@ -253,10 +285,15 @@ async fn greet(
         return Err(Error::new(ErrorKind::NotFound, text).with_alert(UNRECOGNIZED_NAME));
     };
     let Inbound::Tls(config) = &route.inbound else {
-        return Ok(Greeted { client, subject: Subject::new(route, parties, None, server_name), first_bytes });
+        let subject = Subject::new(route, parties, None, server_name);
+        return Ok(Greeted { client, subject, first_bytes, upgrading });
     };
     *stage = "handshake";
-    let (stream, info) = TlsStream::handshake(client, config, &Role::Server, &first_bytes).await?;
+    let (mut stream, info) = TlsStream::handshake(client, config, &Role::Server, &first_bytes).await?;
+    if let Some(Err(error)) = upgrading.as_ref().map(|upgrading| upgrading.check(&info)) {
+        stream.abort(NO_APPLICATION_PROTOCOL).await;
+        return Err(error.with_alert(NO_APPLICATION_PROTOCOL));
+    }
     shared.metrics.shook_hands(&info, started.elapsed());
     let server_name = info.server_name.clone().or(server_name);
     {
@@ -266,7 +303,7 @@ async fn greet(
         facts.info = Some(Agreed::of(&info));
     }
     let subject = Subject::new(route, parties, Some(info), server_name);
-    Ok(Greeted { client: Box::new(stream), subject, first_bytes: Vec::new() })
+    Ok(Greeted { client: Box::new(stream), subject, first_bytes: Vec::new(), upgrading })
 }
 
 /// Whether connections from there begin with a PROXY header that counts.
@@ -354,10 +391,11 @@ async fn transfer(
     connection: &Connection,
     idle: Option<Duration>,
 ) -> End {
-    let Established { client, upstream, first_bytes } = established;
-    let to_client = FlowOptions::new(Arc::clone(&connection.to_client));
+    let Established { client, upstream, first } = established;
+    let to_client =
+        FlowOptions { initial: first.to_client, ..FlowOptions::new(Arc::clone(&connection.to_client)) };
     let to_upstream =
-        FlowOptions { initial: first_bytes, ..FlowOptions::new(Arc::clone(&connection.to_upstream)) };
+        FlowOptions { initial: first.to_upstream, ..FlowOptions::new(Arc::clone(&connection.to_upstream)) };
     let mut pump = Pump::new(Ends::Streams(client, upstream), to_client, to_upstream);
     let mut clock = IdleClock::new(idle);
     let mut cut = pin!(shared.until_cut());

@@ -4,7 +4,7 @@
 //! - [`Proxy`]: the handle. Any thread may hold it.
 //! - `accept`: one task that accepts and hands connections to the I/O threads.
 //! - `connection`: one task a connection: PROXY header, hello, TLS, the pump; `reach`: the way to the service.
-//! - `route`: which service; `limits`: how many, how often; `metrics`: what happened.
+//! - `upgrade`: what is said between TLS and payload; `route`: which service; `limits`: how many, how often; `metrics`: what happened.
 //!
 //! What a connection is served by ([`ServiceOptions`]) is exchanged as a whole by [`Proxy::reload`];
 //! connections keep what they began with. What is not here: TLS itself, and how credentials are read again
@@ -18,6 +18,7 @@ mod limits;
 mod metrics;
 mod reach;
 mod route;
+mod upgrade;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use limits::Rate;
 pub use metrics::{ConnectionSnapshot, ProxyEvent, ProxyState, ProxyStats};
 use route::Routes;
 use sapper_proto::proxy_protocol;
+use sapper_proto::upgrade::Upgrade;
 
 use crate::error::{Error, Result};
 use crate::stream::address::UnixAddress;
@@ -62,6 +64,8 @@ pub enum Listen {
 pub struct ServiceOptions {
     /// Where connections go. One without names takes those that no other one wants.
     pub routes: Vec<RouteOptions>,
+    /// What all clients say in clear before their TLS: they speak before they name a server.
+    pub upgrade: Option<Upgrade>,
     /// Who is believed about the client behind it: connections from there must begin with a PROXY header.
     pub proxy_from: Vec<IpRange>,
     /// Whether clients of our Unix sockets are believed as well.
@@ -138,6 +142,8 @@ pub struct UpstreamTls {
     pub config: Arc<TlsConfig>,
     /// Name to check and to send. `None` is the service's host, or where it has none the client's own wish.
     pub server_name: Option<String>,
+    /// What is said in clear before it.
+    pub upgrade: Option<Upgrade>,
 }
 
 impl std::fmt::Display for Upstream {
@@ -154,6 +160,7 @@ impl std::fmt::Display for Upstream {
 /// Checked options, shared by the connections that they serve.
 struct Service {
     routes: Routes,
+    upgrade: Option<Upgrade>,
     /// Whether a way leads where the client wanted to go.
     goes_to_original: bool,
     proxy_from: Vec<IpRange>,
@@ -169,6 +176,7 @@ impl Service {
     fn check(options: ServiceOptions) -> Result<Self> {
         let ServiceOptions {
             routes,
+            upgrade,
             proxy_from,
             proxy_from_unix,
             max_handshakes,
@@ -192,6 +200,7 @@ impl Service {
             rate.check()?;
         }
         for route in &routes {
+            check_upgrades(upgrade, route)?;
             if let Inbound::Tls(config) = &route.inbound {
                 config.check(&Role::Server)?;
             }
@@ -225,6 +234,7 @@ impl Service {
         let routes = Routes::new(routes)?;
         Ok(Self {
             routes,
+            upgrade,
             goes_to_original,
             proxy_from,
             proxy_from_unix,
@@ -234,4 +244,24 @@ impl Service {
             tell_connections,
         })
     }
+}
+
+/// Upgrades belong to TLS that begins or ends here, and both sides speak one protocol.
+fn check_upgrades(upgrade: Option<Upgrade>, route: &RouteOptions) -> Result<()> {
+    let upstream = route.upstream_tls.as_ref().and_then(|tls| tls.upgrade);
+    for (field, upgrade) in [("upgrade", upgrade), ("upstream_upgrade", upstream)] {
+        if upgrade.is_some_and(Upgrade::is_two_sided) {
+            let text = "its log-in needs both ends before TLS: make bridges";
+            return Err(Error::config(field, text).with_reason("two_sided"));
+        }
+    }
+    if upgrade.is_some() && !matches!(route.inbound, Inbound::Tls(_)) {
+        return Err(Error::config("upgrade", "is for clients whose TLS ends here: it needs tls"));
+    }
+    if let (Some(one), Some(other)) = (upgrade, upstream)
+        && !one.is_protocol_of(other)
+    {
+        return Err(Error::config("upstream_upgrade", format!("clients speak {}", one.name())));
+    }
+    Ok(())
 }

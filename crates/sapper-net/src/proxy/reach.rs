@@ -16,9 +16,16 @@ use crate::stream::fd::SocketOptions;
 use crate::stream::{BoxStream, ops};
 use crate::tls::Role;
 use crate::tls::stream::TlsStream;
+use crate::upgrade::{NO_APPLICATION_PROTOCOL, Upgrading};
 
 /// Asks a silent service whether it is still there, so that a lost one does not hold a client for ever.
 const KEEPALIVE: Duration = Duration::from_secs(120);
+
+/// A service, ready but for what an upgrade still says behind its TLS.
+pub(super) struct Reached {
+    pub(super) stream: BoxStream,
+    pub(super) upgrading: Option<Box<Upgrading>>,
+}
 
 /// A service that answers, handshake included. Each gets its share of the time that is left.
 pub(super) async fn reach(
@@ -26,7 +33,7 @@ pub(super) async fn reach(
     shared: &Shared,
     connection: &Connection,
     time: Duration,
-) -> Result<BoxStream> {
+) -> Result<Reached> {
     let end = Instant::now() + time;
     let order = shared.metrics.best_first(&subject.route.upstreams);
     let mut left = order.len();
@@ -38,9 +45,9 @@ pub(super) async fn reach(
         let until = now + end.saturating_duration_since(now) / left as u32;
         let tried = timeout_at(until, connect(subject, upstream, until)).await;
         let error = match tried.unwrap_or_else(|_| Err(late(&name, until - now))) {
-            Ok(stream) => {
+            Ok(reached) => {
                 shared.metrics.upstream_answered(&name);
-                return Ok(stream);
+                return Ok(reached);
             }
             Err(error) => error,
         };
@@ -60,7 +67,7 @@ fn late(name: &str, time: Duration) -> Error {
 }
 
 /// One service: connected, told who comes, and shaken hands with.
-async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Result<BoxStream> {
+async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Result<Reached> {
     let route = &subject.route;
     let mut options =
         ConnectOptions { socket: SocketOptions { keepalive: Some(KEEPALIVE) }, ..ConnectOptions::default() };
@@ -87,13 +94,24 @@ async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Resu
         ops::write_all(stream.as_mut(), &header).await?;
         ops::flush(stream.as_mut()).await?;
     }
-    let Some(tls) = &route.upstream_tls else { return Ok(stream) };
+    let Some(tls) = &route.upstream_tls else {
+        return Ok(Reached { stream, upgrading: None });
+    };
     let host = match upstream {
         Upstream::Tcp { host, .. } => Some(host),
         // The name that the client asked for, where it asked for one.
         Upstream::Unix(_) | Upstream::Original => subject.server_name.as_ref(),
     };
     let role = Role::Client { server_name: tls.server_name.as_ref().or(host).cloned() };
-    let (stream, _) = TlsStream::handshake(stream, &tls.config, &role, &[]).await?;
-    Ok(Box::new(stream))
+    let mut upgrading = tls.upgrade.map(|upgrade| Box::new(Upgrading::new(upgrade, &role, Vec::new())));
+    let ciphertext = match &mut upgrading {
+        Some(upgrading) => upgrading.until_tls(stream.as_mut(), None).await?,
+        None => Vec::new(),
+    };
+    let (mut stream, info) = TlsStream::handshake(stream, &tls.config, &role, &ciphertext).await?;
+    if let Some(Err(error)) = upgrading.as_ref().map(|upgrading| upgrading.check(&info)) {
+        stream.abort(NO_APPLICATION_PROTOCOL).await;
+        return Err(error.with_alert(NO_APPLICATION_PROTOCOL));
+    }
+    Ok(Reached { stream: Box::new(stream), upgrading })
 }

@@ -69,6 +69,16 @@ impl Upgrade {
         }
     }
 
+    /// Whether a client waits for the server's first word.
+    pub fn server_speaks_first(self) -> bool {
+        matches!(self, Self::Mysql | Self::Smtp | Self::Imap)
+    }
+
+    /// Whether both are upgrades of the same protocol.
+    pub fn is_protocol_of(self, other: Self) -> bool {
+        self == other || (self.alpn().is_some() && self.alpn() == other.alpn())
+    }
+
     /// Whether both wires must be open before TLS.
     pub fn is_two_sided(self) -> bool {
         self == Self::Mysql
