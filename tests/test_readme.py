@@ -15,7 +15,7 @@ import pytest
 
 from support import programs
 from support.needs import ROOT
-from support.services import echo, say
+from support.services import echo
 
 # A block of Python, and directly after it what it prints; an ellipsis stands for anything within a line.
 BLOCKS = re.compile(r"^```python\n(.*?)^```\n+(?:^```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
@@ -65,7 +65,9 @@ def test_the_commands_put_tls_before_a_service(tmp_path: Path) -> None:
             context = ssl.create_default_context(cafile=str(tmp_path / "sapper/dev-ca/authority.pem"))
             raw = socket.create_connection(("127.0.0.1", port), timeout=20)
             with context.wrap_socket(raw, server_hostname="localhost") as client:
-                say(client, b"behind TLS")
+                client.sendall(b"behind TLS\n")
+                with client.makefile("rb") as answers:
+                    assert (answers.readline(), answers.readline()) == (b"echo\n", b"behind TLS\n")
 
 
 def test_the_two_commands_are_there() -> None:
