@@ -379,3 +379,37 @@ def test_goodbyes_that_cross_are_no_error(certs: Certificates) -> None:
             assert drain(end) == b"last words"
             bridge.wait_closed_sync(LATEST)
     assert not hearing.errors
+
+
+def test_why_a_peer_went_is_heard_by_who_only_writes(certs: Certificates) -> None:
+    """The refusal has come, unheard, when a write finds the connection closed: the refusal is the error."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair()
+    refused, hearing = Hearing(), Hearing()
+    trusting = Credentials.none(roots=certs.ca.cert)
+    server = Credentials.certificate(certs.server.cert, certs.server.key)
+    with (
+        end,
+        create_bridge(
+            socket=near, sink=sink, credentials=trusting, server_hostname=certs.name, **hearing.options()
+        ) as bridge,
+        create_bridge(
+            socket=far,
+            sink="null:",
+            credentials=server,
+            server_side=True,
+            peer_policy=lambda peer: False,
+            **refused.options(),
+        ) as door,
+    ):
+        opened = Background(bridge.handshake_sync)
+        with suppress(SapperError):
+            door.handshake_sync()
+        opened.join()
+        bridge.start()
+        bridge.pause("decapsulate")
+        assert refused.closed.wait(LATEST)
+        end.sendall(b"who hears me?")
+        assert hearing.closed.wait(LATEST)
+    [error] = hearing.errors
+    assert (error.kind, error.context.alert) == ("credentials_rejected", 49)

@@ -10,6 +10,8 @@ mod idle;
 mod packet;
 mod stream;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
@@ -19,6 +21,7 @@ use flow::{Flow, FlowState};
 pub use idle::IdleClock;
 use packet::PacketFlow;
 use stream::StreamFlow;
+use tokio::time::{Sleep, sleep};
 
 use crate::bridge::FlowSnapshot;
 use crate::error::{Direction, Error, ErrorKind, Result};
@@ -26,6 +29,9 @@ use crate::port::BoxPort;
 use crate::port::tap::Tap;
 use crate::stats::{Counter, Drops, LatencyHistogram};
 use crate::stream::BoxStream;
+
+/// How long a peer that is gone may still be heard: what it said before is in the system already.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// Live counters of one direction.
 #[derive(Debug, Default)]
@@ -121,6 +127,8 @@ pub struct Pump {
     keeps_alive: (bool, bool),
     /// Whether anything moved since [`take_activity`](Self::take_activity).
     active: bool,
+    /// Why a write to the network failed, while the peer may still say more of it.
+    lost: Option<(Error, Pin<Box<Sleep>>)>,
 }
 
 enum Flows {
@@ -172,43 +180,91 @@ impl Pump {
                 decapsulate: PacketFlow::new(Direction::Decapsulate, decapsulate),
             },
         };
-        Self { ends, flows, keeps_alive, active: false }
+        Self { ends, flows, keeps_alive, active: false, lost: None }
     }
 
     /// Moves what can be moved. Ready when both directions have ended, or with the error that ended
     /// one. Errors say their direction and whose end broke.
     pub fn poll(&mut self, cx: &mut Context<'_>, mode: PumpMode) -> Poll<Result<()>> {
-        let (out, back) = match (&mut self.ends, &mut self.flows) {
-            (Ends::Streams(network, sink), Flows::Streams { encapsulate, decapsulate }) => {
-                let (network, sink) = (network.as_mut(), sink.as_mut());
-                // Reading comes first: a peer that said goodbye and left is no lost connection for a
-                // write that comes too late.
-                let back = decapsulate.poll(cx, network, sink, mode, false, &mut self.active);
-                let peer_ended = decapsulate.source_ended();
-                (encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active), back)
-            }
-            (Ends::Ports(network, sink), Flows::Ports { encapsulate, decapsulate }) => {
-                let (network, sink) = (network.as_mut(), sink.as_mut());
-                let back = decapsulate.poll(cx, network, sink, mode, false, &mut self.active);
-                let peer_ended = decapsulate.source_ended();
-                let out = encapsulate.poll(cx, sink, network, mode, peer_ended, &mut self.active);
-                // A packet port cannot be half-closed in a way that its peer could use: when one
-                // direction ends, what waits in the other is delivered and the pump ends.
-                if mode != PumpMode::Drain && (encapsulate.ended() || decapsulate.ended()) {
-                    return self.poll(cx, PumpMode::Drain);
-                }
-                (out, back)
-            }
-            _ => unreachable!("flows are made for their ends"),
-        };
+        if self.lost.is_some() {
+            return self.poll_last_words(cx);
+        }
+        // Reading comes first: a peer that said goodbye and left is no lost connection for a write that
+        // comes too late.
+        let (back, peer_ended) = self.decapsulate(cx, mode);
+        let out = self.encapsulate(cx, mode, peer_ended);
+        // A packet port cannot be half-closed in a way that its peer could use: when one direction ends,
+        // what waits in the other is delivered and the pump ends.
+        if let Flows::Ports { encapsulate, decapsulate } = &mut self.flows
+            && mode != PumpMode::Drain
+            && (encapsulate.ended() || decapsulate.ended())
+        {
+            return self.poll(cx, PumpMode::Drain);
+        }
         // The decapsulating side knows why a peer went away; its word comes first.
         let back = back.map_err(|error| error.with_direction(Direction::Decapsulate))?;
-        let out = out.map_err(|error| error.with_direction(Direction::Encapsulate))?;
+        let out = match out.map_err(|error| error.with_direction(Direction::Encapsulate)) {
+            Err(error) if error.kind() == ErrorKind::ConnectionLost && back == FlowState::Open => {
+                self.lost = Some((error, Box::pin(sleep(LAST_WORDS))));
+                return self.poll_last_words(cx);
+            }
+            out => out?,
+        };
         let over = |state, keeps_alive: bool| state == FlowState::Ended || !keeps_alive;
         if over(out, self.keeps_alive.0) && over(back, self.keeps_alive.1) {
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
+    }
+
+    /// A write met a connection that is gone, and the event loop may not have told yet that the peer's
+    /// reason (an alert) has come: it gets a moment, also where nobody wants to read now.
+    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let (back, _) = self.decapsulate(cx, PumpMode::Settle);
+        let over = match back {
+            Err(error) => return Poll::Ready(Err(error.with_direction(Direction::Decapsulate))),
+            Ok(state) => state == FlowState::Ended,
+        };
+        let Some((error, until)) = &mut self.lost else { return Poll::Pending };
+        if over || until.as_mut().poll(cx).is_ready() {
+            Poll::Ready(Err(error.clone()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// From the network to the sink; also whether the network has ended.
+    fn decapsulate(&mut self, cx: &mut Context<'_>, mode: PumpMode) -> (Result<FlowState>, bool) {
+        match (&mut self.ends, &mut self.flows) {
+            (Ends::Streams(network, sink), Flows::Streams { decapsulate, .. }) => {
+                let (network, sink) = (network.as_mut(), sink.as_mut());
+                (
+                    decapsulate.poll(cx, network, sink, mode, false, &mut self.active),
+                    decapsulate.source_ended(),
+                )
+            }
+            (Ends::Ports(network, sink), Flows::Ports { decapsulate, .. }) => {
+                let (network, sink) = (network.as_mut(), sink.as_mut());
+                (
+                    decapsulate.poll(cx, network, sink, mode, false, &mut self.active),
+                    decapsulate.source_ended(),
+                )
+            }
+            _ => unreachable!("flows are made for their ends"),
+        }
+    }
+
+    /// From the sink to the network.
+    fn encapsulate(&mut self, cx: &mut Context<'_>, mode: PumpMode, peer_ended: bool) -> Result<FlowState> {
+        match (&mut self.ends, &mut self.flows) {
+            (Ends::Streams(network, sink), Flows::Streams { encapsulate, .. }) => {
+                encapsulate.poll(cx, sink.as_mut(), network.as_mut(), mode, peer_ended, &mut self.active)
+            }
+            (Ends::Ports(network, sink), Flows::Ports { encapsulate, .. }) => {
+                encapsulate.poll(cx, sink.as_mut(), network.as_mut(), mode, peer_ended, &mut self.active)
+            }
+            _ => unreachable!("flows are made for their ends"),
+        }
     }
 
     /// Whether anything moved since the last call.
@@ -295,6 +351,9 @@ impl Pump {
 
     /// Whether both ends can go on in the event loop of another thread.
     pub fn is_movable(&self) -> bool {
+        if self.lost.is_some() {
+            return false; // its timer is this thread's
+        }
         match &self.ends {
             Ends::Streams(network, sink) => network.is_movable() && sink.is_movable(),
             Ends::Ports(network, sink) => network.is_movable() && sink.is_movable(),
