@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import ssl
 import struct
+import termios
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +24,7 @@ from sapper.errors import (
     SapperError,
     TlsError,
 )
-from sapper.tls import Credentials, create_bridge
+from sapper.tls import Credentials, TlsConfig, create_bridge
 from support.certs import Certificates
 from support.hearing import LATEST, SOON, Hearing, drain, failure
 from support.traffic import Background
@@ -385,7 +388,7 @@ def test_why_a_peer_went_is_heard_by_who_only_writes(certs: Certificates) -> Non
     """The refusal has come, unheard, when a write finds the connection closed: the refusal is the error."""
     near, far = socket.socketpair()
     sink, end = socket.socketpair()
-    refused, hearing = Hearing(), Hearing()
+    refused, hearing, paused = Hearing(), Hearing(), threading.Event()
     trusting = Credentials.none(roots=certs.ca.cert)
     server = Credentials.certificate(certs.server.cert, certs.server.key)
     with (
@@ -398,18 +401,49 @@ def test_why_a_peer_went_is_heard_by_who_only_writes(certs: Certificates) -> Non
             sink="null:",
             credentials=server,
             server_side=True,
-            peer_policy=lambda peer: False,
+            peer_policy=lambda peer: not paused.wait(LATEST),
             **refused.options(),
         ) as door,
     ):
-        opened = Background(bridge.handshake_sync)
-        with suppress(SapperError):
-            door.handshake_sync()
-        opened.join()
+        door.start()
+        bridge.handshake_sync()
         bridge.start()
         bridge.pause("decapsulate")
+        paused.set()
         assert refused.closed.wait(LATEST)
         end.sendall(b"who hears me?")
         assert hearing.closed.wait(LATEST)
     [error] = hearing.errors
     assert (error.kind, error.context.alert) == ("credentials_rejected", 49)
+
+
+def test_a_refusal_is_heard_though_our_flight_cannot_leave(certs: Certificates) -> None:
+    """The client reads no more and refuses: its alert is the error, not the write that nobody takes."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair()
+    hearing = Hearing()
+    server = TlsConfig(
+        credentials=Credentials.certificate(certs.server.cert, certs.server.key), max_version="TLSv1.2"
+    )
+    with (
+        far,
+        end,
+        create_bridge(
+            socket=near, sink=sink, credentials=server, server_side=True, **hearing.options()
+        ) as bridge,
+    ):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=certs.name)
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        far.shutdown(socket.SHUT_RD)
+        far.sendall(outgoing.read())
+        bridge.start()
+        deadline = time.monotonic() + LATEST
+        while struct.unpack("i", fcntl.ioctl(far, termios.TIOCOUTQ, bytes(4)))[0]:
+            assert time.monotonic() < deadline, "it does not read our hello"
+            time.sleep(0.001)
+        far.sendall(bytes.fromhex("15 0303 0002 02 30"))  # fatal: unknown_ca
+        assert hearing.closed.wait(LATEST)
+    [error] = hearing.errors
+    assert error.context.alert == 48

@@ -136,6 +136,7 @@ impl TlsStream {
 
     async fn shake_hands(&mut self, is_client: bool, may_block: bool) -> Result<HandshakeInfo> {
         let mut greeted = false;
+        let mut lost = None;
         loop {
             if !greeted {
                 greeted = self.check_greeting(is_client).await?;
@@ -166,8 +167,20 @@ impl TlsStream {
                     return Ok(*info);
                 }
                 HandshakeProgress::NeedMore => {
-                    poll_fn(|cx| self.poll_drain(cx)).await?;
-                    if poll_fn(|cx| self.poll_receive(cx)).await? == 0 {
+                    match poll_fn(|cx| self.poll_drain(cx)).await {
+                        Err(error) if error.kind() == ErrorKind::ConnectionLost => lost = Some(error),
+                        drained => drained?,
+                    }
+                    let received = poll_fn(|cx| self.poll_receive(cx));
+                    let received = match &lost {
+                        None => received.await?,
+                        // Why it is lost may have come before our flight met the closed connection.
+                        Some(error) => match timeout(LAST_WORDS, received).await {
+                            Ok(Ok(n @ 1..)) => n,
+                            _ => return Err(error.clone()),
+                        },
+                    };
+                    if received == 0 {
                         let how = if greeted { "during" } else { "before it said anything in" };
                         return Err(Error::new(
                             ErrorKind::ConnectionLost,
