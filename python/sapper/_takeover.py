@@ -394,6 +394,7 @@ class _Flushing(asyncio.Protocol):
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
+        self._loop = loop
         self._original = transport.get_protocol()
         self._done: asyncio.Future[None] = loop.create_future()
 
@@ -407,7 +408,9 @@ class _Flushing(asyncio.Protocol):
     def resume_writing(self) -> None:
         if not self._done.done():
             self._finish()
-            _abort(self._transport)
+            # Not here: asyncio calls this in the midst of its own write, and goes on with the transport.
+            # Before whoever waits: what is called first runs first.
+            self._loop.call_soon(_abort, self._transport)
             self._done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
