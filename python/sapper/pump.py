@@ -25,7 +25,7 @@ from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
 from sapper._loop import Operation, call_sync, current_loop, post_of, running_post
 from sapper._options import Options, config_error
 from sapper._takeover import EndpointLike, Taken, becomes_ours, descriptors, must_be_open, take
-from sapper.errors import ApiMisuseError, ErrorContext, SapperError
+from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
 from sapper.stats import PumpStats
 
 __all__ = ["Direction", "Framing", "Pump", "PumpOptions", "TapOptions", "Upgrade", "connect"]
@@ -440,17 +440,23 @@ class Pump:
             ready, self._ready = self._ready, []
             for one in ready:
                 await one()
-            return await running_post().call(operation, self._life.told)
+            return await running_post().call(operation, self._told)
+        except ApiMisuseError:
+            raise  # a call that cannot be made changes nothing
         except BaseException:
             self._native.stop(0.0)  # where the native side failed, it has ended already
             raise
+
+    def _told(self, error: SapperError) -> None:
+        if isinstance(error, ClosedError) or not isinstance(error, ApiMisuseError):
+            self._life.told(error)
 
     def _told_sync(self, operation: Operation) -> Any:
         self._life.keep(self)
         try:
             return call_sync(operation)
         except SapperError as error:
-            self._life.told(error)
+            self._told(error)
             raise
         except BaseException:  # Ctrl-C: the same as a cancelled await
             self._native.stop(0.0)
@@ -500,7 +506,8 @@ def build(
         native = _native.Bridge(
             network.native,
             network_tls,
-            network.initial_data + initial_data,
+            # The caller read first: what a reader holds came later.
+            initial_data + network.initial_data,
             inner.native,
             inner_tls,
             inner.initial_data,

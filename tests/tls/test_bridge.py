@@ -12,6 +12,7 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import pytest
 from sapper import tls
 from sapper.errors import (
     ApiMisuseError,
+    BusyError,
     CertificateError,
     ClosedError,
     ConfigError,
@@ -612,3 +614,47 @@ async def test_a_running_bridge_needs_no_variable(leak_check: None) -> None:
     assert await receive(ends[1], 5) == b"alive"
     for end in ends:
         end.close()
+
+
+async def test_a_call_that_cannot_be_made_changes_nothing(any_loop: str, leak_check: None) -> None:
+    two = pair(socket.SOCK_DGRAM, framing="ipv6")
+    with pytest.raises(NotStartedError):
+        await two.client.cdtunnel_handshake(1280)
+    async with running(two):
+        with pytest.raises(ApiMisuseError):
+            await two.client.cdtunnel_handshake(1280)
+        packet = traffic.udp_packet("fd00::1", "fd00::2", b"still there")
+        await send(two.client_end, packet)
+        assert await receive(two.server_end, len(packet)) == packet
+        assert two.client.error is None
+
+
+async def test_a_second_greeting_at_once_leaves_the_first_alone(any_loop: str, leak_check: None) -> None:
+    two = pair(socket.SOCK_DGRAM, framing="ipv6")
+    granted = tls.CdTunnelParameters(ip_address("fd00::2"), 64, 1280, ip_address("fd00::1"), 1000)
+    with closing(two):
+        await asyncio.gather(two.client.handshake(), two.server.handshake())
+        first = asyncio.ensure_future(two.client.cdtunnel_handshake(1280))
+        second = asyncio.ensure_future(two.client.cdtunnel_handshake(1280))
+        with pytest.raises(BusyError):
+            await second
+        await two.server.cdtunnel_accept(granted)
+        assert await first == granted
+
+
+async def test_bytes_that_the_caller_read_come_before_those_of_its_reader(
+    any_loop: str, leak_check: None
+) -> None:
+    near, far = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=far)
+    ours, other = socket.socketpair()
+    sink, end = socket.socketpair()
+    with other, end, create_bridge(socket=near, sink=ours, credentials=PSK) as client:
+        client.start()
+        begun = await reader.readexactly(5)
+        with create_bridge(
+            socket=(reader, writer), sink=sink, credentials=PSK, server_side=True, initial_data=begun
+        ) as server:
+            await server.handshake()
+            await server.stop()
+        await client.stop()

@@ -242,11 +242,11 @@ impl Task {
             Command::Stop => {}
             Command::UpdateKeys(reply) => match transport.and_then(tls_of) {
                 Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
-                None => reply.send(Err(handshake_first())),
+                None => reply.send(Err(self.not_now())),
             },
             Command::Export { label, context, len, reply } => match transport.and_then(tls_of) {
                 Some(tls) => reply.send(export(tls, &label, context.as_deref(), len)),
-                None => reply.send(Err(handshake_first())),
+                None => reply.send(Err(self.not_now())),
             },
             Command::SetTap(tap, reply) => {
                 let opened = match tap {
@@ -259,13 +259,21 @@ impl Task {
                     Value::Unit
                 }));
             }
-            Command::CdTunnel(_, reply) => reply.send(Err(handshake_first())),
+            Command::CdTunnel(_, reply) => reply.send(Err(self.not_now())),
             Command::SwapSink(_, reply) => reply.send(Err(Error::new(
                 ErrorKind::NotStarted,
                 "the sink is swapped while payload flows: call start() first",
             ))),
             Command::UnusedData(reply) => reply.send(Err(not_closed())),
         }
+    }
+
+    /// Why nothing can be asked of the session at this moment.
+    fn not_now(&self) -> Error {
+        if self.handshakes.is_some() {
+            return Error::new(ErrorKind::Busy, "the bridge is busy with an earlier call: await that first");
+        }
+        Error::new(ErrorKind::NotStarted, "there is no TLS session yet: await handshake() first")
     }
 
     /// Waits for `work` while commands and a stop are heard. Work that leads to payload is given the
@@ -658,9 +666,6 @@ fn not_closed() -> Error {
         ErrorKind::ApiMisuse,
         "unused data is known when the bridge is closed: await wait_closed() first",
     )
-}
-fn handshake_first() -> Error {
-    Error::new(ErrorKind::NotStarted, "there is no TLS session yet: await handshake() first")
 }
 fn no_tls() -> Error {
     Error::new(ErrorKind::ApiMisuse, "this bridge's transport has no TLS")
