@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from sapper.pump import connect
-from support.bridges import receive
+import pytest
+
+from sapper.errors import ApiMisuseError, ConnectDeadline, HandshakeDeadline, SapperError
+from sapper.pump import Pump, PumpOptions, connect
+from sapper.tls import create_bridge
+from support.bridges import PSK, receive
 
 #: Far more than a socket takes at once.
 UNSENT = os.urandom(3_000_000)
@@ -43,3 +49,126 @@ async def test_handing_over_says_nothing_to_the_loop(any_loop: str, leak_check: 
         await writer.wait_closed()
         await pump.stop()
     assert complaints == []
+
+
+# -- a peer that does not read ---------------------------------------------------------------------------
+
+
+async def ends_within(pump: Pump) -> None:
+    with suppress(SapperError):
+        async with asyncio.timeout(20):
+            await pump.wait_closed()
+
+
+async def drained(peer: socket.socket) -> int:
+    """How much of what was written the peer can still read; it comes to the connection's end."""
+    peer.setblocking(False)
+    size = 0
+    async with asyncio.timeout(20):
+        while data := await asyncio.get_running_loop().sock_recv(peer, 1 << 20):
+            size += len(data)
+    return size
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["network", "sink"])
+async def test_a_handshake_waits_no_longer_than_its_deadline(
+    any_loop: str, first: bool, leak_check: None
+) -> None:
+    complaints, heard = Complaints(), list[SapperError]()
+    reader, writer, peer = await unsent_writer()
+    theirs, far = socket.socketpair()
+    ends = ((reader, writer), theirs) if first else (theirs, (reader, writer))
+    bridge = create_bridge(
+        socket=ends[0], sink=ends[1], credentials=PSK, on_error=heard.append, handshake_timeout=0.2
+    )
+    with peer, far:
+        async with asyncio.timeout(20):
+            with pytest.raises(HandshakeDeadline) as caught:
+                await bridge.handshake()
+        assert caught.value.phase == "handshake"
+        await bridge.wait_closed()
+        assert (bridge.state, bridge.error) == ("closed", caught.value)
+        await writer.wait_closed()
+        assert await drained(peer) < len(UNSENT)
+    assert heard == [], "handshake() told it"
+    assert complaints == []
+
+
+async def test_start_tells_the_deadline_once(any_loop: str, leak_check: None) -> None:
+    heard = list[SapperError]()
+    reader, writer, peer = await unsent_writer()
+    bridge = create_bridge(
+        socket=(reader, writer), sink="null:", credentials=PSK, on_error=heard.append, handshake_timeout=0.2
+    )
+    bridge.start()
+    with pytest.raises(ApiMisuseError):
+        bridge.start()
+    with peer:
+        await ends_within(bridge)
+        assert [type(error) for error in heard] == [HandshakeDeadline]
+        assert await drained(peer) < len(UNSENT)
+
+
+async def test_without_tls_it_is_the_deadline_of_connecting(any_loop: str, leak_check: None) -> None:
+    heard = list[SapperError]()
+    reader, writer, peer = await unsent_writer()
+    pump = connect((reader, writer), "null:", options=PumpOptions(connect_timeout=0.2), on_error=heard.append)
+    pump.start()
+    with peer:
+        await ends_within(pump)
+        assert [(type(error), error.phase) for error in heard] == [(ConnectDeadline, "connect")]
+        assert await drained(peer) < len(UNSENT)
+
+
+@pytest.mark.parametrize(
+    "how", [Pump.stop, Pump.abort, lambda pump: pump.stop(5.0)], ids=["stop", "abort", "drain"]
+)
+@pytest.mark.parametrize("started", [True, False])
+async def test_the_end_of_the_pump_is_the_end_of_the_writer(
+    any_loop: str, how: Callable[[Pump], Any], started: bool, leak_check: None
+) -> None:
+    complaints, heard = Complaints(), list[SapperError]()
+    reader, writer, peer = await unsent_writer()
+    pump = connect((reader, writer), "null:", on_error=heard.append)
+    if started:
+        pump.start()
+        await asyncio.sleep(0)  # it waits now
+    how(pump)
+    with peer:
+        await ends_within(pump)
+        assert writer.transport.is_closing()
+        await writer.wait_closed()
+        assert await drained(peer) < len(UNSENT)
+    assert heard == []
+    assert complaints == []
+
+
+async def test_a_cancelled_handshake_lets_the_writer_go(any_loop: str, leak_check: None) -> None:
+    reader, writer, peer = await unsent_writer()
+    bridge = create_bridge(socket=(reader, writer), sink="null:", credentials=PSK)
+    shaking = asyncio.create_task(bridge.handshake())
+    await asyncio.sleep(0)  # it waits now
+    shaking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await shaking
+    with peer:
+        await ends_within(bridge)
+        await writer.wait_closed()
+        assert await drained(peer) < len(UNSENT)
+
+
+async def test_another_thread_starts_it_and_shakes_hands_in_turn(any_loop: str, leak_check: None) -> None:
+    reader, writer, peer = await unsent_writer()
+    theirs, far = socket.socketpair()
+    pump = connect((reader, writer), theirs)
+    await asyncio.to_thread(pump.start)
+    with peer, far:
+        far.sendall(b"after it")
+        assert await receive(peer, len(UNSENT) + 8) == UNSENT + b"after it"
+        await pump.stop()
+    reader, writer, peer = await unsent_writer()
+    bridge = create_bridge(socket=(reader, writer), sink="null:", credentials=PSK, handshake_timeout=0.2)
+    with peer:
+        with pytest.raises(HandshakeDeadline):
+            await asyncio.to_thread(bridge.handshake_sync)
+        await ends_within(bridge)

@@ -148,7 +148,7 @@ class Life:
     def told(self, error: SapperError) -> None:
         """Somebody who waited hears this error: it is not told again."""
         self.error = error
-        self._unheard = None
+        self._unheard = self._failure = None
 
     def raise_unheard(self) -> None:
         """Raises the error that ended the pump, unless somebody heard it already."""
@@ -162,7 +162,8 @@ class Life:
 
     def fail(self, error: SapperError) -> None:
         """The pump is being stopped because of this error, which the native side does not know."""
-        self._failure = error
+        if self.error is None:  # else somebody who waited has heard it
+            self._failure = error
 
     def hear_now(self) -> None:
         """Takes waiting messages at once, where this is the thread that hears them."""

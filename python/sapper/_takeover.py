@@ -31,9 +31,24 @@ from typing import Any, Protocol, TypeAlias
 from sapper import _native, endpoint
 from sapper._loop import current_loop
 from sapper._options import config_error
-from sapper.errors import ConnectionLost, SapperError
+from sapper.errors import (
+    ConnectDeadline,
+    ConnectionLost,
+    ErrorContext,
+    HandshakeDeadline,
+    SapperError,
+)
 
-__all__ = ["EndpointLike", "HasFileno", "Taken", "becomes_ours", "descriptors", "must_be_open", "take"]
+__all__ = [
+    "EndpointLike",
+    "HasFileno",
+    "Taken",
+    "Unsent",
+    "becomes_ours",
+    "descriptors",
+    "must_be_open",
+    "take",
+]
 
 
 class HasFileno(Protocol):
@@ -103,6 +118,42 @@ class Taken:
         """Undoes the taking, and lets go of the duplicate: whoever keeps the exception keeps this object."""
         self.undo()
         del self.native
+
+
+@dataclass(frozen=True)
+class Unsent:
+    """Bytes that callers wrote before they gave their writers away: they go out before any of ours.
+
+    Attributes:
+        waits: What to await, one after the other.
+        timeout: Seconds for all of them: a peer that does not read would hold the pump for ever.
+        tls: Whether a handshake comes next; its deadline is the one that applies then.
+    """
+
+    waits: tuple[Callable[[], Awaitable[None]], ...]
+    timeout: float
+    tls: bool
+
+    async def sent(self) -> None:
+        """Waits until they are on their way, or will never be because the pump is over.
+
+        Raises:
+            ConnectionLost: The connection broke before.
+            HandshakeDeadline, ConnectDeadline: The peer did not take them in time.
+        """
+        try:
+            async with asyncio.timeout(self.timeout):
+                for wait in self.waits:
+                    await wait()
+        except TimeoutError:
+            raise self.too_late() from None
+
+    def too_late(self) -> SapperError:
+        """The deadline's error."""
+        text = f"the peer did not take what was written before within {self.timeout:.1f} s"
+        if self.tls:
+            return HandshakeDeadline(text, ErrorContext(phase="handshake"))
+        return ConnectDeadline(text, ErrorContext(phase="connect"))
 
 
 def take(what: object, name: str) -> Taken:
@@ -329,7 +380,9 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
     if not (hasattr(transport, "get_write_buffer_size") and transport.get_write_buffer_size()):
         return Taken(native, initial_data=initial, commit=lambda: _abort(transport), undo=undo)
     flushing = _Flushing(transport, loop)
-    return Taken(native, initial_data=initial, commit=flushing.begin, undo=undo, ready=flushing.wait)
+    return Taken(
+        native, initial_data=initial, commit=flushing.begin, undo=undo, ready=flushing.wait, end=flushing.end
+    )
 
 
 def _transport_of_ours(taken: Taken, transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
@@ -427,7 +480,24 @@ class _Flushing(asyncio.Protocol):
         self._transport.set_protocol(self._original)
 
     async def wait(self) -> None:
-        await asyncio.shield(self._done)
+        if current_loop() is self._loop:
+            await asyncio.shield(self._done)
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.wait(), self._loop))
+
+    def end(self) -> None:
+        """The pump is over: what was not sent by now is lost."""
+        if current_loop() is self._loop:
+            self._give_up()
+        else:
+            with contextlib.suppress(RuntimeError):  # a closed loop sends nothing either
+                self._loop.call_soon_threadsafe(self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._done.done():
+            self._finish()
+            _abort(self._transport)
+            self._done.set_result(None)  # whoever waits asks the pump next, and hears that it is closed
 
 
 def _foreign(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:

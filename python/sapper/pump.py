@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,9 @@ from pydantic import Field, Strict, field_validator
 
 from sapper import _arguments, _native
 from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
-from sapper._loop import Operation, call_sync, current_loop, post_of, running_post
+from sapper._loop import LoopPost, Operation, call_sync, current_loop, post_of, running_post
 from sapper._options import Options, config_error
-from sapper._takeover import EndpointLike, Taken, becomes_ours, descriptors, must_be_open, take
+from sapper._takeover import EndpointLike, Taken, Unsent, becomes_ours, descriptors, must_be_open, take
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
 from sapper.stats import PumpStats
 
@@ -97,11 +97,13 @@ class PumpOptions(Options):
     resync: _Flag = False
     """After a bad packet header look for the next packet at a record boundary, rather than end."""
     connect_timeout: _Seconds = Field(default=30.0, gt=0)
-    """Making a connection, all attempts together."""
+    """Making a connection, all attempts together. Where there is no TLS, a writer that is given gets as
+    long, before, to send what it has not sent yet."""
     accept_timeout: _Seconds | None = Field(default=None, gt=0)
     """Waiting for the one connection of a listener; ``None`` waits for as long as the pump lives."""
     handshake_timeout: _Seconds = Field(default=30.0, gt=0)
-    """TLS handshake, the policy's answer and the framing's hello together."""
+    """TLS handshake, the policy's answer and the framing's hello together. A writer that is given gets as
+    long, before, to send what it has not sent yet."""
     idle_timeout: _Seconds | None = Field(default=None, gt=0)
     """No byte in either direction for this long ends the pump; ``None`` is never."""
     close_timeout: _Seconds = Field(default=2.0, ge=0)
@@ -164,13 +166,16 @@ class Pump:
     """
 
     def __init__(
-        self, native: _native.Bridge, life: Life, taken: tuple[Taken, ...], close_timeout: float
+        self, native: _native.Bridge, life: Life, taken: tuple[Taken, ...], options: PumpOptions, *, tls: bool
     ) -> None:
         self._native = native
         self._life = life
-        self._ready = [one.ready for one in taken if one.ready is not None]
+        waits = tuple(one.ready for one in taken if one.ready is not None)
+        patience = options.handshake_timeout if tls else options.connect_timeout
+        self._unsent = Unsent(waits, patience, tls) if waits else None
+        self._starting = False
         self._on_loop = any(one.foreign for one in taken)
-        self._close_timeout = close_timeout
+        self._close_timeout = options.close_timeout
 
     # -- its life ------------------------------------------------------------------------------
 
@@ -196,21 +201,30 @@ class Pump:
             ClosedError: It is closed.
         """
         self._life.keep(self)
-        if self._ready:
-            # Bytes that the caller wrote before come first; the native side waits for them.
-            ready, self._ready = self._ready, []
-            self._life.post.run(self._start_when, ready)
+        if self._unsent is None or self.state != "new":
+            self._native.start()
+            return
+        if self._starting:
+            raise ApiMisuseError("start() was called already")
+        # The native side waits for what the caller wrote before.
+        loop, self._starting = self._home(), True
+        if self._life.hears_here():
+            self._life.post.run(self._start_when_sent)
         else:
-            self._native.start()
+            loop.call_soon_threadsafe(self._life.post.run, self._start_when_sent)
 
-    async def _start_when(self, ready: list[Any]) -> None:
+    async def _start_when_sent(self) -> None:
         try:
-            for one in ready:
-                await one()
+            await self._send_unsent(self._life.fail)
             self._native.start()
+        except ClosedError:
+            return  # stopped meanwhile, or whoever waits for the handshake has heard why
         except SapperError as error:
-            self._native.stop(0.0)
             self._life.fail(error)
+            self._native.stop(0.0)
+        except BaseException:
+            self._native.stop(0.0)
+            raise
 
     def stop(self, drain: float = 0.0) -> Awaitable[None]:
         """Ends the pump, in every state: at once, or after what waits was delivered.
@@ -429,17 +443,51 @@ class Pump:
 
     def _opened_sync(self, name: str) -> Any:
         self._refuse_own_thread(
-            name, needed=self._on_loop or self._life.must_answer_here() or bool(self._ready)
+            name, needed=self._on_loop or self._life.must_answer_here() or self._unsent is not None
         )
+        if self._unsent is not None:
+            self._send_unsent_sync(self._unsent)
         return self._told_sync(self._native.handshake)
+
+    def _home(self) -> asyncio.AbstractEventLoop:
+        """The loop of which this is, where it has one."""
+        loop = self._life.post.loop if isinstance(self._life.post, LoopPost) else None
+        if loop is None or loop.is_closed():
+            raise ApiMisuseError(
+                "the event loop of this object is closed", ErrorContext(reason="loop_closed")
+            )
+        return loop
+
+    async def _send_unsent(self, told: Callable[[SapperError], None]) -> None:
+        """Waits for what the caller wrote before; ``told`` hears why it cannot be sent."""
+        if self._unsent is None:
+            return
+        try:
+            await self._unsent.sent()
+        except SapperError as error:
+            told(error)
+            raise
+        self._unsent = None
+
+    def _send_unsent_sync(self, unsent: Unsent) -> None:
+        self._life.keep(self)
+        sending = asyncio.run_coroutine_threadsafe(self._send_unsent(self._life.told), self._home())
+        try:
+            sending.result(unsent.timeout + 1.0)  # a loop that does not run keeps no deadline
+        except BaseException as error:
+            sending.cancel()
+            self._native.stop(0.0)
+            if isinstance(error, TimeoutError) and not isinstance(error, SapperError):
+                late = unsent.too_late()
+                self._life.told(late)
+                raise late from None
+            raise
 
     async def _stop_if_cancelled(self, operation: Operation) -> Any:
         """Runs one step of the handshake: whoever gives it up gives up the pump."""
         self._life.keep(self)
         try:
-            ready, self._ready = self._ready, []
-            for one in ready:
-                await one()
+            await self._send_unsent(self._life.told)
             return await running_post().call(operation, self._told)
         except ApiMisuseError:
             raise  # a call that cannot be made changes nothing
@@ -525,7 +573,8 @@ def build(
     network.commit()
     inner.commit()
     life.at_end(network.end, inner.end)
-    return kind(native, life, (network, inner), options.close_timeout)
+    tls = network_tls is not None or inner_tls is not None
+    return kind(native, life, (network, inner), options, tls=tls)
 
 
 def take_both(first: object, first_name: str, second: object, second_name: str) -> tuple[Taken, Taken]:
