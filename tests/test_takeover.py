@@ -375,6 +375,15 @@ def test_a_number_that_is_no_descriptor_is_named(number: int) -> None:
         connect((0, number), "null:")
 
 
+def test_what_is_no_endpoint_is_named_by_the_callers_number(tmp_path: Path) -> None:
+    number = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(ConfigError, match=f"descriptor {number} is a directory"):
+            connect(number, "null:")
+    finally:
+        os.close(number)
+
+
 @pytest.mark.parametrize("name", ["on_error", "on_close"])
 def test_a_call_back_that_cannot_be_called_is_refused_before_anything_is_taken(name: str) -> None:
     ours, near = socket.socketpair()

@@ -183,6 +183,27 @@ def test_a_mistake_names_its_argument(arguments: list[str], kind: ErrorKind, say
     assert "Traceback" not in done.stderr
 
 
+def test_a_fifo_waits_for_its_writer_and_not_for_its_reader(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    done = run("bridge", "null:", f"file:{fifo}?mode=w", "--json")
+    assert done.returncode == ErrorKind.DEVICE.exit_code
+    error = json.loads(done.stderr)["error"]
+    assert (error["field"], error["reason"]) == ("B", "no_reader")
+    assert "nobody reads" in error["message"]
+    with started("bridge", f"file:{fifo}", "stdio:", "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while json.loads(process.stderr.readline())["event"] != "open":
+            pass
+        # Fails where the bridge took the absence of writers for the end.
+        writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(writer, b"first and last")
+        os.close(writer)
+        assert process.stdout.read() == b"first and last"
+        assert process.wait(20) == 0
+
+
 def test_an_unknown_option_is_a_usage_error() -> None:
     assert run("bridge", "null:", "null:", "--nonsense").returncode == 2
 

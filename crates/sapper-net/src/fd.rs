@@ -10,10 +10,11 @@ mod tests;
 
 use std::ffi::CStr;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use socket2::SockRef;
 
@@ -154,7 +155,7 @@ impl Access {
 /// Duplicates a caller's descriptor number; `field` is the option it came in.
 ///
 /// The duplicate shares the open file with the caller's: whoever changes that file's flags changes
-/// them for both.
+/// them for both. What can be no endpoint is refused here, where the caller's number is known.
 pub fn duplicate(number: RawFd, field: &'static str) -> Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC touches no memory, and for a number that is not open it fails.
     let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
@@ -162,12 +163,37 @@ pub fn duplicate(number: RawFd, field: &'static str) -> Result<OwnedFd> {
         return Err(not_usable(number, field, &io::Error::last_os_error()));
     }
     // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+    let copy = unsafe { OwnedFd::from_raw_fd(copy) };
+    classify_as(copy.as_fd(), number, field)?;
+    Ok(copy)
+}
+
+/// Opens what is at `path`, waiting for nobody: opening a FIFO would wait for its other end, for ever.
+///
+/// A FIFO to be read has no end before its first writer has left; one to be written needs its reader.
+pub fn open_path(path: &Path, options: &mut OpenOptions, field: &'static str) -> Result<OwnedFd> {
+    let file = options.custom_flags(libc::O_NONBLOCK).open(path).map_err(|source| {
+        let is_fifo = || path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
+        if source.raw_os_error() == Some(libc::ENXIO) && is_fifo() {
+            let message = format!("nobody reads the FIFO {}", path.display());
+            return Error::new(ErrorKind::Device, message).with_reason("no_reader").with_field(field);
+        }
+        Error::io(ErrorKind::Device, format_args!("open {}", path.display()), &source).with_field(field)
+    })?;
+    let fd = OwnedFd::from(file);
+    nonblocking::clear(fd.as_fd()).map_err(|source| {
+        Error::io(ErrorKind::Device, format_args!("use {}", path.display()), &source).with_field(field)
+    })?;
+    Ok(fd)
 }
 
 /// Says what `fd` is; `field` is the option to blame when it can be no endpoint.
 pub fn classify(fd: BorrowedFd<'_>, field: &'static str) -> Result<FdKind> {
-    let number = fd.as_raw_fd();
+    classify_as(fd, fd.as_raw_fd(), field)
+}
+
+/// The same, with the number by which its owner knows it.
+fn classify_as(fd: BorrowedFd<'_>, number: RawFd, field: &'static str) -> Result<FdKind> {
     let unusable = |source: io::Error| not_usable(number, field, &source);
     let kind = metadata(fd).map_err(unusable)?.file_type();
     if kind.is_dir() {
@@ -192,7 +218,7 @@ pub fn classify(fd: BorrowedFd<'_>, field: &'static str) -> Result<FdKind> {
         return Ok(FdKind::Block);
     }
     if kind.is_char_device() {
-        return classify_character(fd, field);
+        return classify_character(fd, number, field);
     }
     // epoll, eventfd, timerfd and their kind have no file type at all.
     Err(Error::config(field, format!("descriptor {number} is neither a socket, a pipe, a file nor a device"))
@@ -265,20 +291,20 @@ fn classify_socket(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
     })
 }
 
-fn classify_character(fd: BorrowedFd<'_>, field: &'static str) -> Result<FdKind> {
-    let number = fd.as_raw_fd();
+fn classify_character(fd: BorrowedFd<'_>, number: RawFd, field: &'static str) -> Result<FdKind> {
+    let raw = fd.as_raw_fd();
     // SAFETY: isatty touches no memory of ours.
-    if unsafe { libc::isatty(number) } == 1 {
+    if unsafe { libc::isatty(raw) } == 1 {
         let mut index: libc::c_uint = 0;
         // SAFETY: TIOCGPTN writes one unsigned int, and only for a pseudo-terminal's master.
-        let master = unsafe { libc::ioctl(number, libc::TIOCGPTN, &raw mut index) } == 0;
+        let master = unsafe { libc::ioctl(raw, libc::TIOCGPTN, &raw mut index) } == 0;
         return Ok(FdKind::Terminal { master });
     }
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: TUNGETIFF writes at most one `ifreq`. It is no terminal, and no other class of
     // character device gives this number (type 'T', 210) another meaning.
-    if unsafe { libc::ioctl(number, TUNGETIFF, &raw mut request) } == 0 {
+    if unsafe { libc::ioctl(raw, TUNGETIFF, &raw mut request) } == 0 {
         // SAFETY: `zeroed` left the last byte 0 and the kernel ends names within IFNAMSIZ.
         let name = unsafe { CStr::from_ptr(request.ifr_name.as_ptr()) };
         // SAFETY: TUNGETIFF fills the flags of the union.

@@ -138,13 +138,9 @@ impl Endpoint {
                 "a" => options.append(true).create(true),
                 _ => options.read(true).write(true),
             };
-            let file = options.open(&path).map_err(|source| {
-                Error::io(ErrorKind::Device, format_args!("open {}", path.display()), &source)
-                    .with_field(field)
-            })?;
-            EndpointSpec::from_fd(file.into(), field)
+            EndpointSpec::from_fd(fd::open_path(&path, &mut options, field)?, field)
         };
-        // A FIFO without a peer, or a slow disk: nobody else has to wait for it.
+        // A slow disk: nobody else has to wait for it.
         Ok(Self::new(py.detach(make).or_raise(py)?, field))
     }
 

@@ -92,8 +92,7 @@ impl Drop for NonBlocking {
         {
             for fd in users.owed {
                 // It can only fail for a descriptor that is not open, and we own this one.
-                let _ =
-                    open_flags(fd.as_fd()).and_then(|flags| set_flags(fd.as_fd(), flags & !libc::O_NONBLOCK));
+                let _ = clear(fd.as_fd());
             }
         }
     }
@@ -109,6 +108,11 @@ impl AsFd for NonBlocking {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_ref().expect("only drop takes it").as_fd()
     }
+}
+
+/// Makes an open file block that was opened with the flag so that opening does not wait.
+pub(super) fn clear(fd: BorrowedFd<'_>) -> io::Result<()> {
+    open_flags(fd).and_then(|flags| set_flags(fd, flags & !libc::O_NONBLOCK))
 }
 
 fn set_flags(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {

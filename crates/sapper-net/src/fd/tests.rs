@@ -81,6 +81,11 @@ fn what_cannot_be_an_endpoint_names_the_field() {
         assert_eq!((error.field(), error.reason()), (Some("sink"), Some("not_attached")));
     }
 
+    let ours = directory.as_raw_fd();
+    let error = duplicate(ours, "sink").unwrap_err();
+    assert_eq!((error.field(), error.reason()), (Some("sink"), Some("directory")));
+    assert!(error.message().contains(&format!("descriptor {ours} is")), "{error}");
+
     for number in [-1, 1 << 20] {
         let error = duplicate(number, "sink").unwrap_err();
         assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("sink")));

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -25,7 +25,7 @@ pub fn open_pair(
         let access = fd::checked_access(fd.as_fd(), field)?;
         if (wanted.read && !access.read) || (wanted.write && !access.write) {
             let direction = if wanted.read { "reading" } else { "writing" };
-            let message = format!("descriptor {} is not open for {direction}", fd.as_raw_fd());
+            let message = format!("this descriptor is not open for {direction}");
             return Err(Error::config(field, message).with_reason("wrong_direction"));
         }
     }

@@ -126,8 +126,7 @@ impl Listener {
             match fd::classify(fd.as_fd(), field)? {
                 FdKind::Socket(socket) if socket.listening && socket.socket_type == SocketType::Stream => {}
                 kind => {
-                    let message =
-                        format!("descriptor {} ({kind}) does not listen for streams", fd.as_raw_fd());
+                    let message = format!("this {kind} does not listen for streams");
                     return Err(Error::config(field, message).with_reason("not_listening"));
                 }
             }
