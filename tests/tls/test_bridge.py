@@ -453,6 +453,11 @@ async def test_exporter_and_key_update(leak_check: None) -> None:
             with pytest.raises(ConfigError) as caught:
                 await two.client.export_keying_material("x", length)
             assert caught.value.field == "length"
+        for label in ("", "x" * 250):
+            with pytest.raises(ConfigError) as caught:
+                await two.client.export_keying_material(label, 16)
+            assert caught.value.field == "label"
+        assert "packet" not in two.client.stats().facts["offload.ktls"]  # this bridge carries bytes
 
 
 async def test_what_needs_a_handshake_says_so(leak_check: None) -> None:

@@ -156,6 +156,11 @@ impl Bridge {
         mailbox: &Mailbox,
         key: u64,
     ) -> PyResult<()> {
+        // TLS 1.3 writes the label into 255 bytes, behind "tls13 " (RFC 8446, section 7.1).
+        if !(1..=249).contains(&label.len()) {
+            let message = format!("1 to 249 bytes, not {}", label.len());
+            return Err(Error::config("label", message)).or_raise(py);
+        }
         if !(1..=65_535).contains(&length) {
             return Err(Error::config("length", format!("1 to 65535 bytes, not {length}"))).or_raise(py);
         }

@@ -250,7 +250,7 @@ class Bridge(Pump):
         """Keying material of this connection for a purpose (RFC 5705; RFC 8446, section 7.5).
 
         Args:
-            label: The purpose.
+            label: The purpose; 1 to 249 bytes.
             length: Bytes wanted, 1 to 65535.
             context: Further input; ``None`` and ``b""`` differ in TLS 1.2.
 

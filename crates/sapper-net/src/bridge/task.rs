@@ -650,7 +650,7 @@ fn tls_facts(prefix: &'static str, info: &HandshakeInfo) -> Vec<(String, String)
     }
     facts.push((
         "offload.ktls".to_owned(),
-        "off: each packet is a record of its own, which kernel TLS does not speed up".to_owned(),
+        "off: records are sealed and opened in this process; kernel TLS is not used".to_owned(),
     ));
     facts
 }
