@@ -34,6 +34,7 @@ GOOD = {
     "fd:5?header=vnet": endpoint.Fd(5, header="vnet"),
     "stdio:": endpoint.Stdio(),
     "file:/x?mode=w": endpoint.File("/x", "w"),
+    "file:/a+b?mode=r+": endpoint.File("/a+b", "r+"),
     "null:": endpoint.Null(),
     "counter:": endpoint.Counter(),
 }
@@ -54,6 +55,8 @@ def test_what_is_written_is_read(text: str) -> None:
         ("tun7", "tun:tun7"),
         ("utun3", "tun:utun3"),
         ("tap0", "tap:tap0"),
+        ("file:/x?mode=r%2B", "file:/x?mode=r+"),
+        ("dgram:/x?bind=/a%20b", "dgram:/x?bind=/a%20b"),
     ],
 )
 def test_other_ways_to_write_the_same(text: str, same: str) -> None:

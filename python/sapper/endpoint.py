@@ -96,7 +96,7 @@ class Endpoint:
             if write is not None and value != one.default:
                 pairs += [(one.metadata.get("name", one.name), text) for text in write(value)]
         return (
-            "?" + urlencode(pairs, quote_via=quote, safe="/:[],", errors="surrogateescape") if pairs else ""
+            "?" + urlencode(pairs, quote_via=quote, safe="/:[],+", errors="surrogateescape") if pairs else ""
         )
 
     @classmethod
@@ -600,7 +600,13 @@ def parse(text: str, *, field: str = "endpoint") -> Endpoint:
     body, _, query = rest.partition("?")
     try:
         options = (
-            parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="surrogateescape")
+            # A plus sign is itself here: only forms write a space with it.
+            parse_qsl(
+                query.replace("+", "%2B"),
+                keep_blank_values=True,
+                strict_parsing=True,
+                errors="surrogateescape",
+            )
             if query
             else []
         )

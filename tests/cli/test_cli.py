@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from sapper import __version__
+from sapper.endpoint import TcpListen, TlsListen, parse
 from sapper.errors import ErrorKind
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 
@@ -181,6 +182,71 @@ def test_a_mistake_names_its_argument(arguments: list[str], kind: ErrorKind, say
     assert done.returncode == kind.exit_code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_key_names_where_it_came_from(tmp_path: Path) -> None:
+    arguments = ("bridge", "tls://127.0.0.1:1", "null:", "--psk-identity", "x")
+    done = run(*arguments, "--json", env={**os.environ, "SAPPER_PSK": "aabb"})
+    assert done.returncode == ErrorKind.CONFIG.exit_code
+    assert json.loads(done.stderr)["error"]["field"] == "SAPPER_PSK"
+    (tmp_path / "short").write_text("aabb")
+    (tmp_path / "odd").write_text(KEY[:-1] + "\n")
+    for name, says in (("short", "16"), ("odd", "hexadecimal digits")):
+        done = run(*arguments, "--psk-file", str(tmp_path / name), "--json")
+        error = json.loads(done.stderr)["error"]
+        assert error["field"] == "--psk-file", error
+        assert says in error["message"]
+    toml = tmp_path / "b.toml"
+    toml.write_text('[tls.credentials]\nkind = "psk"\nidentity = "x"\nkey_file = "odd"\n')
+    done = run(*arguments[:3], "--config", str(toml), "--json")
+    error = json.loads(done.stderr)["error"]
+    assert error["field"] == "--config", error
+    assert "hexadecimal digits" in error["message"]
+
+
+def test_an_empty_list_of_protocols_is_refused() -> None:
+    done = run("bridge", "tls://127.0.0.1:1", "null:", "--alpn", "", "--json")
+    assert done.returncode == ErrorKind.CONFIG.exit_code
+    assert json.loads(done.stderr)["error"]["field"] == "--alpn"
+
+
+@pytest.mark.parametrize(("closed", "says"), [("<&-", "standard input"), (">&-", "standard output")])
+def test_a_standard_stream_that_is_closed(closed: str, says: str) -> None:
+    command = f'exec "$0" -m sapper.cli bridge stdio: null: {closed}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == ErrorKind.CONFIG.exit_code, done.stderr
+    assert f"A: {says} is not open" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ""])
+def test_the_port_that_the_system_chose_is_told(host: str) -> None:
+    with started("bridge", "null:", f"tcp-listen://{host}:0", "--json") as process:
+        assert process.stdout is not None
+        end = parse(json.loads(process.stdout.readline())["b"])
+        assert isinstance(end, TcpListen)
+        address = "localhost" if end.host == "::" else end.host
+        with socket.create_connection((address, end.port), timeout=20):
+            assert json.loads(process.stdout.readline())["event"] == "open"
+        assert process.wait(20) == 0
+    with started("bridge", f"tcp-listen://{host}:0", "null:") as process:
+        assert process.stderr is not None
+        text = process.stderr.readline().decode()
+        assert re.match(r"tcp-listen://.+:[1-9][0-9]* <-> null:", text), text
+
+
+def test_the_chosen_port_of_a_tls_server(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    options = ("--json", "--psk-identity", "x", "--psk-file", str(tmp_path / "key"))
+    with started("bridge", "tls-listen://127.0.0.1:0?alpn=h2", "null:", *options) as server:
+        assert server.stdout is not None
+        end = parse(json.loads(server.stdout.readline())["a"])
+        assert isinstance(end, TlsListen)
+        done = run("bridge", f"tls://127.0.0.1:{end.port}?alpn=h2", "file:/dev/null", *options)
+        assert done.returncode == 0, done.stdout
+        assert json.loads(server.stdout.readline())["alpn"] == "h2"
+        assert server.wait(20) == 0
 
 
 def test_a_fifo_waits_for_its_writer_and_not_for_its_reader(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def named(
     error: SapperError,
     ends: Mapping[str, str] | None = None,
     *,
-    psk: bool = False,
+    psk: str | None = None,
     more: bool = False,
 ) -> SapperError:
     """The same error in the words of the command line.
@@ -97,10 +97,10 @@ def named(
     Args:
         error: What the API raised.
         ends: What the API's names of the two endpoints are here.
-        psk: Whether ``key`` is a pre-shared key.
+        psk: What ``key`` came from, where it is a pre-shared one.
         more: Whether it is about a further certificate.
     """
-    known = {**OPTIONS, **(ends or {}), **({"key": "--psk-file"} if psk else {}), **(_MORE if more else {})}
+    known = {**OPTIONS, **(ends or {}), **({"key": psk} if psk else {}), **(_MORE if more else {})}
 
     def word(match: re.Match[str]) -> str:
         return known.get(match[1] or match[2], match[0])
@@ -113,7 +113,7 @@ def named(
 
 
 @contextmanager
-def naming(*, psk: bool = False, more: bool = False) -> Iterator[None]:
+def naming(*, psk: str | None = None, more: bool = False) -> Iterator[None]:
     """Errors of the calls inside, in the words of the command line."""
     try:
         yield

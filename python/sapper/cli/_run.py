@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AsyncExitStack
+import socket
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import IO, Any
 
 from rich.console import Console
 from rich.live import Live
 
+from sapper import _native
 from sapper._options import config_error
+from sapper._takeover import Taken
 from sapper.cli._names import named
 from sapper.cli._output import error_values, fail, stats_table, stats_values, write_json
-from sapper.endpoint import Endpoint, File, Tls, TlsListen
+from sapper.endpoint import Endpoint, File, TcpListen, Tls, TlsListen
 from sapper.errors import ClosedError, SapperError
 from sapper.metrics import MetricsServer
 from sapper.pump import Pump, PumpOptions, connect
@@ -109,14 +113,15 @@ async def run(
     drain: float,
     report: Report,
     metrics: tuple[str, ...] = (),
+    key_from: str = "--psk-file",
 ) -> int:
-    """Runs a bridge to its end and gives the exit code."""
+    """Runs a bridge to its end and gives the exit code; ``key_from`` is what a pre-shared key came from."""
     network, inner = _in_order(ends)
-    psk = tls is not None and tls.credentials.kind == "psk"
+    psk = key_from if tls is not None and tls.credentials.kind == "psk" else None
     the_network, the_sink = ("B", "A") if network is not ends[0] else ("A", "B")
     names = {"socket": the_network, "network": the_network, "sink": the_sink}
     try:
-        pump = _make(network, inner, tls, server_name, options)
+        pump, told = _make(network, inner, tls, server_name, options)
     except SapperError as failure:
         raise named(failure, names, psk=psk) from None
     try:
@@ -126,7 +131,8 @@ async def run(
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server)
-        return await _run(ends, pump, drain, report, names, psk)
+        told = told if network is ends[0] else (told[1], told[0])
+        return await _run(told, pump, drain, report, names, psk)
 
 
 async def _run(
@@ -135,7 +141,7 @@ async def _run(
     drain: float,
     report: Report,
     names: dict[str, str],
-    psk: bool,
+    psk: str | None,
 ) -> int:
     cut = _stop_on_signals(pump, drain, report)
     error: SapperError | None = None
@@ -211,22 +217,64 @@ def _one_way(a: Endpoint, b: Endpoint, options: PumpOptions) -> PumpOptions:
 
 def _make(
     a: Endpoint, b: Endpoint, tls: TlsConfig | None, server_name: str | None, options: PumpOptions
-) -> Pump:
+) -> tuple[Pump, tuple[Endpoint, Endpoint]]:
+    """The pump, and its ends as they are told."""
     options = _one_way(a, b, options)
     if not isinstance(a, Tls | TlsListen):
         if tls is not None or server_name is not None:
             raise config_error("network", "options of TLS need a tls: or tls-listen: endpoint")
-        return connect(a, b, options=options)
+        first, second = _listening(a), _listening(b)
+        return connect(first, second, options=options), (_told(first), _told(second))
     if isinstance(a, TlsListen) and (tls is None or tls.credentials.kind == "none"):
         raise config_error(
             "credentials", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key"
         )
-    return create_bridge(
-        socket=a,
-        sink=b,
+    first, second = _listening(a), _listening(b)
+    bridge = create_bridge(
+        socket=first,
+        sink=second,
         credentials=tls,
         server_hostname=server_name if isinstance(a, Tls) else None,
         sink_credentials=tls if isinstance(b, Tls | TlsListen) else None,
         sink_hostname=server_name if isinstance(b, Tls) else None,
         options=options,
     )
+    return bridge, (_told(first), _told(second))
+
+
+class _Listening:
+    """A listener whose port the system chose: it listens already, so that the port can be told."""
+
+    def __init__(self, end: TcpListen | TlsListen) -> None:
+        self._socket = _listen(end.host)
+        host, port = self._socket.getsockname()[:2]
+        self.end = replace(end, host=host, port=port)
+
+    def _hand_over(self, name: str) -> Taken:
+        native = _native.Endpoint.fd(self._socket.fileno(), None, None, name)
+        tls = self.end if isinstance(self.end, TlsListen) else None
+        return Taken(native, None, tls, commit=self._socket.close, undo=self._socket.close)
+
+
+def _listen(host: str) -> socket.socket:
+    if host == "::" and socket.has_dualstack_ipv6():
+        return socket.create_server((host, 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    if host == "::":
+        return socket.create_server(("0.0.0.0", 0))
+    found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return socket.create_server(address[:2], family=family)
+
+
+def _listening(end: Endpoint) -> Any:
+    """The end as it is given to the API: with port 0 a socket that listens."""
+    if isinstance(end, TcpListen | TlsListen) and end.port == 0:
+        # What stands in the way is said in the words of the API, which tries again.
+        with suppress(OSError):
+            return _Listening(end)
+    return end
+
+
+def _told(end: Any) -> Endpoint:
+    told: Endpoint = end.end if isinstance(end, _Listening) else end
+    return told

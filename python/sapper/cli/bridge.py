@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 import tomllib
@@ -15,11 +14,11 @@ import typer
 from sapper._options import config_error
 from sapper.cli._names import PASSWORD_VARIABLE, PSK_VARIABLE, in_file, naming
 from sapper.cli._run import Report, run
-from sapper.endpoint import Stdio, parse
+from sapper.endpoint import Endpoint, Fd, Stdio, parse
 from sapper.errors import ConfigError
 from sapper.pump import Framing, PumpOptions, TapOptions, Upgrade
 from sapper.tls import Credentials, PeerRules, TlsConfig
-from sapper.tls.config import PskCredentials
+from sapper.tls.config import PskCredentials, key_in
 
 __all__ = ["PASSWORD_VARIABLE", "PSK_VARIABLE", "bridge"]
 
@@ -193,6 +192,7 @@ def bridge(
         raise config_error("--tap", "--tap-filter and --tap-max-bytes need --tap")
     with naming():
         tap_options = TapOptions(path=tap, filter=tap_filter, max_bytes=tap_max_bytes) if tap else None
+    _must_be_open(ends)
     options = _merged(
         PumpOptions,
         config if "bridge" in tables else None,
@@ -219,7 +219,7 @@ def bridge(
         "client_auth": client_auth,
         "crls": tuple(crl) if crl else None,
         "ocsp": ocsp,
-        "alpn": tuple(alpn.split(",")) if alpn else None,
+        "alpn": tuple(alpn.split(",")) if alpn is not None else None,
         "min_version": min_tls and f"TLSv{min_tls}",
         "max_version": max_tls and f"TLSv{max_tls}",
         "cipher_suites": tuple(cipher_suite) if cipher_suite else None,
@@ -237,12 +237,24 @@ def bridge(
         "danger_ignore_truncation": danger_ignore_truncation or None,
     }
     said = "tls" in tables or any(value is not None for value in tls.values())
-    tls_config = _merged(TlsConfig, config if "tls" in tables else None, "tls", **tls) if said else None
+    given_key = psk_identity is not None or psk_file is not None
+    psk = ("--psk-file" if psk_file is not None else PSK_VARIABLE) if given_key else "--config"
+    tls_config = _merged(TlsConfig, config if "tls" in tables else None, "tls", psk, **tls) if said else None
     out = sys.stderr if any(isinstance(end, Stdio) for end in ends) else sys.stdout
     report = Report(out if as_json else None, quiet=quiet, interval=stats)
-    code = asyncio.run(run(ends, tls_config, server_name, options, drain, report, tuple(metrics or ())))
+    code = asyncio.run(run(ends, tls_config, server_name, options, drain, report, tuple(metrics or ()), psk))
     if code:
         raise typer.Exit(code)
+
+
+def _must_be_open(ends: tuple[Endpoint, Endpoint]) -> None:
+    """Refuses standard streams that were closed when we began: their numbers are something else by now."""
+    streams = (sys.__stdin__, "input"), (sys.__stdout__, "output"), (sys.__stderr__, "error")
+    for field, end in zip("AB", ends, strict=True):
+        numbers = {0, 1} if isinstance(end, Stdio) else {end.read, end.write} if isinstance(end, Fd) else ()
+        for number, (stream, name) in enumerate(streams):
+            if number in numbers and stream is None:
+                raise config_error(field, f"standard {name} is not open", "not_open")
 
 
 def _tables(path: Path | None) -> dict[str, Any]:
@@ -262,13 +274,13 @@ def _tables(path: Path | None) -> dict[str, Any]:
     return tables
 
 
-def _merged(kind: type[T], path: Path | None, table: str, **given: Any) -> T:
+def _merged(kind: type[T], path: Path | None, table: str, psk: str | None = None, **given: Any) -> T:
     with in_file(table):
         base = kind.from_toml(path, table=table) if path is not None else None
     kept = {name: getattr(base, name) for name in base.model_fields_set} if base is not None else {}
     given = {name: value for name, value in given.items() if value is not None}
-    psk = isinstance(given.get("credentials", kept.get("credentials")), PskCredentials)
-    with naming(psk=psk):
+    is_psk = isinstance(given.get("credentials", kept.get("credentials")), PskCredentials)
+    with naming(psk=psk if is_psk else None):
         return kind.from_mapping({**kept, **given})
 
 
@@ -325,11 +337,13 @@ def _credentials(
             secret = psk_file.read_bytes()
         except OSError as error:
             raise config_error("--psk-file", f"cannot read {psk_file}: {error.strerror}") from None
-        with contextlib.suppress(UnicodeDecodeError, ValueError):  # otherwise it is the key itself
-            secret = bytes.fromhex(secret.decode("ascii").strip())
+        try:
+            secret = key_in(secret)
+        except ValueError as error:
+            raise config_error("--psk-file", f"{psk_file}: {error}") from None
     if not secret:
         raise config_error("--psk-file", f"a pre-shared key comes from --psk-file or from {PSK_VARIABLE}")
-    with naming(psk=True):
+    with naming(psk="--psk-file"):
         try:
             return Credentials.psk(identity or "", secret)
         except ConfigError as error:

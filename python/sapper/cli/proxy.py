@@ -173,7 +173,7 @@ def run(
             roots=roots,
             peer_rules=tuple(map(_rule, allow)) if allow else None,
             crls=tuple(crl) if crl else None,
-            alpn=tuple(alpn.split(",")) if alpn else None,
+            alpn=tuple(alpn.split(",")) if alpn is not None else None,
             min_version=min_tls and f"TLSv{min_tls}",
             cipher_suites=tuple(cipher_suite) if cipher_suite else None,
         )

@@ -366,10 +366,21 @@ def _read_key_file(path: object) -> bytes:
     content = _read_material(path)
     if not isinstance(content, bytes):
         raise ValueError("key_file is the path of a file")
-    try:
-        return bytes.fromhex(content.decode("ascii").strip())
-    except (UnicodeDecodeError, ValueError):
+    return key_in(content)
+
+
+def key_in(content: bytes) -> bytes:
+    """The pre-shared key in a file: hexadecimal digits, otherwise the key itself.
+
+    Raises:
+        ValueError: Nothing but hexadecimal digits, and an odd number of them: one was lost.
+    """
+    digits = b"".join(content.split())
+    if digits.strip(b"0123456789ABCDEFabcdef"):
         return content
+    if len(digits) % 2:
+        raise ValueError(f"{len(digits)} hexadecimal digits are no whole number of bytes")
+    return bytes.fromhex(digits.decode("ascii"))
 
 
 class PskLookupCredentials(Credentials):
