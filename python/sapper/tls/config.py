@@ -2,9 +2,8 @@
 
 A :class:`TlsConfig` is parsed once by native code and shared by any number of connections. The
 credentials choose the engine: certificates run on rustls, pre-shared keys and the legacy switches
-on OpenSSL. A Python ``ssl.SSLContext`` cannot be used: its private keys cannot be read.
-
-Not here: who is client and who is server; that belongs to a connection.
+on OpenSSL. A Python ``ssl.SSLContext`` cannot be used: its private keys cannot be read. Who is client and
+who is server belongs to a connection, not here.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ __all__ = [
     "PskCredentials",
     "PskLookupCredentials",
     "TlsConfig",
+    "key_in",
 ]
 
 #: PEM or DER: the bytes themselves, PEM text, or the path of a file.
