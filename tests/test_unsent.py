@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ApiMisuseError, ConnectDeadline, HandshakeDeadline, SapperError
+from sapper.errors import ApiMisuseError, ClosedError, ConnectDeadline, HandshakeDeadline, SapperError
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import create_bridge
 from support.bridges import PSK, receive
@@ -172,3 +172,72 @@ async def test_another_thread_starts_it_and_shakes_hands_in_turn(any_loop: str, 
         with pytest.raises(HandshakeDeadline):
             await asyncio.to_thread(bridge.handshake_sync)
         await ends_within(bridge)
+
+
+# -- as another sink -------------------------------------------------------------------------------------
+
+
+async def plain(**options: Any) -> tuple[Pump, socket.socket, socket.socket]:
+    """A pump that runs, and both its peers."""
+    (ours, near), (theirs, far) = socket.socketpair(), socket.socketpair()
+    pump = connect(ours, theirs, options=PumpOptions(**options))
+    pump.start()
+    near.sendall(b"first")
+    assert await receive(far, 5) == b"first"
+    return pump, near, far
+
+
+async def test_a_swap_into_a_writer_waits_no_longer_than_its_deadline(
+    any_loop: str, recwarn: pytest.WarningsRecorder, leak_check: None
+) -> None:
+    complaints = Complaints()
+    pump, near, far = await plain(connect_timeout=0.2)
+    reader, writer, peer = await unsent_writer()
+    with near, far, peer:
+        async with asyncio.timeout(20):
+            with pytest.raises(ConnectDeadline):
+                await pump.swap_sink((reader, writer))
+        await writer.wait_closed()
+        assert await drained(peer) < len(UNSENT)
+        near.sendall(b"to the old one")
+        assert await receive(far, 14) == b"to the old one"
+        await pump.stop()
+    assert complaints == []
+    assert [str(one.message) for one in recwarn if "never awaited" in str(one.message)] == []
+
+
+async def test_a_swap_that_is_given_up_takes_place_all_the_same(
+    any_loop: str, recwarn: pytest.WarningsRecorder, leak_check: None
+) -> None:
+    complaints = Complaints()
+    pump, near, far = await plain()
+    reader, writer, peer = await unsent_writer()
+    swapping = asyncio.create_task(pump.swap_sink((reader, writer)))
+    await asyncio.sleep(0)  # it waits now
+    swapping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await swapping
+    with near, far, peer:
+        assert await receive(peer, len(UNSENT)) == UNSENT
+        assert await receive(far, 1) == b"", "the old one is closed when the new one is in use"
+        near.sendall(b"to the new one")
+        assert await receive(peer, 14) == b"to the new one"
+        await pump.stop()
+    assert complaints == []
+    assert [str(one.message) for one in recwarn if "never awaited" in str(one.message)] == []
+
+
+async def test_the_end_of_the_pump_is_the_end_of_a_swap(any_loop: str, leak_check: None) -> None:
+    complaints = Complaints()
+    pump, near, far = await plain()
+    reader, writer, peer = await unsent_writer()
+    swapping = asyncio.create_task(pump.swap_sink((reader, writer)))
+    await asyncio.sleep(0)  # it waits now
+    with near, far, peer:
+        await pump.stop()
+        async with asyncio.timeout(20):
+            with pytest.raises(ClosedError):
+                await swapping
+        await writer.wait_closed()
+        assert await drained(peer) < len(UNSENT)
+    assert complaints == []

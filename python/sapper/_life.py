@@ -137,8 +137,19 @@ class Life:
             self._keep = pump
 
     def at_end(self, *calls: Callable[[], None]) -> None:
-        """Has these called at the end, before anybody hears of it."""
-        self._at_end = calls
+        """Has these called too at the end, before anybody hears of it; now, where that is past."""
+        self._at_end += calls
+        if self.over:
+            self._call_at_end()
+
+    def not_at_end(self, call: Callable[[], None]) -> None:
+        """Has this not called at the end after all."""
+        self._at_end = tuple(one for one in self._at_end if one != call)
+
+    def _call_at_end(self) -> None:
+        calls, self._at_end = self._at_end, ()
+        for call in calls:
+            call()
 
     def cancel(self) -> None:
         """The pump was not made after all."""
@@ -213,9 +224,7 @@ class Life:
                 self._unheard = error
         self.over = True
         self._alive.release()
-        at_end, self._at_end = self._at_end, ()
-        for call in at_end:
-            call()
+        self._call_at_end()
         self._tell(Closed(self.error))
         self._streams.clear()
         on_error, on_close = self._on_error, self._on_close

@@ -174,6 +174,8 @@ class Pump:
         patience = options.handshake_timeout if tls else options.connect_timeout
         self._unsent = Unsent(waits, patience, tls) if waits else None
         self._starting = False
+        self._swapping: set[asyncio.Future[None]] = set()
+        self._connect_timeout = options.connect_timeout
         self._on_loop = any(one.foreign for one in taken)
         self._close_timeout = options.close_timeout
 
@@ -343,11 +345,15 @@ class Pump:
     async def swap_sink(self, sink: EndpointLike) -> None:
         """Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
 
+        What a writer that is given has not sent yet goes out before the swap, within ``connect_timeout``.
+
         If cancelled, the swap still takes place when the new sink opens.
 
         Raises:
             ConfigError: ``sink`` is no endpoint (nothing was taken).
             NotStartedError: Payload does not flow yet.
+            ConnectDeadline: The peer of a writer did not take what was written before; the old sink stays
+                in use, the writer is aborted.
             ResourceError, TransportError: It cannot be opened; the old one stays in use.
         """
         running_post()  # without a loop nothing is taken
@@ -365,11 +371,34 @@ class Pump:
         except BaseException:
             taken.give_back()
             raise
-        waiting = running_post().call(operation)
         taken.commit()
-        if taken.ready is not None:
-            await taken.ready()
-        await waiting
+        if taken.ready is None:
+            await running_post().call(operation)
+            return
+        unsent = Unsent((taken.ready,), self._connect_timeout, tls=False)
+        self._life.at_end(taken.end)
+        # A task of its own: it goes on when nobody waits for it any more.
+        swapping = asyncio.ensure_future(self._swap_when_sent(unsent, taken, operation))
+        self._swapping.add(swapping)
+        swapping.add_done_callback(self._swapped)
+        await asyncio.shield(swapping)
+
+    async def _swap_when_sent(self, unsent: Unsent, taken: Taken, operation: Operation) -> None:
+        try:
+            try:
+                await unsent.sent()
+            finally:
+                taken.end()  # nothing is left of it but what could not be sent
+                self._life.not_at_end(taken.end)
+            await running_post().call(operation)
+        except BaseException:
+            del taken.native  # whoever keeps the exception keeps no connection
+            raise
+
+    def _swapped(self, swapping: asyncio.Future[None]) -> None:
+        self._swapping.discard(swapping)
+        if not swapping.cancelled():
+            swapping.exception()  # whoever gave the swap up does not ask
 
     async def tap(
         self,
