@@ -11,10 +11,18 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ApiMisuseError, ClosedError, ConnectDeadline, HandshakeDeadline, SapperError
+from sapper.errors import (
+    ApiMisuseError,
+    ClosedError,
+    ConnectDeadline,
+    ConnectionLost,
+    HandshakeDeadline,
+    SapperError,
+)
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import create_bridge
 from support.bridges import PSK, receive
+from support.transports import InMemory
 
 #: Far more than a socket takes at once.
 UNSENT = os.urandom(3_000_000)
@@ -240,4 +248,58 @@ async def test_the_end_of_the_pump_is_the_end_of_a_swap(any_loop: str, leak_chec
                 await swapping
         await writer.wait_closed()
         assert await drained(peer) < len(UNSENT)
+    assert complaints == []
+
+
+# -- a transport without a descriptor --------------------------------------------------------------------
+
+
+async def test_a_paused_transport_does_not_outlive_its_pump(
+    any_loop: str, monkeypatch: pytest.MonkeyPatch, leak_check: None
+) -> None:
+    monkeypatch.setattr("sapper._foreign.LINGER", 0.1)
+    outer, peer = socket.socketpair()
+    theirs, far = socket.socketpair()
+    transport = InMemory(outer, asyncio.Protocol())
+    pump = connect(transport, theirs)
+    pump.start()
+    far.setblocking(False)
+    with peer, far:
+        # More than the socket takes, and then the mark: the transport pauses and stays so.
+        feeding = asyncio.create_task(asyncio.get_running_loop().sock_sendall(far, UNSENT))
+        async with asyncio.timeout(20):
+            while not transport._asked_to_pause:
+                await asyncio.sleep(0.005)
+        feeding.cancel()
+        await pump.stop()
+        assert await given_back(outer)
+
+
+async def given_back(outer: socket.socket) -> bool:
+    """Whether the transport gives its socket back although its peer reads nothing."""
+    async with asyncio.timeout(20):
+        while outer.fileno() >= 0:
+            await asyncio.sleep(0.005)
+    return True
+
+
+class Broken(InMemory):
+    """It refuses what it is given."""
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        raise RuntimeError("no room in here")
+
+
+async def test_a_transport_that_fails_to_write_ends_the_pump(any_loop: str, leak_check: None) -> None:
+    complaints, heard = Complaints(), list[SapperError]()
+    outer, peer = socket.socketpair()
+    theirs, far = socket.socketpair()
+    pump = connect(Broken(outer, asyncio.Protocol()), theirs, on_error=heard.append)
+    pump.start()
+    with peer, far:
+        far.sendall(b"lost")
+        await ends_within(pump)
+        assert [type(error) for error in heard] == [ConnectionLost]
+        assert "no room in here" in str(heard[0])
+        assert await drained(peer) == 0
     assert complaints == []

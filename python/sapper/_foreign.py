@@ -18,6 +18,8 @@ __all__ = ["ForeignDoor"]
 
 #: Bytes that are fetched for one write to the transport.
 CHUNK = 256 * 1024
+#: Seconds for a transport to write what it has and close, once the pump is over; then it is aborted.
+LINGER = 2.0
 
 
 class ForeignDoor(asyncio.Protocol):
@@ -36,6 +38,7 @@ class ForeignDoor(asyncio.Protocol):
         self._sent_eof = False
         self._ending = False
         self._over = False
+        self._failed = False
 
     @property
     def native(self) -> _native.Endpoint:
@@ -59,8 +62,14 @@ class ForeignDoor(asyncio.Protocol):
         self._send()
         if self._over:
             self._post.unsubscribe(self._key)
-        elif self._sent_eof:
+            return
+        if self._sent_eof:
             self._transport.close()
+        asyncio.get_running_loop().call_later(LINGER, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._over:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._rest:  # a transport may have had this on its way when it was paused
@@ -77,7 +86,9 @@ class ForeignDoor(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
         self._transport.set_protocol(self._original)
-        if exc is not None:
+        if self._failed:
+            self._rest = b""
+        elif exc is not None:
             self._rest = b""
             self._native.push_lost(str(exc) or type(exc).__name__, getattr(exc, "errno", None))
         elif not self._rest:  # what was received before is still delivered
@@ -116,7 +127,8 @@ class ForeignDoor(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
-        while self._may_write and not self._sent_eof:
+        # In the end nobody may wait for it: what is left, a queue's worth at most, is the transport's.
+        while (self._may_write or self._ending) and not self._sent_eof:
             if self._transport.is_closing() and not self._over:
                 return  # somebody closes it: it takes nothing any more, and says so when it is closed
             try:
@@ -133,10 +145,24 @@ class ForeignDoor(asyncio.Protocol):
                     self._native.stop_sending()
                 return
             if data:
-                self._transport.write(data)
+                try:
+                    self._transport.write(data)
+                except Exception as error:  # noqa: BLE001 - another's code; these bytes are lost
+                    self._fail(error)
+                    return
                 continue
             self._sent_eof = True
             if self._transport.can_write_eof() and not self._eof_received and not self._ending:
                 self._transport.write_eof()
             else:
                 self._transport.close()
+
+    def _fail(self, error: Exception) -> None:
+        """The transport did not take what it was given: the connection is lost."""
+        self._failed = self._sent_eof = True
+        self._rest = b""
+        self._native.push_lost(
+            f"the transport failed to write: {str(error) or type(error).__name__}",
+            getattr(error, "errno", None),
+        )
+        self._transport.abort()
