@@ -20,6 +20,7 @@ from sapper.errors import (
     SapperError,
 )
 from sapper.pump import Pump, PumpOptions, connect
+from sapper.stream import memory_pair
 from sapper.tls import create_bridge
 from support.bridges import PSK, receive
 from support.transports import InMemory
@@ -303,3 +304,17 @@ async def test_a_transport_that_fails_to_write_ends_the_pump(any_loop: str, leak
         assert "no room in here" in str(heard[0])
         assert await drained(peer) == 0
     assert complaints == []
+
+
+async def test_they_go_out_first_from_half_an_endpoint_too(any_loop: str, leak_check: None) -> None:
+    """One of our streams to read, and a transport with unsent bytes to write."""
+    _, writer, peer = await unsent_writer()
+    one, other = memory_pair()
+    theirs, far = socket.socketpair()
+    pump = connect((one, writer.transport), theirs)
+    pump.start()
+    with peer, far:
+        far.sendall(b"after it")
+        assert await receive(peer, len(UNSENT) + 8) == UNSENT + b"after it"
+        await pump.stop()
+    await other.aclose()

@@ -77,7 +77,8 @@ EndpointLike: TypeAlias = (
     | tuple[str, int]
     | tuple[int | HasFileno, int | HasFileno]
     | HandsOver
-    | tuple[HandsOver, HandsOver]
+    | tuple[HandsOver, HandsOver | int | HasFileno | asyncio.BaseTransport]
+    | tuple[int | HasFileno | asyncio.BaseTransport, HandsOver]
 )
 
 #: Largest buffer that a StreamReader can have filled; it is taken whole.
@@ -216,12 +217,20 @@ def _joined(first: object, second: object, name: str) -> Taken:
 
         return call
 
+    waits = [one.ready for one in (read, write) if one.ready is not None]
+
+    async def ready() -> None:
+        for wait in waits:
+            await wait()
+
     return Taken(
         _native.Endpoint.joined(read.native, write.native),
         initial_data=read.initial_data,
         commit=both(read.commit, write.commit),
         undo=both(read.undo, write.undo),
+        ready=ready if waits else None,
         end=both(read.end, write.end),
+        foreign=read.foreign or write.foreign,
     )
 
 
