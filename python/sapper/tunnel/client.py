@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from types import TracebackType
 from typing import Any, Self
 
 from sapper import _native
@@ -203,14 +202,6 @@ class TunnelClient(TunnelObject):
         if self._begun is None:
             await self.connect()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     def _event(self, values: dict[str, Any]) -> events.TunnelEvent | None:
         name = values["name"]

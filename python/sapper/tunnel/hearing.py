@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import TracebackType
 from typing import Any, ClassVar
 
 from sapper import _native
@@ -134,7 +136,7 @@ class TunnelEvents(AsyncIterator[events.TunnelEvent]):
             self._wake.set_result(None)
 
 
-class TunnelObject:
+class TunnelObject(ABC):
     """What a server and a client have in common: they are heard, they end, and one waits for that."""
 
     _kinds: ClassVar[dict[str, type[TunnelEvent]]] = {}
@@ -272,8 +274,21 @@ class TunnelObject:
             if stream.wants(sort):
                 stream.put(event)
 
+    @abstractmethod
+    async def stop(self, drain: float = 0.0) -> None:
+        """Ends it, after what is under way was given `drain` seconds."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @abstractmethod
     def _event(self, values: dict[str, Any]) -> TunnelEvent | None:
-        raise NotImplementedError
+        """The event that native code tells in these words; `None` for one that nobody hears."""
 
     def _ask(self, question: _native.Question) -> None:
         question.answer(False)

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from sapper import _native
@@ -229,14 +228,6 @@ class TunnelServer(TunnelObject):
         if self._begun is None:
             await self.start()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
 
     def _event(self, values: dict[str, Any]) -> events.TunnelEvent | None:
         name = values["name"]
