@@ -8,16 +8,15 @@ from then on it keeps it alive until its end, so that a running pump needs no va
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sapper import _native
-from sapper._loop import LoopPost, Post, current_loop
-from sapper.errors import ApiMisuseError, ErrorContext, SapperError
+from sapper._event_queue import EventQueue
+from sapper._loop import LoopPost, Post
+from sapper.errors import SapperError
 from sapper.events import Closed, Event, EventsLost, Started
 
 __all__ = ["Callback", "ErrorCallback", "EventStream", "Life", "PeerPolicy", "Policy"]
@@ -34,61 +33,20 @@ PeerPolicy = Policy
 EVENTS = 256
 
 
-class EventStream(AsyncIterator[Event]):
-    """The events of one pump from the moment of asking, until it is closed."""
+class EventStream(EventQueue[Event]):
+    """The events of one pump from the moment of asking, until it is closed; :class:`Closed` is the last."""
 
     def __init__(self) -> None:
-        loop = current_loop()
-        if loop is None:
-            raise ApiMisuseError("events() needs a running event loop", ErrorContext(reason="no_loop"))
-        self._loop = loop
-        self._thread = threading.get_ident()
-        self._waiting: deque[Event] = deque()
-        self._lost = 0
-        self._over = False
-        self._wake: asyncio.Future[None] | None = None
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event.
-
-        If cancelled, no event is lost.
-        """
-        while True:
-            if self._waiting:
-                event = self._waiting.popleft()
-                self._over = self._over or isinstance(event, Closed)
-                return event
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                return EventsLost(lost)
-            if self._over:
-                raise StopAsyncIteration
-            self._wake = self._loop.create_future()
-            try:
-                await self._wake
-            finally:
-                self._wake = None
+        super().__init__(EVENTS, EventsLost)
 
     def put(self, event: Event) -> None:
         """Adds an event, from any thread."""
-        if threading.get_ident() == self._thread:
-            self._put(event)
-        else:
-            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody listens
-                self._loop.call_soon_threadsafe(self._put, event)
-
-    def _put(self, event: Event) -> None:
         if isinstance(event, EventsLost):
-            self._lost += event.count
-        elif len(self._waiting) >= EVENTS and not isinstance(event, Closed):
-            self._lost += 1
+            self.miss(event.count)
+        elif isinstance(event, Closed):
+            self.end(event)
         else:
-            self._waiting.append(event)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+            self.add(event)
 
 
 class Life:

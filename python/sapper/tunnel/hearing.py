@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
 from sapper import _native
 from sapper._arguments import callback as check_callback
+from sapper._event_queue import EventQueue
 from sapper._loop import LoopPost, running_post
 from sapper._options import config_error
 from sapper.errors import ApiMisuseError, ErrorContext, NotStartedError, SapperError
@@ -82,58 +82,23 @@ def _sort(name: str) -> int:
     return VISITORS if name.startswith(("visitor-", "service-")) else 0
 
 
-class TunnelEvents(AsyncIterator[events.TunnelEvent]):
+class TunnelEvents(EventQueue[TunnelEvent]):
     """The events of one server or client from the moment of asking, until it is closed."""
 
     def __init__(self, sorts: int) -> None:
+        super().__init__(WAITING, EventsMissed)
         self._sorts = sorts
-        self._loop = asyncio.get_running_loop()
-        self._waiting: deque[events.TunnelEvent] = deque()
-        self._missed = 0
-        self._over = False
-        self._wake: asyncio.Future[None] | None = None
 
-    def __aiter__(self) -> TunnelEvents:
-        return self
-
-    async def __anext__(self) -> events.TunnelEvent:
-        """The next event. If cancelled, no event is lost."""
-        while True:
-            if self._waiting:
-                return self._waiting.popleft()
-            if self._missed:
-                missed, self._missed = self._missed, 0
-                return events.EventsMissed(missed)
-            if self._over:
-                raise StopAsyncIteration
-            self._wake = self._loop.create_future()
-            try:
-                await self._wake
-            finally:
-                self._wake = None
-
-    def put(self, event: events.TunnelEvent) -> None:
+    def put(self, event: TunnelEvent) -> None:
         """Adds an event."""
-        if isinstance(event, events.EventsMissed):
-            self._missed += event.count
-        elif len(self._waiting) >= WAITING:
-            self._missed += 1
+        if isinstance(event, EventsMissed):
+            self.miss(event.count)
         else:
-            self._waiting.append(event)
-        self._rouse()
-
-    def end(self) -> None:
-        """No more events come."""
-        self._over = True
-        self._rouse()
+            self.add(event)
 
     def wants(self, sort: int) -> bool:
         """Whether it wants events of this sort."""
         return sort & self._sorts == sort
-
-    def _rouse(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
 
 
 class TunnelObject(ABC):
