@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benches.children import BenchError
 from benches.figures import Row
-from benches.rows import RowFunction, Settings, bridges, packets, proxies, tun_offload, tunnels
+from benches.rows import RowFunction, Settings, bridges, exposing, packets, proxies, tun_offload, tunnels
 from benches.table import as_json, machine, print_row, summary
 
 ROWS: dict[str, RowFunction] = {
@@ -26,6 +26,7 @@ ROWS: dict[str, RowFunction] = {
     **tunnels.rows(),
     **bridges.rows(),
     **proxies.rows(),
+    **exposing.rows(),
 }
 
 

@@ -110,6 +110,22 @@ class Row:
             return
         self.floors.append(Floor(text, value, relation, limit))
 
+    def best(self, column: str, peers: Sequence[str], *, highest: bool) -> str:
+        """The peer with the best median; the first one where none was measured, which is then told."""
+        measured = {name: self.subjects[name][column].median for name in peers if name in self.subjects}
+        if not measured:
+            return peers[0]
+        return (max if highest else min)(measured, key=lambda name: measured[name])
+
+    def slack(self, column: str) -> float:
+        """What the printed spread of the rounds leaves open, at most a tenth: 0.9 to 1."""
+        spreads = [
+            (samples[column].high - samples[column].low) / (2 * samples[column].median)
+            for samples in self.subjects.values()
+            if samples[column].median
+        ]
+        return 1 - min(0.1, max(spreads, default=0.0))
+
     @property
     def holds(self) -> bool:
         """Whether every floor of the row was measured and is reached."""

@@ -1,7 +1,7 @@
 """Builds and finds the programs that the rows need, and names plainly what is missing.
 
-C programs are built with the system's OpenSSL, wireguard-go by the Go tool at a pinned version; both land in
-`benches/.build`, which is not committed, and are rebuilt when a source is newer.
+C programs are built with the system's OpenSSL, wireguard-go by the Go tool, peers in Rust by cargo, at pinned
+versions; all land in `benches/.build`, which is not committed, and are rebuilt when a source is newer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,17 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE / ".build"
 WIREGUARD = "golang.zx2c4.com/wireguard@v0.0.0-20260522210424-ecfc5a8d5446"
 
+_CRATES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    # Without what these rows do not use; TLS is the system's OpenSSL.
+    "rathole": ("rathole", "0.5.0", ("--no-default-features", "--features", "server,client,tls")),
+    "bore": ("bore-cli", "0.6.0", ()),
+}
+
 _C = {
     "load": ("load/load.c", "load/inner_tcp.c", "load/record.c"),
     "hold": ("load/hold.c",),
     "tls_load": ("load/tls_load.c",),
+    "tunnel_load": ("load/tunnel_load.c",),
     "native_pump": ("peers/native_pump.c",),
     "forwarder": ("peers/forwarder.c",),
 }
@@ -35,6 +42,8 @@ _PACKAGES = {
     "iperf3": "iperf3",
     "nginx": "nginx-light and libnginx-mod-stream",
     "openssl": "openssl",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
     "stunnel": "stunnel4",
 }
 
@@ -77,6 +86,41 @@ def wireguard() -> Path:
         return out
     BUILD.mkdir(exist_ok=True)
     run(["env", f"GOBIN={BUILD}", go, "install", WIREGUARD], 300)
+    return out
+
+
+@cache
+def crate(name: str) -> Path:
+    """A program of crates.io at its pinned version, with the newest dependencies that it allows."""
+    package, version, features = _CRATES[name]
+    root = BUILD / "crates"
+    out = root / "bin" / name
+    installed = root / ".crates.toml"
+    if out.exists() and installed.exists() and f'"{package} {version} ' in installed.read_text():
+        return out
+    root.mkdir(parents=True, exist_ok=True)
+    objects = root / "target"
+    where = ("--root", root, "--target-dir", objects)
+    run([program("cargo"), "install", "--quiet", *where, *features, f"{package}@{version}"], 1200)
+    shutil.rmtree(objects)
+    return out
+
+
+@cache
+def sshd() -> Path:
+    """OpenSSH's server: the system's, or its Debian package unpacked, so that nothing starts by itself."""
+    found = shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin")))
+    if found:
+        return Path(found)
+    folder = BUILD / "openssh"
+    out = folder / "usr/sbin/sshd"
+    if not out.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        script = 'cd "$1" && apt-get download -q openssh-server && dpkg -x openssh-server_*.deb .'
+        try:
+            run([program("sh"), "-c", script, "sh", folder], 120)
+        except BenchError as error:
+            raise BenchError(f"sshd is not installed (package: openssh-server): {error}") from None
     return out
 
 

@@ -65,9 +65,9 @@ def measure_flows(count: int, settings: Settings) -> Row:
     row = Row(f"proxy-flow-{count}", f"TLS proxy, {flows}", _FLOW)
     _take(row, settings, functools.partial(_flows, count))
     for way, text in (("receive", "to clients"), ("send", "from clients")):
-        best = _best(row, way, highest=True)
+        best = row.best(way, PEERS, highest=True)
         row.require(
-            f"bytes/s {text} against {best}", way, best, ">=", _FLOW_RATIO if count == 1 else _slack(row, way)
+            f"bytes/s {text} against {best}", way, best, ">=", _FLOW_RATIO if count == 1 else row.slack(way)
         )
         if count > 1:
             row.require(f"CPU a gigabyte {text} against {best}", f"{way}_cpu", best, "<=", _CPU_RATIO)
@@ -79,8 +79,8 @@ def measure_connections(settings: Settings) -> Row:
     row = Row("proxy-connections", "new TLS 1.3 connections through a proxy", _CONNECTIONS)
     _take(row, settings, _connections)
     for column in _CONNECTIONS:
-        best = _best(row, column.key, highest=True)
-        row.require(f"{column.title} against {best}", column.key, best, ">=", _slack(row, column.key))
+        best = row.best(column.key, PEERS, highest=True)
+        row.require(f"{column.title} against {best}", column.key, best, ">=", row.slack(column.key))
     return row
 
 
@@ -92,7 +92,7 @@ def measure_idle(settings: Settings) -> Row:
     ours = row.subjects.get(OURS)
     kilobytes = Samples(tuple(value / 1024 for value in ours["resident"].values)) if ours else None
     row.require_value("KB of an idle connection", kilobytes, "<=", _IDLE_KB)
-    best = _best(row, "resident", highest=False)
+    best = row.best("resident", PEERS, highest=False)
     row.require(f"against {best}", "resident", best, "<=", 1.0)
     return row
 
@@ -102,8 +102,8 @@ def measure_echo(settings: Settings) -> Row:
     row = Row("proxy-echo", "echo of one byte through a proxy", _ECHO)
     _take(row, settings, _echo)
     for column in _ECHO:
-        best = _best(row, column.key, highest=False)
-        row.require(f"{column.title} against {best}", column.key, best, "<=", 2 - _slack(row, column.key))
+        best = row.best(column.key, PEERS, highest=False)
+        row.require(f"{column.title} against {best}", column.key, best, "<=", 2 - row.slack(column.key))
     return row
 
 
@@ -126,24 +126,6 @@ def _probe(name: str, files: Files) -> None:
     """Whether it is installed and takes its configuration."""
     with _Scene(name, files):
         pass
-
-
-def _best(row: Row, column: str, *, highest: bool) -> str:
-    """The peer with the best median; the first one where none was measured, which is then told."""
-    measured = {name: row.subjects[name][column].median for name in PEERS if name in row.subjects}
-    if not measured:
-        return PEERS[0]
-    return (max if highest else min)(measured, key=lambda name: measured[name])
-
-
-def _slack(row: Row, column: str) -> float:
-    """What the printed spread of ours and the best one's rounds leaves open, at most a tenth."""
-    spreads = [
-        (samples[column].high - samples[column].low) / (2 * samples[column].median)
-        for samples in row.subjects.values()
-        if samples[column].median
-    ]
-    return 1 - min(0.1, max(spreads, default=0.0))
 
 
 class _Scene:
