@@ -184,7 +184,8 @@ impl<B: AsRef<[u8]>> Mux<B> {
             stream.flags.overfull = false;
             self.overfull -= 1;
         }
-        if !stream.flags.plain && !stream.flags.remote_ended {
+        // Nothing is owed for nothing: whether the stream will be plain may not be known yet.
+        if n > 0 && !stream.flags.plain && !stream.flags.remote_ended {
             stream.owed += n;
             if stream.owed >= stream.window / 2 {
                 stream.flags.say_window = true;

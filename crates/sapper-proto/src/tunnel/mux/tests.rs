@@ -1,5 +1,6 @@
 //! Two machines, a wire between them and a clock: no sockets, no waiting.
 
+mod chance;
 mod flow;
 mod plain;
 mod resume;
@@ -218,6 +219,10 @@ struct Pair {
     to_server: VecDeque<(Duration, Vec<u8>)>,
     to_client: VecDeque<(Duration, Vec<u8>)>,
     delay: Duration,
+    /// What is sent before comes then at the earliest.
+    silent_until: Duration,
+    /// When a client whose carrier is lost has another one.
+    back_at: Option<Duration>,
     now: Duration,
 }
 
@@ -239,6 +244,8 @@ impl Pair {
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
             delay: Duration::ZERO,
+            silent_until: now,
+            back_at: None,
             now,
         }
     }
@@ -261,9 +268,14 @@ impl Pair {
             end.poll_events(now);
             let bytes = end.transmit(usize::MAX, now);
             if !bytes.is_empty() {
-                wire.push_back((now + self.delay, bytes));
+                wire.push_back((now.max(self.silent_until) + self.delay, bytes));
                 moved = true;
             }
+        }
+        if self.back_at.is_some() {
+            // One end may still believe in a carrier that is none any more.
+            self.to_server.clear();
+            self.to_client.clear();
         }
         for (end, wire) in [(&mut self.server, &mut self.to_server), (&mut self.client, &mut self.to_client)]
         {

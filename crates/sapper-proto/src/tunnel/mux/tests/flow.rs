@@ -39,14 +39,25 @@ fn wide() -> Config {
     Config { window: 8 << 20, replay: 64 << 20, ..quiet() }
 }
 
+/// A server whose client is one of ours, and one whose client is an original one.
+fn both_sorts() -> [End; 2] {
+    let ours = Pair::greeted(wide(), wide()).server;
+    [ours, End::new(Mux::acceptor(wide(), None, 0x1000, START))]
+}
+
 #[test]
 fn bulk_streams_share_alike() {
-    let mut pair = Pair::greeted(wide(), wide());
-    let ids: Vec<u32> = (0..4).map(|_| pair.server.open(pair.now)).collect();
-    for id in &ids {
-        endless(&mut pair.server, *id);
+    for server in both_sorts() {
+        they_share(server);
     }
-    let turns = granted(&mut pair.server, 8 << 20, pair.now);
+}
+
+fn they_share(mut server: End) {
+    let ids: Vec<u32> = (0..4).map(|_| server.open(START)).collect();
+    for id in &ids {
+        endless(&mut server, *id);
+    }
+    let turns = granted(&mut server, 8 << 20, START);
     assert!(turns.iter().all(|(_, n)| *n <= LONGEST_TURN as usize), "nobody has more than a quantum");
     for id in ids {
         let sum: usize = turns.iter().filter(|turn| turn.0 == id).map(|turn| turn.1).sum();
@@ -56,23 +67,28 @@ fn bulk_streams_share_alike() {
 
 #[test]
 fn who_was_silent_goes_first_and_bulk_is_not_starved() {
-    let mut pair = Pair::greeted(wide(), wide());
-    let now = pair.now;
-    let bulk = pair.server.open(now);
-    endless(&mut pair.server, bulk);
-    granted(&mut pair.server, 1 << 20, now);
-    let ping = pair.server.open(now);
-    pair.server.write(ping, b"?");
-    let turns = granted(&mut pair.server, 300_000, now);
+    for server in both_sorts() {
+        silent_goes_first(server);
+    }
+}
+
+fn silent_goes_first(mut server: End) {
+    let now = START;
+    let bulk = server.open(now);
+    endless(&mut server, bulk);
+    granted(&mut server, 1 << 20, now);
+    let ping = server.open(now);
+    server.write(ping, b"?");
+    let turns = granted(&mut server, 300_000, now);
     // Behind nothing but the turn that had begun.
     let before: usize = turns.iter().take_while(|turn| turn.0 == bulk).map(|turn| turn.1).sum();
     assert!(before <= 2 * LONGEST_TURN as usize, "{before} bytes go before one byte");
     // Many that were silent, all the time: the bulk stream still has its turns.
-    let many: Vec<u32> = (0..200).map(|_| pair.server.open(now)).collect();
+    let many: Vec<u32> = (0..200).map(|_| server.open(now)).collect();
     for id in &many {
-        pair.server.write(*id, b"?");
+        server.write(*id, b"?");
     }
-    let turns = granted(&mut pair.server, 400_000, now);
+    let turns = granted(&mut server, 400_000, now);
     let longest = turns.split(|turn| turn.0 == bulk).map(<[_]>::len).max().unwrap();
     assert!(longest <= FRESH_RUN as usize, "{longest} turns without the bulk stream");
     let served = many.iter().filter(|id| turns.iter().any(|turn| turn.0 == **id)).count();
