@@ -1,0 +1,38 @@
+//! The file of leases: what was read is written as something that says the same, what is wrong changes nothing,
+//! and whatever the file says, no port has two owners and none comes from outside of the range.
+#![no_main]
+
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use sapper_proto::tunnel::lease::{Leases, Wanted};
+
+const FIRST: u16 = 40_000;
+const LAST: u16 = 40_003;
+const NOW: u64 = 1_000_000;
+
+fn table() -> Leases {
+    Leases::new(FIRST, LAST, 2, Duration::from_secs(100))
+}
+
+fuzz_target!(|text: &str| {
+    let mut leases = table();
+    if let Err(error) = leases.from_json(text) {
+        assert!(error.len() < 1_000 && leases.is_empty());
+        return;
+    }
+    let written = leases.to_json();
+    let mut again = table();
+    again.from_json(&written).expect("what was written can be read");
+    assert_eq!((again.len(), again.to_json()), (leases.len(), written));
+    let entropy = text.len() as u64;
+    let mut given = Vec::new();
+    for who in 0..6 {
+        let wanted = [Wanted::Any, Wanted::Exactly(FIRST + 1), Wanted::Rather(LAST)][usize::from(who) % 3];
+        if let Ok(port) = leases.take([who; 32], 0, wanted, NOW, entropy) {
+            assert_eq!(leases.owner(port), Some([who; 32]));
+            assert!((FIRST..=LAST).contains(&port) && !given.contains(&port));
+            given.push(port);
+        }
+    }
+});
