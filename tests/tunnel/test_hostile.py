@@ -1,0 +1,317 @@
+"""Strangers at both ports: floods, slow ones, lengths that lie, ends that take nothing. Others are served
+meanwhile, and nothing of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from sapper.testing import throwaway_certificates
+from sapper.tunnel import TunnelServer, events
+from support.tunnels import CREDENTIALS, LATEST, Service, asked, client, echo, server, until, visit
+from support.w3ptunl import DATA, MAGIC, OriginalClient, frame, message
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+# The beginning of a client's hello of TLS 1.3, and of requests of other protocols.
+OPENINGS = [
+    b"",
+    b"W",
+    MAGIC,
+    MAGIC + b"\0\0",
+    bytes.fromhex("160301007a010000760303"),
+    b"GET / HTTP/1.1\r\n",
+    b"\0" * 64,
+]
+
+
+@asynccontextmanager
+async def strangers(port: int, number: int) -> AsyncIterator[list[Stream]]:
+    """So many connections, each with one of the openings said."""
+    there: list[Stream] = []
+    try:
+        for n in range(number):
+            reader, writer = await visit(port)
+            writer.write(OPENINGS[n % len(OPENINGS)])
+            there.append((reader, writer))
+        yield there
+    finally:
+        for _, writer in there:
+            writer.transport.abort()
+
+
+async def sent_away(reader: asyncio.StreamReader) -> None:
+    """Waits for the end of a connection, in whichever way it comes."""
+    with suppress(ConnectionError):
+        while await asyncio.wait_for(reader.read(65_536), LATEST):
+            pass
+
+
+async def drip(writer: asyncio.StreamWriter, payload: bytes) -> None:
+    """Says a byte at a time, for as long as it is let: what a deadline per read would never end."""
+    with suppress(ConnectionError):
+        for byte in payload:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.01)  # being slow is what it is about
+
+
+async def client_error(heard: Any) -> events.ClientError:
+    async with asyncio.timeout(LATEST):
+        async for event in heard:
+            if isinstance(event, events.ClientError):
+                return event
+    raise AssertionError("the events ended")
+
+
+# -- the main port -------------------------------------------------------------------------------------
+
+
+async def test_a_flood_at_the_main_port_holds_up_no_client(leak_check: None) -> None:
+    async with Service(echo) as service, server(options={"handshake_timeout": 1.0}) as ours:
+        async with strangers(ours.port or 0, 300) as there:
+            async with client(ours.port or 0, service.port) as exposed:
+                assert await asked(exposed.assigned_port or 0, b"in spite of them") == b"in spite of them"
+                assert len(ours.status()) == 1, "nobody else has a tunnel"
+                await asyncio.gather(*(sent_away(reader) for reader, _ in there))
+                assert await asked(exposed.assigned_port or 0, b"and after") == b"and after"
+
+
+async def test_strangers_in_every_place_are_gone_after_the_deadline(leak_check: None) -> None:
+    options = {"max_clients": 4, "handshake_timeout": 0.3}
+    async with Service(echo) as service, server(options=options) as ours:
+        async with strangers(ours.port or 0, 40):
+            async with client(ours.port or 0, service.port) as exposed:
+                assert await asked(exposed.assigned_port or 0, b"its turn came") == b"its turn came"
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        MAGIC + struct.pack(">I", 60_000) + b'{"id":"' + b"x" * 5_000,
+        MAGIC + struct.pack(">I", 10_000) + b" " * 5_000,
+    ],
+    ids=["text", "blanks"],
+)
+async def test_a_client_that_drips_meets_the_deadline(opening: bytes, leak_check: None) -> None:
+    async with server(options={"handshake_timeout": 0.4}) as ours:
+        heard = ours.events()
+        reader, writer = await visit(ours.port or 0)
+        dripping = asyncio.create_task(drip(writer, opening))
+        error = await client_error(heard)
+        assert error.err.kind == "handshake_deadline"
+        await sent_away(reader)
+        writer.transport.abort()
+        await dripping
+
+
+async def test_a_tls_hello_that_drips_meets_the_deadline(leak_check: None) -> None:
+    made = throwaway_certificates("localhost")
+    async with server(tls=made.server_credentials(), options={"handshake_timeout": 0.4}) as ours:
+        heard = ours.events()
+        reader, writer = await visit(ours.port or 0)
+        # A record of 500 bytes whose hello never ends.
+        dripping = asyncio.create_task(drip(writer, bytes.fromhex("16030101f4010001f00303") + bytes(400)))
+        assert (await client_error(heard)).err.kind == "handshake_deadline"
+        await sent_away(reader)
+        writer.transport.abort()
+        await dripping
+
+
+@pytest.mark.parametrize("length", [65_537, 67_108_864, 67_108_865, 2**32 - 1])
+async def test_a_handshake_that_is_too_long_is_refused_by_its_length(length: int, leak_check: None) -> None:
+    async with server(options={"handshake_timeout": 3_600.0}) as ours:
+        heard = ours.events()
+        reader, writer = await visit(ours.port or 0)
+        writer.write(MAGIC + struct.pack(">I", length))
+        assert (await client_error(heard)).err.kind == "remote_protocol"
+        await sent_away(reader)
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [(0x10, 67_108_864), (0x10, 65_537 + 5), (0x11, 14), (0x20, 1_100), (0x00, 6), (0x7F, 6)],
+    ids=["hello", "long hello", "ping", "open", "kind 0", "unknown kind"],
+)
+async def test_frames_that_lie_behind_the_handshake(kind: int, length: int, leak_check: None) -> None:
+    """The answer offers our own frames: a peer that uses them falsely is sent away at its header."""
+    async with Service(echo) as service, server() as ours:
+        async with client(ours.port or 0, service.port, credentials={**CREDENTIALS, "n": 1}) as exposed:
+            reader, writer = await visit(ours.port or 0)
+            writer.write(message(CREDENTIALS))
+            assert (await asyncio.wait_for(reader.readexactly(7), LATEST)) == MAGIC
+            writer.write(struct.pack(">IIB", length, 0, kind))
+            await sent_away(reader)
+            writer.close()
+            assert await asked(exposed.assigned_port or 0, b"others go on") == b"others go on"
+            await until(lambda: len(ours.status()) == 1, "the end of its tunnel")
+
+
+# -- public ports --------------------------------------------------------------------------------------
+
+
+async def test_a_flood_at_a_public_port(leak_check: None) -> None:
+    async with Service(echo) as service, server() as ours:
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            for _ in range(4):
+                async with strangers(public, 100):
+                    assert await asked(public, b"in spite of them") == b"in spite of them"
+            await until(lambda: ours.status()[0].streams == 0, "the end of all streams")
+            await until(lambda: exposed.status().streams == 0 and service.open == 0, "the service's ends")
+            assert ours.status()[0].held < 100_000
+
+
+async def test_visitors_that_drip_hold_up_nobody(leak_check: None) -> None:
+    async with Service(echo) as service, server() as ours:
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            slow = [await visit(public) for _ in range(50)]
+            dripping = [asyncio.create_task(drip(writer, bytes(1_000))) for _, writer in slow]
+            await until(lambda: ours.status()[0].streams == 50, "all of them")
+            for n in range(20):
+                payload = bytes([n]) * 50_000
+                assert await asked(public, payload) == payload
+            for _, writer in slow:
+                writer.transport.abort()
+            await asyncio.gather(*dripping)
+            await until(lambda: service.open == 0, "the service's ends")
+
+
+async def test_visitors_beyond_the_limit_wait_for_their_place(leak_check: None) -> None:
+    async with Service(echo) as service, server(options={"max_visitors": 3}) as ours:
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            idle = [await visit(public) for _ in range(3)]
+            await until(lambda: ours.status()[0].streams == 3, "their streams")
+            waits = asyncio.create_task(asked(public, b"patience"))
+            for _, writer in idle[1:]:
+                writer.write(b"x")
+                writer.write_eof()
+            assert await waits == b"patience"
+            assert service.connections == 4, "nobody came in twice"
+            for _, writer in idle:
+                writer.close()
+
+
+async def test_a_visitor_whose_tls_drips_reaches_nothing(leak_check: None) -> None:
+    made = throwaway_certificates("localhost")
+    given = {"visitor_tls": made.server_credentials(), "options": {"handshake_timeout": 0.4}}
+    async with Service(echo) as service, server(**given) as ours:
+        heard = ours.events()
+        async with client(ours.port or 0, service.port) as exposed:
+            reader, writer = await visit(exposed.assigned_port or 0)
+            dripping = asyncio.create_task(drip(writer, bytes.fromhex("16030101f4010001f00303") + bytes(400)))
+            async with asyncio.timeout(LATEST):
+                async for event in heard:
+                    if isinstance(event, events.VisitorError):
+                        assert event.err.kind == "handshake_deadline"
+                        break
+            await sent_away(reader)
+            writer.transport.abort()
+            await dripping
+            assert service.connections == 0
+
+
+# -- ends that take nothing ----------------------------------------------------------------------------
+
+
+async def pour(writer: asyncio.StreamWriter) -> None:
+    """Sends for as long as somebody takes it."""
+    with suppress(ConnectionError):
+        while True:
+            writer.write(bytes(65_536))
+            await writer.drain()
+
+
+async def comes_to_rest(ours: TunnelServer) -> int:
+    """Waits until nothing moves any more; how much is held then."""
+    before, same = -1, 0
+    async with asyncio.timeout(LATEST):
+        while same < 20:
+            await asyncio.sleep(0.01)  # between two looks
+            status = ours.status()[0]
+            now = status.sent + status.received
+            same = same + 1 if now == before else 0
+            before = now
+    return ours.status()[0].held
+
+
+async def test_a_service_that_takes_nothing_costs_its_window(leak_check: None) -> None:
+    taking = asyncio.Event()
+
+    async def take_later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.readexactly(1) == b"e":
+            await echo(reader, writer)
+            return
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await taking.wait()
+
+    async with Service(take_later) as service, server() as ours:
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            _, writer = await visit(public)
+            writer.write(b"s")
+            pouring = asyncio.create_task(pour(writer))
+            assert await comes_to_rest(ours) < 5_000_000, "what was not acknowledged is 4 MiB at most"
+            assert exposed.status().held < 18_000_000, "a window grows to 16 MiB at most"
+            assert not pouring.done(), "its sender is held up, nobody else"
+            assert await asked(public, b"e" + b"y" * 100_000) == b"y" * 100_000
+            writer.transport.abort()
+            await pouring
+            taking.set()
+            await until(lambda: ours.status()[0].held < 100_000, "the memory's return")
+
+
+async def test_a_client_that_reads_nothing_costs_a_bounded_amount(leak_check: None) -> None:
+    async with server() as ours:
+        reader, writer = await visit(ours.port or 0)
+        writer.write(message(CREDENTIALS))
+        await asyncio.wait_for(reader.readexactly(11), LATEST)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: ours.status(), "its tunnel")
+        visitors = [await visit(ours.status()[0].port) for _ in range(8)]
+        pouring = [asyncio.create_task(pour(one)) for _, one in visitors]
+        await until(lambda: ours.status()[0].streams == 8, "the visitors")
+        assert await comes_to_rest(ours) < 5_000_000
+        writer.transport.abort()
+        for one, _ in visitors:
+            await sent_away(one)
+        await asyncio.gather(*pouring)
+        for _, one in visitors:
+            one.close()
+        await until(lambda: not ours.status(), "the tunnel's end")
+
+
+async def test_an_original_client_that_answers_strangers_opens_nothing(leak_check: None) -> None:
+    """Frames of streams that the server never opened: an original server passes them over, and so do we."""
+    async with Service(echo) as service, server() as ours:
+        peer = OriginalClient(service.port)
+        async with asyncio.timeout(LATEST):
+            public = await peer.connect("127.0.0.1", ours.port or 0, CREDENTIALS)
+        assert peer.carrier is not None
+        for stream in (1, 77, 2**32 - 2):
+            peer.carrier.write(frame(stream, DATA, b"who?" * 1_000))
+        assert await asked(public, b"served", end=False) == b"served"
+        assert ours.status()[0].opened == 1
+        assert ours.status()[0].held < 1_000
+        await peer.close()
+
+
+async def test_visitors_that_reset_at_once(leak_check: None) -> None:
+    async with Service(echo) as service, server() as ours:
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            for _ in range(200):
+                with socket.socket() as one:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    one.connect(("127.0.0.1", public))
+            assert await asked(public, b"after them") == b"after them"
+            await until(lambda: ours.status()[0].streams == 0 and service.open == 0, "their ends")
