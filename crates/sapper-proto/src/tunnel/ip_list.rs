@@ -123,8 +123,13 @@ fn span(entry: &str) -> Result<Span, &'static str> {
 
 /// An address; one that is a mapped IPv4 address is that.
 fn address(text: &str) -> Result<IpAddr, &'static str> {
+    written(text).map(|address| address.to_canonical())
+}
+
+/// An address in the version that it is written in.
+fn written(text: &str) -> Result<IpAddr, &'static str> {
     let text = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    IpAddr::from_str(text).map(|address| address.to_canonical()).map_err(|_| "is no address")
+    IpAddr::from_str(text).map_err(|_| "is no address")
 }
 
 fn network(text: &str, prefix: &str) -> Result<Span, &'static str> {
@@ -171,7 +176,9 @@ fn range(from: &str, to: &str) -> Result<Span, &'static str> {
             let [a, b, c, _] = from.octets();
             IpAddr::V4(Ipv4Addr::new(a, b, c, last))
         }
-        _ => address(to)?,
+        IpAddr::V4(_) => address(to)?,
+        // `::/80` ends at ::ffff:255.255.255.255: behind a beginning that is no IPv4 address it is a number.
+        IpAddr::V6(_) => written(to)?,
     };
     let (span, rises) = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => (Span::V4(from.to_bits(), to.to_bits()), from <= to),
@@ -252,10 +259,13 @@ mod tests {
             ("2001:db8::/32", vec!["2001:db8::1", "2001:db8:ffff::"], vec!["2001:db9::"]),
             ("2001:db8::5-2001:db8::9", vec!["2001:db8::6"], vec!["2001:db8::a"]),
             ("[::1]", vec!["::1"], vec!["127.0.0.1"]),
+            ("::/80", vec!["::", "::fffe:1.2.3.4"], vec!["1.2.3.4", "::1:0:0:0"]),
+            ("::5-::ffff:1.2.3.4", vec!["::5", "::1:1.2.3.4"], vec!["::4", "1.2.3.4"]),
             ("::ffff:10.0.0.0/104", vec!["10.9.9.9"], vec!["11.0.0.0"]),
             ("*", vec!["1.2.3.4", "::1"], vec![]),
         ] {
             let list = list(&[entry]);
+            assert_eq!(IpList::parse(list.to_string().split(", ")).as_ref(), Ok(&list), "{list}");
             for address in inside {
                 assert!(list.contains(ip(address)), "{entry} has {address}");
             }
