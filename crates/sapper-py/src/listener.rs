@@ -132,7 +132,7 @@ impl ListenerValues {
             unix_mode: self.unix_mode,
             replace_stale: self.replace_stale,
             transparent: false,
-            socket: SocketOptions { keepalive },
+            socket: SocketOptions { keepalive, ..SocketOptions::default() },
         })
     }
 }

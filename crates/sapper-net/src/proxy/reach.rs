@@ -69,8 +69,8 @@ fn late(name: &str, time: Duration) -> Error {
 /// One service: connected, told who comes, and shaken hands with.
 async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Result<Reached> {
     let route = &subject.route;
-    let mut options =
-        ConnectOptions { socket: SocketOptions { keepalive: Some(KEEPALIVE) }, ..ConnectOptions::default() };
+    let socket = SocketOptions { keepalive: Some(KEEPALIVE), ..SocketOptions::default() };
+    let mut options = ConnectOptions { socket, ..ConnectOptions::default() };
     if let (true, Address::Inet(source)) = (route.keep_source, &subject.parties.source) {
         // Its port is taken: by the client's connection to us.
         options.local = Some(SocketAddr::new(source.ip(), 0));

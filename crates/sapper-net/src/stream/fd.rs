@@ -41,6 +41,9 @@ pub struct SocketOptions {
     /// Ask a silent TCP peer whether it is still there after this long, then three times more at a
     /// third of it. `None` leaves the system's default: never.
     pub keepalive: Option<Duration>,
+    /// Bytes that may wait in the system before TCP can send them; beyond it the socket takes no more. What
+    /// is urgent goes behind what waits there. `None` leaves the system's default, which is megabytes.
+    pub most_unsent: Option<u32>,
 }
 
 /// Ordered bytes over one descriptor.
@@ -223,6 +226,7 @@ impl FdStream {
             .set_tcp_nodelay(true)
             .and_then(|()| socket.set_out_of_band_inline(true))
             .and_then(|()| descriptor::set_keepalive(&socket, options.keepalive))
+            .and_then(|()| options.most_unsent.map_or(Ok(()), |bytes| socket.set_tcp_notsent_lowat(bytes)))
             .map_err(|source| self.option_failed(&source))
     }
 

@@ -19,7 +19,7 @@ use super::link::{End, Exit, Link};
 use super::notice::{Notice, Teller};
 use super::public::shake;
 use super::service::{Dialer, Service};
-use super::{Common, Live, TunnelStats, entropy, random};
+use super::{Common, Live, MOST_UNSENT, TunnelStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::runtime;
@@ -268,7 +268,7 @@ async fn keep_alive(link: &mut Option<Link>) {
 /// A carrier with a finished handshake.
 async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Result<Granted, Refused> {
     let limit = options.common.handshake_timeout;
-    let socket = SocketOptions { keepalive: Some(KEEPALIVE) };
+    let socket = SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: Some(MOST_UNSENT) };
     let how = ConnectOptions { socket, ..ConnectOptions::default() };
     let stream = connect_tcp(&options.host, options.port, &how, Instant::now() + limit).await?;
     let mut carrier: BoxStream = Box::new(stream);

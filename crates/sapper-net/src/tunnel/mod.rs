@@ -25,6 +25,10 @@ use sapper_proto::tunnel::mux::{Config, Overflow};
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Bytes of a carrier that wait in the system until TCP can send them. The state machine decides whose turn it is;
+/// what it has given away waits in order, and megabytes of it would hold up whoever has one byte to say.
+const MOST_UNSENT: u32 = 128 * 1024;
+
 /// What the two ends have in common.
 #[derive(Clone, Debug)]
 pub struct Common {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use self::registry::Registry;
 use super::notice::{Notice, Teller, TunnelInfo};
 use super::public::{Frequency, PublicOptions};
-use super::{Common, TunnelStats};
+use super::{Common, MOST_UNSENT, TunnelStats};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::proxy::Rate;
@@ -223,7 +223,7 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     let address = ListenAddress::Tcp { host: options.host.clone(), port: options.port };
     let listen = ListenOptions {
         max_connections: options.max_clients,
-        socket: SocketOptions { keepalive: Some(KEEPALIVE) },
+        socket: SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: Some(MOST_UNSENT) },
         ..ListenOptions::default()
     };
     let mut listener = tokio::select! {

@@ -52,7 +52,7 @@ async fn addresses_of_both_families_and_names() {
 async fn our_own_sockets_send_at_once_and_keep_urgent_bytes_in_line() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let options = ConnectOptions {
-        socket: SocketOptions { keepalive: Some(Duration::from_secs(60)) },
+        socket: SocketOptions { keepalive: Some(Duration::from_secs(60)), ..SocketOptions::default() },
         ..ConnectOptions::default()
     };
     let stream = connect_tcp("127.0.0.1", port_of(&listener), &options, soon()).await.unwrap();

@@ -255,7 +255,7 @@ async fn nagle_is_off_while_we_use_a_callers_socket_and_back_afterwards() {
 #[tokio::test]
 async fn keepalive_is_what_was_asked_for() {
     let (one, _other) = tcp_pair("127.0.0.1");
-    let options = SocketOptions { keepalive: Some(Duration::from_secs(30)) };
+    let options = SocketOptions { keepalive: Some(Duration::from_secs(30)), ..SocketOptions::default() };
     let stream = open_fd(one.try_clone().unwrap().into(), "sink", &options).unwrap();
     let socket = SockRef::from(&one);
     assert!(socket.keepalive().unwrap());
