@@ -14,7 +14,17 @@ import pytest
 from sapper.errors import ConnectionLost, CredentialsRejected
 from sapper.tunnel import ClientOptions, ClientStatus, TunnelClient, TunnelStatus, events
 from support.tunnels import CREDENTIALS, LATEST, Service, asked, client, echo, server, until, visit
-from support.w3ptunl import CLOSE, DATA, MAGIC, OriginalClient, OriginalServer, frame, message, read_message
+from support.w3ptunl import (
+    CLOSE,
+    DATA,
+    MAGIC,
+    OriginalClient,
+    OriginalServer,
+    frame,
+    message,
+    read_frame,
+    read_message,
+)
 
 MUCH = 50_000_000
 
@@ -386,6 +396,38 @@ async def test_the_order_of_events(leak_check: None) -> None:
 
 def _served(status: TunnelStatus | ClientStatus) -> bool:
     return (status.opened, status.streams) == (1, 0)
+
+
+async def test_one_byte_goes_before_bulk_that_waits(leak_check: None) -> None:
+    """Where the carrier takes nothing, little waits in front of it, in the system too: a word of another
+    visitor comes before nearly all that a bulk stream has to say."""
+    async with server() as ours:
+        link = socket.socket()
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        link.connect(("127.0.0.1", ours.port or 0))
+        reader, writer = await asyncio.open_connection(sock=link, limit=4_096)
+        writer.write(message(CREDENTIALS))
+        public = (await asyncio.wait_for(read_message(reader), LATEST))["port"]
+        _, bulk = await visit(public)
+        first, kind, payload = await asyncio.wait_for(read_frame(reader), LATEST)
+        assert (kind, payload) == (DATA, b""), "so that a service can speak first"
+        bulk.write(bytes(30_000_000))
+        seen = -1
+        while (now := ours.status()[0].sent) > seen:
+            seen = now
+            await asyncio.sleep(0.2)  # until nothing moves
+        _, ping = await visit(public)
+        ping.write(b"?")
+        await until(lambda: ours.status()[0].streams == 2, "its stream")
+        before = 0
+        while True:
+            stream, _, payload = await asyncio.wait_for(read_frame(reader), LATEST)
+            if stream != first and payload == b"?":
+                break
+            before += len(payload)
+        assert 0 < before < 700_000, f"{before} bytes go before one"
+        for one in (writer, bulk, ping):
+            one.transport.abort()
 
 
 async def test_a_connection_to_nobody(leak_check: None) -> None:
