@@ -285,8 +285,8 @@ async def test_a_client_that_reads_nothing_costs_a_bounded_amount(leak_check: No
         for one, _ in visitors:
             await sent_away(one)
         await asyncio.gather(*pouring)
-        for _, one in visitors:
-            one.close()
+        for _, end in visitors:
+            end.close()
         await until(lambda: not ours.status(), "the tunnel's end")
 
 
