@@ -3,10 +3,12 @@
  *
  *     tls_load serve --listen-fd N            the plain service
  *     tls_load MODE --port P --roots FILE [--certificate FILE --private-key FILE] --seconds S --warm S --count N
+ *             [--rate BYTES]
  *
  * The service does on each connection what its first byte says: S sends without end, K swallows, E echoes.
  * Modes (each prints one line of JSON): `receive` and `send` move bytes on N connections; `echo` measures a
- * one-byte echo on one connection, `busy-echo` the same beside a connection that receives; `full` and `resumed`
+ * one-byte echo on one connection, `busy-echo` the same beside a connection that receives, all it can or
+ * --rate bytes a second; `full` and `resumed`
  * make connections with N at a time, each with an echo that proves it; `hold` opens N connections, says so,
  * and keeps them until it is ended.
  *
@@ -37,7 +39,7 @@
 enum { BLOCK = 128 * 1024, MAX_LANES = 64, MAX_SAMPLES = 1 << 20, MAX_FDS = 65536 };
 
 static int port, lanes = 1;
-static double seconds = 1.5, warm = 0.3;
+static double seconds = 1.5, warm = 0.3, rate;
 static SSL_CTX *context;
 static atomic_bool measuring, over;
 static atomic_ullong moved, made;
@@ -168,9 +170,19 @@ static void *receive(void *unused) {
     (void)unused;
     if (SSL_write(tls, "S", 1) != 1)
         die("write");
-    while (!over && (got = SSL_read(tls, block, BLOCK)) > 0)
+    double due = now();
+
+    while (!over && (got = SSL_read(tls, block, BLOCK)) > 0) {
         if (measuring)
             moved += (unsigned long long)got;
+        if (!rate)
+            continue;
+        /* What a delay kept back is not made up for: the flow would not be even. */
+        double at = now();
+        due = (due < at - 0.01 ? at : due) + (double)got / rate;
+        if (due > at + 2e-4)
+            rest(due - at);
+    }
     if (!over)
         die("read");
     return NULL;
@@ -253,15 +265,19 @@ static void echoes(bool busy) {
         echo(tls, &byte);
     printf("begin\n");
     fflush(stdout);
-    for (until = now() + seconds; count < MAX_SAMPLES;) {
+    measuring = true;
+    double start = now();
+    for (until = start + seconds; count < MAX_SAMPLES;) {
         double begun = now();
         if (begun >= until)
             break;
         echo(tls, &byte);
         took[count++] = now() - begun;
     }
+    double rate_seen = (double)moved / (now() - start);
     qsort(took, (size_t)count, sizeof *took, by_size);
-    printf("{\"p50\": %.9f, \"p99\": %.9f, \"count\": %d}\n", took[count / 2], took[count * 99 / 100], count);
+    printf("{\"p50\": %.9f, \"p99\": %.9f, \"count\": %d, \"rate\": %.0f}\n", took[count / 2], took[count * 99 / 100], count,
+           rate_seen);
     fflush(stdout);
     _exit(0);
 }
@@ -283,7 +299,8 @@ static void hold(int count) {
 int main(int count, char **arguments) {
     static const struct option names[] = {{"listen-fd", 1, 0, 'l'}, {"port", 1, 0, 'p'},        {"roots", 1, 0, 'r'},
                                           {"certificate", 1, 0, 'c'}, {"private-key", 1, 0, 'k'}, {"seconds", 1, 0, 's'},
-                                          {"warm", 1, 0, 'w'},        {"count", 1, 0, 'n'},       {0}};
+                                          {"warm", 1, 0, 'w'},        {"count", 1, 0, 'n'},       {"rate", 1, 0, 'b'},
+                                          {0}};
     const char *mode = count > 1 ? arguments[1] : "", *roots = NULL, *certificate = NULL, *key = NULL;
     struct rlimit files;
     int choice, listener = -1, wanted = 1;
@@ -298,6 +315,7 @@ int main(int count, char **arguments) {
         case 's': seconds = atof(optarg); break;
         case 'w': warm = atof(optarg); break;
         case 'n': wanted = atoi(optarg); break;
+        case 'b': rate = atof(optarg); break;
         default: return 2;
         }
     }

@@ -38,9 +38,15 @@ _IDLE = (Column("resident", "resident KB each", 1 / 1024, 1),)
 _ECHO = (
     Column("p50", "alone p50 µs", 1e6, 0),
     Column("p99", "p99 µs", 1e6, 0),
-    Column("busy_p50", "beside a bulk flow p50 µs", 1e6, 0),
+    Column("even_p50", "beside 200 MB/s p50 µs", 1e6, 0),
+    Column("even_p99", "p99 µs", 1e6, 0),
+    Column("busy_p50", "beside all it carries p50 µs", 1e6, 0),
     Column("busy_p99", "p99 µs", 1e6, 0),
+    Column("busy_rate", "MB/s", 1e-6, 0),
 )
+#: Bytes a second of the bulk flow that is the same for all: a proxy that carries less leaves more of two
+#: cores to the echo, so that beside all that each carries the fastest has the hardest test.
+_EVEN_RATE = 200e6
 #: One round of one proxy.
 Work = Callable[[str, Files, Settings], Round]
 _IDLE_KB = 24.0
@@ -98,10 +104,12 @@ def measure_idle(settings: Settings) -> Row:
 
 
 def measure_echo(settings: Settings) -> Row:
-    """Latency of one byte there and back, alone and beside a connection that receives all it can."""
+    """Latency of one byte there and back: alone, beside a flow of one rate, beside all the proxy carries."""
     row = Row("proxy-echo", "echo of one byte through a proxy", _ECHO)
     _take(row, settings, _echo)
     for column in _ECHO:
+        if column.key == "busy_rate":
+            continue
         best = row.best(column.key, PEERS, highest=False)
         row.require(f"{column.title} against {best}", column.key, best, "<=", 2 - row.slack(column.key))
     return row
@@ -164,11 +172,12 @@ class _Scene:
         self._children.__exit__(None, None, None)
         self._folder.cleanup()
 
-    def load(self, mode: str, settings: Settings, count: int = 1) -> tuple[dict[str, float], float]:
+    def load(self, mode: str, settings: Settings, count: int = 1, rate: float = 0) -> tuple[dict[str, float], float]:
         """Runs the client: its figures, and the proxy's processor time from its first line to its last."""
         command: list[str | Path] = [
             compiled("tls_load"), mode, "--port", str(self.proxy.port), "--roots", self._files.roots,
             "--seconds", str(settings.seconds), "--warm", str(settings.warm), "--count", str(count),
+            "--rate", str(rate),
         ]  # fmt: skip
         if self._mutual:
             command += ["--certificate", self._files.chain, "--private-key", self._files.key]
@@ -221,10 +230,14 @@ def _idle(count: int, name: str, files: Files, settings: Settings) -> Round:
 def _echo(name: str, files: Files, settings: Settings) -> Round:
     with _Scene(name, files) as scene:
         alone, _ = scene.load("echo", settings)
+        even, _ = scene.load("busy-echo", settings, rate=_EVEN_RATE)
         busy, _ = scene.load("busy-echo", settings)
     return {
         "p50": alone["p50"],
         "p99": alone["p99"],
+        "even_p50": even["p50"],
+        "even_p99": even["p99"],
         "busy_p50": busy["p50"],
         "busy_p99": busy["p99"],
+        "busy_rate": busy["rate"],
     }

@@ -4,7 +4,7 @@
 //! anything is connected; everything that waits waits in [`EndpointSpec::open`], on the event loop
 //! that will use the endpoint.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,6 +138,16 @@ impl EndpointSpec {
     /// is what the descriptor says itself; another kind of descriptor has no header.
     pub fn from_fd_with_header(fd: OwnedFd, field: &'static str, header: Option<TunHeader>) -> Result<Self> {
         let kind = fd::classify(fd.as_fd(), field)?;
+        Self::of_kind(fd, kind, field, header)
+    }
+
+    /// The same of a duplicate of a caller's descriptor.
+    pub fn from_number(number: RawFd, field: &'static str, header: Option<TunHeader>) -> Result<Self> {
+        let (fd, kind) = fd::duplicate_known(number, field)?;
+        Self::of_kind(fd, kind, field, header)
+    }
+
+    fn of_kind(fd: OwnedFd, kind: FdKind, field: &'static str, header: Option<TunHeader>) -> Result<Self> {
         if header.is_some() && !matches!(kind, FdKind::Tun(_)) {
             let message = format!("only a TUN or TAP descriptor has a header, and {field} is a {kind}");
             return Err(Error::config("header", message));

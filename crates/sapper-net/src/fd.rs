@@ -157,6 +157,11 @@ impl Access {
 /// The duplicate shares the open file with the caller's: whoever changes that file's flags changes
 /// them for both. What can be no endpoint is refused here, where the caller's number is known.
 pub fn duplicate(number: RawFd, field: &'static str) -> Result<OwnedFd> {
+    duplicate_known(number, field).map(|(fd, _)| fd)
+}
+
+/// The same, with what it is, which had to be asked anyway.
+pub(crate) fn duplicate_known(number: RawFd, field: &'static str) -> Result<(OwnedFd, FdKind)> {
     // SAFETY: F_DUPFD_CLOEXEC touches no memory, and for a number that is not open it fails.
     let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {
@@ -164,8 +169,8 @@ pub fn duplicate(number: RawFd, field: &'static str) -> Result<OwnedFd> {
     }
     // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
     let copy = unsafe { OwnedFd::from_raw_fd(copy) };
-    classify_as(copy.as_fd(), number, field)?;
-    Ok(copy)
+    let kind = classify_as(copy.as_fd(), number, field)?;
+    Ok((copy, kind))
 }
 
 /// Opens what is at `path`, waiting for nobody: opening a FIFO would wait for its other end, for ever.

@@ -113,7 +113,7 @@ impl Endpoint {
         let make = || -> Result<EndpointSpec> {
             let header = header.map(tun_header).transpose()?;
             let Some(write) = write else {
-                return EndpointSpec::from_fd_with_header(duplicate(read, field)?, field, header);
+                return EndpointSpec::from_number(raw(read), field, header);
             };
             let half = |number| FdSpec::new(duplicate(number, field)?, field, SocketOptions::default());
             Ok(EndpointSpec::FdPair { read: half(read)?, write: half(write)? })
@@ -218,8 +218,12 @@ impl Endpoint {
 }
 
 pub(crate) fn duplicate(number: i64, field: &'static str) -> Result<OwnedFd> {
-    // A number beyond i32 is no descriptor; -1 says so in the words of the one that checks.
-    fd::duplicate(i32::try_from(number).unwrap_or(-1), field)
+    fd::duplicate(raw(number), field)
+}
+
+/// A number beyond i32 is no descriptor; -1 says so in the words of the one that checks.
+fn raw(number: i64) -> i32 {
+    i32::try_from(number).unwrap_or(-1)
 }
 
 /// A path, or with `@` in front an abstract name.
