@@ -172,7 +172,9 @@ class _Scene:
         self._children.__exit__(None, None, None)
         self._folder.cleanup()
 
-    def load(self, mode: str, settings: Settings, count: int = 1, rate: float = 0) -> tuple[dict[str, float], float]:
+    def load(
+        self, mode: str, settings: Settings, count: int = 1, rate: float = 0
+    ) -> tuple[dict[str, float], float]:
         """Runs the client: its figures, and the proxy's processor time from its first line to its last."""
         command: list[str | Path] = [
             compiled("tls_load"), mode, "--port", str(self.proxy.port), "--roots", self._files.roots,

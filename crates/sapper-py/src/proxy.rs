@@ -264,7 +264,10 @@ impl ListenerValues {
             unix_mode: self.unix_mode,
             replace_stale: self.replace_stale,
             transparent: self.transparent,
-            socket: SocketOptions { keepalive: time("keepalive", self.keepalive)?, ..SocketOptions::default() },
+            socket: SocketOptions {
+                keepalive: time("keepalive", self.keepalive)?,
+                ..SocketOptions::default()
+            },
             ..ListenOptions::default()
         })
     }
