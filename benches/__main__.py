@@ -17,7 +17,17 @@ from rich.console import Console
 
 from benches.children import BenchError
 from benches.figures import Row
-from benches.rows import RowFunction, Settings, bridges, exposing, packets, proxies, tun_offload, tunnels
+from benches.rows import (
+    RowFunction,
+    Settings,
+    bridges,
+    exposing,
+    packets,
+    proxies,
+    streams,
+    tun_offload,
+    tunnels,
+)
 from benches.table import as_json, machine, print_row, summary
 
 ROWS: dict[str, RowFunction] = {
@@ -25,6 +35,7 @@ ROWS: dict[str, RowFunction] = {
     **tun_offload.rows(),
     **tunnels.rows(),
     **bridges.rows(),
+    **streams.rows(),
     **proxies.rows(),
     **exposing.rows(),
 }
