@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -247,6 +248,44 @@ def test_the_chosen_port_of_a_tls_server(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
         assert json.loads(server.stdout.readline())["alpn"] == "h2"
         assert server.wait(20) == 0
+
+
+def test_figures_while_it_runs(tmp_path: Path) -> None:
+    """Over TCP at the port that the system chose, and over a Unix socket of our own user's."""
+    unix = tmp_path / "figures"
+    asked = ("--metrics", "127.0.0.1:0", "--metrics", f"unix:{unix}")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with started("bridge", f"tcp://127.0.0.1:{port}", "null:", *asked, "--json") as process:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            assert told["event"] == "opening"
+            where = int(told["metrics"][0].rsplit(":", 1)[1])
+            far, _ = listener.accept()
+            with far:
+                far.sendall(bytes(12_345))
+
+                def page(path: str) -> str:
+                    with socket.create_connection(("127.0.0.1", where), timeout=20) as one:
+                        one.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                        return b"".join(iter(lambda: one.recv(65_536), b"")).decode()
+
+                # Counted a moment after it was sent.
+                deadline = time.monotonic() + 20
+                line = 'sapper_bridge_bytes_total{bridge="bridge",direction="decapsulate"} 12345\n'
+                while line not in page("/metrics"):
+                    assert time.monotonic() < deadline, page("/metrics")
+                status = json.loads(page("/status").split("\r\n\r\n", 1)[1])
+                assert status["pumps"]["bridge"]["decapsulate"]["bytes"] == 12_345
+                assert unix.stat().st_mode & 0o777 == 0o600
+            assert process.wait(20) == 0
+    assert not unix.exists()
+
+
+def test_where_figures_cannot_be_told_the_option_is_named() -> None:
+    done = run("bridge", "null:", "null:", "--metrics", "0.0.0.0:0", "--json")
+    assert done.returncode == ErrorKind.CONFIG.exit_code, (done.stdout, done.stderr)
+    assert "--metrics" in done.stdout + done.stderr
 
 
 def test_a_fifo_waits_for_its_writer_and_not_for_its_reader(tmp_path: Path) -> None:

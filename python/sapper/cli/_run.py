@@ -132,7 +132,8 @@ async def run(
         for server in servers:
             await stack.enter_async_context(server)
         told = told if network is ends[0] else (told[1], told[0])
-        return await _run(told, pump, drain, report, names, psk)
+        figures = [server.address for server in servers]
+        return await _run(told, pump, drain, report, names, psk, figures)
 
 
 async def _run(
@@ -142,10 +143,12 @@ async def _run(
     report: Report,
     names: dict[str, str],
     psk: str | None,
+    figures: list[str],
 ) -> int:
     cut = _stop_on_signals(pump, drain, report)
     error: SapperError | None = None
-    report.note("opening", f"{ends[0]} <-> {ends[1]}", a=str(ends[0]), b=str(ends[1]))
+    text = f"{ends[0]} <-> {ends[1]}" + "".join(f", figures at {one}" for one in figures)
+    report.note("opening", text, a=str(ends[0]), b=str(ends[1]), **({"metrics": figures} if figures else {}))
     try:
         if isinstance(pump, Bridge):
             report.handshake(await pump.handshake())
