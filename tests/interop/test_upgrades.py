@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from sapper import tls
-from sapper.errors import ConnectionLost, SapperError
+from sapper.errors import CertificateError, ConnectionLost, HandshakeDeadline, SapperError
 from sapper.tls import Credentials, Proxy
 from sapper.tls.proxy import ProxyEvent
 from support import needs
@@ -76,6 +76,10 @@ def port_of(proxy: Proxy) -> int:
 
 def reasons(events: list[ProxyEvent], outcome: str) -> list[str | None]:
     return [one.error.reason for one in ends(events, outcome) if one.error is not None]
+
+
+def failed_with(events: list[ProxyEvent], kind: type[SapperError]) -> bool:
+    return any(isinstance(one.error, kind) for one in ends(events, "handshake"))
 
 
 def client_credentials(certs: Certificates) -> Any:
@@ -520,3 +524,55 @@ async def test_pymysql_with_tls_to_a_server_without(certs: Certificates) -> None
             with pytest.raises(pymysql.OperationalError, match="under TLS only"):
                 await asyncio.to_thread(ask_mysql, near, ssl_disabled=True)
             await until(lambda: any(error.reason == "no_tls" for error in failures))
+
+
+@pytest.mark.needs("mariadbd", "mariadb-install-db")
+async def test_pymysql_through_the_proxy(certs: Certificates) -> None:
+    """With the client, with the server, and with both; mutual TLS and its rules with the client."""
+    pymysql = pytest.importorskip("pymysql")
+    context = ssl.create_default_context(cafile=str(certs.ca.cert_path))
+    context.load_cert_chain(certs.client.cert_path, certs.client.key_path)
+    stranger = ssl.create_default_context(cafile=str(certs.ca.cert_path))
+    events: list[ProxyEvent] = []
+    with_client: dict[str, Any] = {
+        "tls": Credentials.certificate(certs.server.cert, certs.server.key, roots=certs.ca.cert),
+        "upgrade": "mysql",
+    }
+    with_server: dict[str, Any] = {
+        "upstream_tls": Credentials.none(roots=certs.ca.cert),
+        "upstream_upgrade": "mysql",
+    }
+    listen: dict[str, Any] = {"listen": "127.0.0.1:0", "on_event": events.append, "handshake_timeout": 5}
+    with run_mariadb(certs, under_tls=False) as port, run_mariadb(certs, under_tls=True) as tls_port:
+        for to, said, options, version in (
+            (f"127.0.0.1:{port}", with_client, {"ssl": context}, ""),
+            (f"tls://localhost:{tls_port}", with_server, {"ssl_disabled": True}, "TLSv1.3"),
+            (f"tls://localhost:{tls_port}", with_client | with_server, {"ssl": context}, "TLSv1.3"),
+        ):
+            async with Proxy(**listen, to=to, **said) as proxy:
+                for _ in range(3):
+                    answer = await asyncio.to_thread(ask_mysql, port_of(proxy), **options)
+                    assert answer == (version, 1_000_000)
+        assert ends(events, "handshake") == ends(events, "upstream") == []
+        async with Proxy(**listen, to=f"127.0.0.1:{port}", **with_client) as proxy:
+            with pytest.raises(pymysql.OperationalError, match="under TLS only"):
+                await asyncio.to_thread(ask_mysql, port_of(proxy), ssl_disabled=True)
+            await until(lambda: "no_tls" in reasons(events, "handshake"))
+            # No certificate: refused in the handshake, the log-in never reaches the service.
+            with pytest.raises(pymysql.OperationalError):
+                await asyncio.to_thread(ask_mysql, port_of(proxy), ssl=stranger)
+            await until(lambda: failed_with(events, CertificateError))
+            # Who says nothing has the greeting, and meets the deadline.
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(proxy))
+            async with asyncio.timeout(20):
+                greeting = await reader.read()
+            assert b"MariaDB" in greeting
+            writer.close()
+            await until(lambda: failed_with(events, HandshakeDeadline))
+        # A wrong certificate of the service ends it before a password is said.
+        other = Credentials.none(roots=certs.other_ca.cert)
+        wrong = {"upstream_tls": other, "upstream_upgrade": "mysql"}
+        async with Proxy(**listen, to=f"tls://localhost:{tls_port}", **wrong) as proxy:
+            with pytest.raises(pymysql.OperationalError):
+                await asyncio.to_thread(ask_mysql, port_of(proxy), ssl_disabled=True)
+            await until(lambda: "unknown_issuer" in reasons(events, "upstream"))

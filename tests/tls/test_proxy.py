@@ -432,9 +432,18 @@ async def test_many_at_once(certs: Certificates, service: Echo, leak_check: None
         ({"listen": ":1", "routes": ({"to": "localhost:1"},), "pass_through": True}, "pass_through"),
         ({"listen": ":1", "to": "localhost:1", "upgrade": "gopher"}, "upgrade"),
         ({"listen": ":1", "to": "localhost:1", "upgrade": "mysql"}, "upgrade"),
+        (
+            {
+                "listen": ":1",
+                "routes": ({"names": "a.test", "to": "localhost:1"},),
+                "tls": Credentials.psk("x", bytes(32)),
+                "upgrade": "mysql",
+            },
+            "upgrade",
+        ),
         ({"listen": ":1", "to": "localhost:1", "upgrade": "smtp"}, "upgrade"),
         ({"listen": ":1", "to": "localhost:1", "upgrade": "smtp", "pass_through": True}, "upgrade"),
-        ({"listen": ":1", "to": "tls://localhost:1", "upstream_upgrade": "mysql"}, "upstream_upgrade"),
+        ({"listen": ":1", "to": "localhost:1", "upstream_upgrade": "mysql"}, "upstream_upgrade"),
         ({"listen": ":1", "to": "localhost:1", "upstream_upgrade": "smtp"}, "upstream_upgrade"),
     ],
 )

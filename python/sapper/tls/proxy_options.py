@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from sapper import _native
 from sapper._options import Options, config_error
@@ -39,8 +39,12 @@ def _as_tls(value: object) -> object:
     return value if value is None or isinstance(value, dict) else TlsConfig.of(value, field="tls")
 
 
+def _for_services(value: TlsConfig | None) -> TlsConfig | None:
+    return value if value is None else value.without_early_data()
+
+
 _Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-_Tls = Annotated[TlsConfig | None, BeforeValidator(_as_tls)]
+_Tls = Annotated[TlsConfig | None, BeforeValidator(_as_tls), AfterValidator(_for_services)]
 
 
 class Route(Options):
@@ -60,8 +64,8 @@ class Route(Options):
     upstream_name: str | None = None
     """The name to check in the service's certificate; ``None`` is its host."""
     upstream_upgrade: Upgrade | None = None
-    """What is said to the service in clear before TLS: ``"postgres"``, ``"postgres-direct"``, ``"smtp"``,
-    ``"imap"``."""
+    """What is said to the service in clear before TLS: ``"postgres"``, ``"postgres-direct"``, ``"mysql"``,
+    ``"smtp"``, ``"imap"``."""
     send_proxy: Literal["v1", "v2"] | None = None
     """Tell the service by a PROXY header who connected."""
     keep_source: _Flag = False
@@ -81,7 +85,6 @@ class Route(Options):
             raise config_error("upstream_name", "is for services that speak TLS: tls://host:port")
         if self.upstream_upgrade is not None and not (True in speaks_tls or self.upstream_tls is not None):
             raise config_error("upstream_upgrade", "is for services that speak TLS: tls://host:port")
-        _not_two_sided("upstream_upgrade", self.upstream_upgrade)
         if self.pass_through and self.tls is not None:
             raise config_error("pass_through", "nothing is decrypted: tls has no use here")
         return self
@@ -134,7 +137,8 @@ class ProxyOptions(Options):
     """What we prove to clients, and whom we let in. ``None``: they speak no TLS."""
     upgrade: Upgrade | None = None
     """What clients of every way say in clear before their TLS: ``"postgres"``, ``"postgres-direct"``,
-    ``"smtp"``, ``"imap"``. They do before they name a server."""
+    ``"mysql"``, ``"smtp"``, ``"imap"``. They do before they name a server; with ``"mysql"`` the service is
+    connected before their TLS."""
     upstream_tls: _Tls = None
     """TLS to services that are ``tls://``. ``None`` checks them against the system's roots."""
     proxy_from: _Texts = ()
@@ -187,10 +191,15 @@ class ProxyOptions(Options):
                 if getattr(self, name):
                     raise config_error(name, "belongs to a service: give it in the routes")
         default = self._default_route()
-        _not_two_sided("upgrade", self.upgrade)
         ways = [*self.routes, default] if default is not None else self.routes
         if self.upgrade is not None and not all(way.configurations(self.tls, None)[0] for way in ways):
             raise config_error("upgrade", "is for clients whose TLS ends here: it needs tls")
+        if self.upgrade == "mysql" and any(way.names for way in ways):
+            raise config_error(
+                "upgrade",
+                "the service speaks before a client can name one: there is one way, without names",
+                "two_sided",
+            )
         for network in self.proxy_from:
             if not network:
                 raise config_error("proxy_from", "an empty text is no network")
@@ -278,11 +287,6 @@ class ProxyOptions(Options):
         if isinstance(values.get("routes"), list):
             values["routes"] = [nested(one) if isinstance(one, dict) else one for one in values["routes"]]
         return values
-
-
-def _not_two_sided(field: str, upgrade: Upgrade | None) -> None:
-    if upgrade == "mysql":
-        raise config_error(field, '"mysql" needs both ends before TLS: make bridges', "two_sided")
 
 
 def _is_systemd(text: str) -> bool:

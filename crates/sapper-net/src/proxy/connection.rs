@@ -2,7 +2,7 @@
 //!
 //! PROXY header (from who is trusted) -> what is said before TLS -> hello (where routes need it) -> TLS -> the service, with TLS of its
 //! own and a PROXY header where asked for -> the pump. Nothing is asked of the service before the client's
-//! handshake is done: strangers cost it nothing.
+//! handshake is done: strangers cost it nothing. (But where its own words come first: `two_sided`.)
 
 use std::future::{Future, poll_fn};
 use std::net::{SocketAddr, UdpSocket};
@@ -23,6 +23,7 @@ use super::control::Shared;
 use super::header::{self, Parties};
 use super::metrics::{Agreed, Connection, ProxyEvent};
 use super::reach::{self, Reached};
+use super::two_sided::{self, PendingClient};
 use super::{Inbound, RouteOptions, Service, upgrade};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::pump::{Ends, FlowOptions, IdleClock, Pump, PumpMode};
@@ -89,6 +90,8 @@ struct Greeted {
     first_bytes: Vec<u8>,
     /// What it says before payload, where that is not over with its TLS.
     upgrading: Option<Box<Upgrading>>,
+    /// Its TLS, where that needs the service.
+    pending: Option<PendingClient>,
 }
 
 /// Runs one connection to its end. Not an `async fn`, which would keep its arguments twice.
@@ -179,12 +182,20 @@ async fn establish(
     let greeted = timeout_at(until, greeting).await.unwrap_or_else(|_| late());
     let greeted = greeted.map_err(|error| End { outcome: stage, error: Some(error) })?;
 
-    let Greeted { mut client, mut subject, first_bytes, upgrading } = greeted;
+    let Greeted { mut client, mut subject, first_bytes, upgrading, pending } = greeted;
     subject.original = original;
     let started = Instant::now();
     let time = service.deadlines.connect;
     let error = match reach::reach(&subject, shared, connection, time).await {
-        Ok(Reached { stream: mut upstream, upgrading: of_upstream }) => {
+        Ok(reached) if pending.is_some() || reached.pending.is_some() => {
+            shared.metrics.reached(started.elapsed());
+            let (time, told) = (service.deadlines.handshake, (shared, connection));
+            let logging_in = two_sided::log_in(client, pending, reached, first_bytes, time, told);
+            let (client, upstream, first) =
+                logging_in.await.map_err(|(outcome, error)| End { outcome, error: Some(error) })?;
+            return Ok(Established { client, upstream, first });
+        }
+        Ok(Reached { stream: mut upstream, upgrading: of_upstream, .. }) => {
             shared.metrics.reached(started.elapsed());
             let upgrading = (upgrading, of_upstream);
             let speaking = upgrade::speak(client.as_mut(), upstream.as_mut(), upgrading, first_bytes);
@@ -245,7 +256,14 @@ async fn greet(
     let plain = default().filter(|route| matches!(route.inbound, Inbound::Plain));
     if let Some(route) = plain {
         let subject = Subject::new(route, parties, None, None);
-        return Ok(Greeted { client, subject, first_bytes, upgrading: None });
+        return Ok(Greeted { client, subject, first_bytes, upgrading: None, pending: None });
+    }
+    if let (Some(upgrade), Some(route)) = (service.upgrade.filter(|one| one.is_two_sided()), default())
+        && let Inbound::Tls(config) = &route.inbound
+    {
+        let pending = Some(PendingClient { upgrade, config: Arc::clone(config) });
+        let subject = Subject::new(route, parties, None, None);
+        return Ok(Greeted { client, subject, first_bytes, upgrading: None, pending });
     }
     // A place among the handshakes is for who has said something.
     *stage = "silent";
@@ -286,7 +304,7 @@ async fn greet(
     };
     let Inbound::Tls(config) = &route.inbound else {
         let subject = Subject::new(route, parties, None, server_name);
-        return Ok(Greeted { client, subject, first_bytes, upgrading });
+        return Ok(Greeted { client, subject, first_bytes, upgrading, pending: None });
     };
     *stage = "handshake";
     let (mut stream, info) = TlsStream::handshake(client, config, &Role::Server, &first_bytes).await?;
@@ -303,7 +321,7 @@ async fn greet(
         facts.info = Some(Agreed::of(&info));
     }
     let subject = Subject::new(route, parties, Some(info), server_name);
-    Ok(Greeted { client: Box::new(stream), subject, first_bytes: Vec::new(), upgrading })
+    Ok(Greeted { client: Box::new(stream), subject, first_bytes: Vec::new(), upgrading, pending: None })
 }
 
 /// Whether connections from there begin with a PROXY header that counts.
@@ -448,10 +466,10 @@ async fn transfer(
 }
 
 /// One more of something, as long as it lives.
-struct Counted<'a>(&'a AtomicU64);
+pub(super) struct Counted<'a>(&'a AtomicU64);
 
 impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicU64) -> Self {
+    pub(super) fn new(count: &'a AtomicU64) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }

@@ -4,7 +4,7 @@
 //! - [`Proxy`]: the handle. Any thread may hold it.
 //! - `accept`: one task that accepts and hands connections to the I/O threads.
 //! - `connection`: one task a connection: PROXY header, hello, TLS, the pump; `reach`: the way to the service.
-//! - `upgrade`: what is said between TLS and payload; `route`: which service; `limits`: how many, how often; `metrics`: what happened.
+//! - `upgrade`: what is said between TLS and payload, `two_sided` where that goes through both ends; `route`: which service; `limits`: how many, how often; `metrics`: what happened.
 //!
 //! What a connection is served by ([`ServiceOptions`]) is exchanged as a whole by [`Proxy::reload`];
 //! connections keep what they began with. What is not here: TLS itself, and how credentials are read again
@@ -18,6 +18,7 @@ mod limits;
 mod metrics;
 mod reach;
 mod route;
+mod two_sided;
 mod upgrade;
 
 use std::os::fd::OwnedFd;
@@ -249,11 +250,9 @@ impl Service {
 /// Upgrades belong to TLS that begins or ends here, and both sides speak one protocol.
 fn check_upgrades(upgrade: Option<Upgrade>, route: &RouteOptions) -> Result<()> {
     let upstream = route.upstream_tls.as_ref().and_then(|tls| tls.upgrade);
-    for (field, upgrade) in [("upgrade", upgrade), ("upstream_upgrade", upstream)] {
-        if upgrade.is_some_and(Upgrade::is_two_sided) {
-            let text = "its log-in needs both ends before TLS: make bridges";
-            return Err(Error::config(field, text).with_reason("two_sided"));
-        }
+    if upgrade.is_some_and(Upgrade::is_two_sided) && !route.names.is_empty() {
+        let text = "the service speaks before a client can name one: there is one way, without names";
+        return Err(Error::config("upgrade", text).with_reason("two_sided"));
     }
     if upgrade.is_some() && !matches!(route.inbound, Inbound::Tls(_)) {
         return Err(Error::config("upgrade", "is for clients whose TLS ends here: it needs tls"));

@@ -1,8 +1,10 @@
 //! The way to the service: the first one that answers of those that a route names.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use sapper_proto::upgrade::Upgrade;
 use tokio::time::{Instant, timeout_at};
 
 use super::connection::Subject;
@@ -15,6 +17,7 @@ use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
 use crate::stream::fd::SocketOptions;
 use crate::stream::{BoxStream, ops};
 use crate::tls::Role;
+use crate::tls::config::TlsConfig;
 use crate::tls::stream::TlsStream;
 use crate::upgrade::{NO_APPLICATION_PROTOCOL, Upgrading};
 
@@ -25,6 +28,15 @@ const KEEPALIVE: Duration = Duration::from_secs(120);
 pub(super) struct Reached {
     pub(super) stream: BoxStream,
     pub(super) upgrading: Option<Box<Upgrading>>,
+    /// Its TLS, where that needs the client ([`super::two_sided`]).
+    pub(super) pending: Option<Pending>,
+}
+
+/// TLS to a service that was not begun.
+pub(super) struct Pending {
+    pub(super) upgrade: Upgrade,
+    pub(super) config: Arc<TlsConfig>,
+    pub(super) role: Role,
 }
 
 /// A service that answers, handshake included. Each gets its share of the time that is left.
@@ -95,7 +107,7 @@ async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Resu
         ops::flush(stream.as_mut()).await?;
     }
     let Some(tls) = &route.upstream_tls else {
-        return Ok(Reached { stream, upgrading: None });
+        return Ok(Reached { stream, upgrading: None, pending: None });
     };
     let host = match upstream {
         Upstream::Tcp { host, .. } => Some(host),
@@ -103,6 +115,10 @@ async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Resu
         Upstream::Unix(_) | Upstream::Original => subject.server_name.as_ref(),
     };
     let role = Role::Client { server_name: tls.server_name.as_ref().or(host).cloned() };
+    if let Some(upgrade) = tls.upgrade.filter(|upgrade| upgrade.is_two_sided()) {
+        let pending = Some(Pending { upgrade, config: Arc::clone(&tls.config), role });
+        return Ok(Reached { stream, upgrading: None, pending });
+    }
     let mut upgrading = tls.upgrade.map(|upgrade| Box::new(Upgrading::new(upgrade, &role, Vec::new())));
     let ciphertext = match &mut upgrading {
         Some(upgrading) => upgrading.until_tls(stream.as_mut(), None).await?,
@@ -113,5 +129,5 @@ async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Resu
         stream.abort(NO_APPLICATION_PROTOCOL).await;
         return Err(error.with_alert(NO_APPLICATION_PROTOCOL));
     }
-    Ok(Reached { stream: Box::new(stream), upgrading })
+    Ok(Reached { stream: Box::new(stream), upgrading, pending: None })
 }

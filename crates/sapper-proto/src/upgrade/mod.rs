@@ -151,7 +151,7 @@ pub enum UpgradeError {
 }
 
 /// One role of one protocol.
-pub(crate) trait Machine: Send {
+pub(crate) trait Machine: Send + Sync {
     /// Goes as far as it can with what was received; what it used it removes.
     fn step(&mut self, wires: &mut Wires) -> Result<Wants, UpgradeError>;
 }
