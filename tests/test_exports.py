@@ -16,6 +16,7 @@ MODULES = [
     *(f"sapper.{one.name}" for one in pkgutil.iter_modules(sapper.__path__)),
     "sapper.tls.config",
     "sapper.tls.lookup",
+    "sapper.tls.material",
     "sapper.tls.reload",
     "sapper.tls.bridge",
     "sapper.tls.proxy",
@@ -26,6 +27,7 @@ MODULES = [
     "sapper.tls.listener",
     "sapper.tls.session",
     "sapper.tls.stream",
+    "sapper.tls.stream_options",
     "sapper.tls.transport",
     "sapper.tunnel.client",
     "sapper.tunnel.events",
@@ -57,9 +59,11 @@ def test_all_is_exact(name: str) -> None:
 
 SHARED = {
     "sapper.tls.bridge": {"asked", "side", "with_protocol"},
+    "sapper.tls.material": {"read_material", "read_pin", "read_psk", "read_secret"},
     "sapper.tls.proxy_options": {"listen_values", "systemd_name"},
     "sapper.tls.session": {"describe_certificate", "extra_info"},
     "sapper.tls.stream": {"shake"},
+    "sapper.tls.stream_options": {"known", "pump_options"},
     "sapper.endpoint": {"split_address", "join_address"},
     "sapper.pump": {"build", "native_options", "options_from", "take_both", "tap_values"},
 }

@@ -83,12 +83,14 @@ class TlsDict(TypedDict):
     danger_legacy_suites: bool
     danger_short_psk: bool
     danger_ignore_truncation: bool
+    danger_early_data: int
 
 @final
 class TlsConfig:
     def __new__(cls, options: TlsDict) -> TlsConfig: ...
     @property
     def engine(self) -> Literal["rustls", "openssl"]: ...
+    def with_alpn(self, alpn: list[bytes]) -> TlsConfig: ...
     def reload(self) -> bool: ...
 
 @final
@@ -149,6 +151,7 @@ class HandshakeDict(TypedDict):
     own_end_point: bytes | None
     is_client: bool
     resumed: bool
+    early_data: Literal["accepted", "rejected"] | None
     engine: str
 
 class CdTunnelDict(TypedDict):
@@ -219,6 +222,7 @@ class Bridge:
         sink_data: bytes,
         options: OptionsDict,
         asks: bool,
+        early: tuple[bytes, bool] | None,
         mailbox: Mailbox,
         key: int,
     ) -> Bridge: ...
@@ -233,6 +237,7 @@ class Bridge:
     def swap_sink(self, sink: Endpoint, mailbox: Mailbox, key: int) -> None: ...
     def set_tap(self, tap: TapDict | None, mailbox: Mailbox, key: int) -> None: ...
     def update_keys(self, mailbox: Mailbox, key: int) -> None: ...
+    def confirmed(self, mailbox: Mailbox, key: int) -> None: ...
     def export_keying_material(
         self, label: str, context: bytes | None, length: int, mailbox: Mailbox, key: int
     ) -> None: ...

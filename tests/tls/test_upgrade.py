@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sapper import pump, tls
 from sapper.errors import (
+    CertificateError,
     ConfigError,
     HandshakeDeadline,
     IncompatiblePeer,
@@ -81,6 +83,55 @@ async def test_tls_at_once_agrees_on_its_protocol(leak_check: None, certs: Certi
         made.abort()
         with contextlib.suppress(SapperError):
             await made.wait_closed()
+
+
+@pytest.mark.parametrize("upgrade", ["postgres", "postgres-direct"])
+async def test_a_reload_and_sessions_reach_those_with_an_upgrade(
+    leak_check: None, certs: Certificates, tmp_path: Path, upgrade: Any
+) -> None:
+    """An upgrade brings its own application protocol, and is the same configuration all the same."""
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    log, capture = tmp_path / "log", tmp_path / "capture"
+
+    def write(identity: Any) -> None:
+        chain.write_bytes(identity.cert)
+        key.write_bytes(identity.key)
+
+    write(certs.server)
+    config = tls.TlsConfig(
+        credentials=Credentials.certificate(chain, key), key_log_file=log, capture_file=capture
+    )
+    client = tls.TlsConfig(roots=certs.ca.cert)
+
+    async def visit(port: int) -> tuple[bytes | None, bool]:
+        options: Any = {"credentials": client, "server_hostname": certs.name, "upgrade": upgrade}
+        async with await tls.connect("127.0.0.1", port, **options) as stream:
+            assert await stream.read(5) == b"hello"
+            assert stream.info.alpn == b"postgresql"
+            return stream.info.peer_certificate, stream.info.resumed
+
+    async def greet(stream: tls.TlsStream) -> None:
+        stream.write(b"hello")
+        await stream.drain()
+        await stream.read()
+
+    async with (
+        asyncio.timeout(30),
+        tls.listen(("127.0.0.1", 0), credentials=config, upgrade=upgrade) as server,
+    ):
+        serving = asyncio.create_task(server.serve(greet))
+        assert await visit(server.port) == (certs.server.cert_der, False)
+        assert await visit(server.port) == (certs.server.cert_der, True)
+        write(certs.rsa_server)
+        assert config.reload()
+        assert await visit(server.port) == (certs.rsa_server.cert_der, False)
+        write(certs.untrusted)
+        assert config.reload()
+        with pytest.raises(CertificateError):
+            await visit(server.port)
+        serving.cancel()
+    assert len({line.split()[1] for line in log.read_text().splitlines()}) == 4, "a log of four connections"
+    assert capture.stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ fn mistakes_are_found_when_the_bridge_is_made() {
         |fd: &OwnedFd, direction| BridgeOptions { direction, ..options(fd.try_clone().unwrap(), stream()) };
     assert_eq!(refused(one_way(&read, BridgeDirection::EncryptOnly)), (config, Some("network"), wrong));
     let mut tls = one_way(&write, BridgeDirection::EncryptOnly);
-    let server = |config| Some(SideTls { config, role: Role::Server });
+    let server = |config| Some(SideTls { config, role: Role::Server, early: None });
     tls.transport.tls = server(psk().server);
     assert_eq!(refused(tls), (config, Some("network"), wrong));
     assert_eq!(
@@ -164,7 +164,7 @@ fn mistakes_are_found_when_the_bridge_is_made() {
             let mut options = options(stream(), stream());
             let role = Role::Client { server_name: name.map(str::to_owned) };
             let side = if network { &mut options.transport } else { &mut options.sink };
-            side.tls = Some(SideTls { config: certificates().client, role });
+            side.tls = Some(SideTls { config: certificates().client, role, early: None });
             assert_eq!(refused(options), (config, Some(field), None), "{name:?}");
         }
     }

@@ -12,6 +12,7 @@ use sapper_net::bridge::{
 };
 use sapper_net::error::Direction;
 use sapper_net::port::tap::TapOptions;
+use sapper_net::tls::early_data::EarlyData;
 use sapper_net::{Error, Result};
 use sapper_proto::framing::Framing;
 use sapper_proto::upgrade::Upgrade;
@@ -61,7 +62,7 @@ struct TapValues {
 #[pymethods]
 impl Bridge {
     #[new]
-    #[pyo3(signature = (transport, transport_tls, transport_data, sink, sink_tls, sink_data, options, asks, mailbox, key))]
+    #[pyo3(signature = (transport, transport_tls, transport_data, sink, sink_tls, sink_data, options, asks, early, mailbox, key))]
     #[allow(clippy::too_many_arguments)] // one call, from one place
     fn new(
         py: Python<'_>,
@@ -73,12 +74,14 @@ impl Bridge {
         sink_data: PyBackedBytes,
         options: OptionValues,
         asks: bool,
+        early: Option<(PyBackedBytes, bool)>,
         mailbox: &Mailbox,
         key: u64,
     ) -> PyResult<Self> {
+        let early = early.map(|(bytes, resend)| EarlyData { bytes: bytes.to_vec(), resend });
         let options = options.read(
-            side(py, transport, transport_tls, &transport_data)?,
-            side(py, sink, sink_tls, &sink_data)?,
+            side(py, transport, transport_tls, &transport_data, early)?,
+            side(py, sink, sink_tls, &sink_data, None)?,
             asks,
         );
         let options = options.or_raise(py)?;
@@ -147,6 +150,11 @@ impl Bridge {
         Ok(())
     }
 
+    fn confirmed(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
+        self.inner.get(py)?.confirmed(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
     fn export_keying_material(
         &self,
         py: Python<'_>,
@@ -210,12 +218,14 @@ fn side(
     endpoint: &Endpoint,
     tls: Option<TlsSide>,
     initial_data: &[u8],
+    early: Option<EarlyData>,
 ) -> PyResult<SideOptions> {
     Ok(SideOptions {
         endpoint: endpoint.take(py)?,
         tls: tls.map(|(config, server_side, server_name)| SideTls {
             config: Arc::clone(&config.get().inner),
             role: tls::role(server_side, server_name),
+            early,
         }),
         initial_data: initial_data.to_vec(),
         field: endpoint.field(),

@@ -67,6 +67,7 @@ pub(crate) struct TlsValues {
     danger_legacy_suites: bool,
     danger_short_psk: bool,
     danger_ignore_truncation: bool,
+    danger_early_data: usize,
 }
 
 /// Bytes, and the file that they came from.
@@ -172,6 +173,13 @@ impl TlsConfig {
     #[getter]
     fn engine(&self) -> &'static str {
         self.inner.engine_name()
+    }
+
+    /// The same with these application protocols, reloaded with this one.
+    fn with_alpn(&self, py: Python<'_>, alpn: Vec<PyBackedBytes>) -> PyResult<Self> {
+        let alpn: Vec<_> = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        let inner = py.detach(|| self.inner.with_alpn(&alpn)).or_raise(py)?;
+        Ok(Self { inner })
     }
 
     /// Reads the files again; whether anything has changed.
@@ -324,6 +332,7 @@ impl TlsValues {
             danger_legacy_suites: self.danger_legacy_suites,
             danger_short_psk: self.danger_short_psk,
             danger_ignore_truncation: self.danger_ignore_truncation,
+            danger_early_data: self.danger_early_data,
         })
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use sapper_net::bridge::{FlowSnapshot, Handshakes, SideSnapshot, StatsSnapshot};
+use sapper_net::tls::early_data::EarlyOutcome;
 use sapper_net::tls::{HandshakeInfo, certificate};
 use sapper_net::{Error, Result};
 use sapper_proto::cdtunnel;
@@ -42,6 +43,7 @@ struct HandshakeValues {
     own_end_point: Option<Vec<u8>>,
     is_client: bool,
     resumed: bool,
+    early_data: Option<&'static str>,
     engine: &'static str,
 }
 
@@ -66,6 +68,10 @@ fn handshake<'py>(py: Python<'py>, info: &HandshakeInfo) -> PyResult<Bound<'py, 
         own_end_point: info.own_end_point.as_deref().map(<[u8]>::to_vec),
         is_client: info.is_client,
         resumed: info.resumed,
+        early_data: info.early_data.map(|outcome| match outcome {
+            EarlyOutcome::Accepted(_) => "accepted",
+            EarlyOutcome::Rejected => "rejected",
+        }),
         engine: info.engine,
     }
     .into_pyobject(py)

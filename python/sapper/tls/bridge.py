@@ -49,6 +49,8 @@ class HandshakeInfo:
         is_client: Whether we were the client.
         own_end_point: The channel binding of our own certificate (servers); see :attr:`server_end_point`.
         resumed: Whether an earlier session was resumed.
+        early_data: What became of early data: ``"accepted"``, ``"rejected"`` (clients), or ``None`` where
+            none was sent.
         engine: ``"rustls"`` or ``"openssl"``.
     """
 
@@ -62,6 +64,7 @@ class HandshakeInfo:
     is_client: bool
     own_end_point: bytes | None = field(repr=False)
     resumed: bool
+    early_data: Literal["accepted", "rejected"] | None
     engine: str
 
     @property
@@ -93,6 +96,7 @@ class HandshakeInfo:
             is_client=values["is_client"],
             own_end_point=values["own_end_point"],
             resumed=values["resumed"],
+            early_data=values["early_data"],
             engine=values["engine"],
         )
 
@@ -444,9 +448,7 @@ def side(
     if words is not None and words.alpn:
         if config.alpn:
             raise config_error("alpn", "is given twice: in the endpoint and in the credentials")
-        config = TlsConfig(
-            **{one: getattr(config, one) for one in TlsConfig.model_fields} | {"alpn": words.alpn}
-        )
+        config = config.offering(words.alpn)
     is_server = server_side or isinstance(words, endpoint.TlsListen)
     if server_side and isinstance(words, endpoint.Tls):
         raise config_error("server_side", "a tls:// endpoint is a client's; write tcp:// or tls-listen://")
@@ -466,7 +468,7 @@ def with_protocol(config: TlsConfig, upgrade: Upgrade | None) -> TlsConfig:
     protocol = _PROTOCOLS.get(upgrade)
     if protocol is None or config.alpn:
         return config
-    return config.model_copy(update={"alpn": (protocol,)})
+    return config.offering((protocol,))
 
 
 def asked(policy: PeerPolicy | None) -> Policy | None:

@@ -8,11 +8,9 @@ who is server belongs to a connection, not here.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -23,6 +21,7 @@ from sapper import _arguments, _native
 from sapper._options import Options, config_error
 from sapper.errors import ConfigError
 from sapper.tls.lookup import PskAnswers, PskFinder
+from sapper.tls.material import FileBytes, Material, key_in, read_material, read_pin, read_psk, read_secret
 from sapper.tls.reload import ReloadCallback, TlsWatch
 
 __all__ = [
@@ -40,60 +39,9 @@ __all__ = [
     "key_in",
 ]
 
-#: PEM or DER: the bytes themselves, PEM text, or the path of a file.
-Material = bytes | str | PathLike[str]
-
 Version = Literal["TLSv1.2", "TLSv1.3"]
 # Nothing that only looks like a truth value is taken for one.
 _Flag = Annotated[bool, Strict()]
-
-
-class FileBytes(bytes):
-    """The content of a file, with its path: a reload reads it again. Equal to the same bytes without."""
-
-    path: Path
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads a file.
-
-        Raises:
-            ValueError: It cannot be read.
-        """
-        try:
-            self = cls(path.read_bytes())
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
-        self.path = path.absolute()
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _file_bytes, (bytes(self), self.path)
-
-
-def _file_bytes(content: bytes, path: Path) -> FileBytes:
-    self = FileBytes(content)
-    self.path = path
-    return self
-
-
-def _read_material(value: object) -> bytes:
-    """Bytes and PEM text as they are, a path by what the file holds."""
-    if isinstance(value, SecretBytes):
-        value = value.get_secret_value()
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, str) and "-----BEGIN" in value:
-        return value.encode()
-    if isinstance(value, str | PathLike):
-        return FileBytes.read(Path(value))
-    raise ValueError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
-
-
-def _read_secret(value: object) -> SecretBytes:
-    return SecretBytes(_read_material(value))
 
 
 def _must_be_callable(value: object) -> object:
@@ -102,35 +50,12 @@ def _must_be_callable(value: object) -> object:
     return value
 
 
-def _read_psk(value: object) -> object:
-    """Bytes as they are, text as hexadecimal."""
-    if isinstance(value, str):
-        try:
-            return bytes.fromhex(value)
-        except ValueError:
-            raise ValueError("a key given as text must be hexadecimal") from None
-    return value
-
-
-def _read_pin(value: object) -> object:
-    """A SHA-256: 32 bytes, 64 hexadecimal digits, or base64."""
-    if isinstance(value, str):
-        text = value.removeprefix("sha256/").removeprefix("sha256:").replace(":", "")
-        try:
-            value = bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text, validate=True)
-        except (ValueError, binascii.Error):
-            raise ValueError("a pin is a SHA-256 as 64 hexadecimal digits or as base64") from None
-    if isinstance(value, bytes) and len(value) != 32:
-        raise ValueError("a pin is the SHA-256 of a public key: 32 bytes")
-    return value
-
-
 def _as_bytes(value: object) -> object:
     return value.encode() if isinstance(value, str) else value
 
 
 def _read_if_given(value: object) -> bytes | None:
-    return None if value is None else _read_material(value)
+    return None if value is None else read_material(value)
 
 
 def _as_list(value: object) -> object:
@@ -138,12 +63,12 @@ def _as_list(value: object) -> object:
 
 
 _Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-_Content = Annotated[bytes, PlainValidator(_read_material)]
-_Public = Annotated[bytes, PlainValidator(_read_material), Field(repr=False)]
+_Content = Annotated[bytes, PlainValidator(read_material)]
+_Public = Annotated[bytes, PlainValidator(read_material), Field(repr=False)]
 _Response = Annotated[bytes | None, PlainValidator(_read_if_given), Field(repr=False)]
-_Secret = Annotated[SecretBytes, PlainValidator(_read_secret)]
-_PskKey = Annotated[SecretBytes, BeforeValidator(_read_psk)]
-_Pin = Annotated[bytes, BeforeValidator(_read_pin)]
+_Secret = Annotated[SecretBytes, PlainValidator(read_secret)]
+_PskKey = Annotated[SecretBytes, BeforeValidator(read_psk)]
+_Pin = Annotated[bytes, BeforeValidator(read_pin)]
 _Word = Annotated[bytes, BeforeValidator(_as_bytes)]
 
 
@@ -331,7 +256,7 @@ def _tuple(value: object, name: str) -> tuple[Any, ...]:
 
 
 def _read_roots(value: object) -> object:
-    return value if value is None or value == "system" else _read_material(value)
+    return value if value is None or value == "system" else read_material(value)
 
 
 _Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]
@@ -363,24 +288,10 @@ class PskCredentials(_Unpicklable, Credentials):
 
 
 def _read_key_file(path: object) -> bytes:
-    content = _read_material(path)
+    content = read_material(path)
     if not isinstance(content, bytes):
         raise ValueError("key_file is the path of a file")
     return key_in(content)
-
-
-def key_in(content: bytes) -> bytes:
-    """The pre-shared key in a file: hexadecimal digits, otherwise the key itself.
-
-    Raises:
-        ValueError: Nothing but hexadecimal digits, and an odd number of them: one was lost.
-    """
-    digits = b"".join(content.split())
-    if digits.strip(b"0123456789ABCDEFabcdef"):
-        return content
-    if len(digits) % 2:
-        raise ValueError(f"{len(digits)} hexadecimal digits are no whole number of bytes")
-    return bytes.fromhex(digits.decode("ascii"))
 
 
 class PskLookupCredentials(Credentials):
@@ -568,6 +479,10 @@ class TlsConfig(Options):
     """Pre-shared keys below 16 bytes."""
     danger_ignore_truncation: _Flag = False
     """An end without close_notify counts as an orderly one."""
+    danger_early_data: Annotated[int, Strict(), Field(ge=0, le=65_536)] = 0
+    """Bytes of early data (0-RTT): what a server takes, and the most that a client may send. Whoever sees
+    early data can send it again. Only for streams: :func:`sapper.tls.connect`, ``listen`` and the like. 0 is
+    off."""
 
     def __init__(self, /, **values: Any) -> None:
         super().__init__(**values)
@@ -610,13 +525,20 @@ class TlsConfig(Options):
             raise
 
     @classmethod
-    def of(cls, value: object, *, field: str = "credentials") -> TlsConfig:
+    def of(cls, value: object, *, field: str = "credentials", early_data: bool = False) -> TlsConfig:
         """A TlsConfig from what a ``credentials=`` argument takes.
 
+        Args:
+            value: What was given.
+            field: The argument's name.
+            early_data: Whether early data can be told from other data there.
+
         Raises:
-            ConfigError: It is neither credentials nor a TlsConfig; ``field`` is the argument's name.
+            ConfigError: It is neither credentials nor a TlsConfig, or has early data where that cannot be.
         """
         if isinstance(value, TlsConfig):
+            if not early_data:
+                value.without_early_data()
             return value
         if isinstance(value, Credentials):
             return cls(credentials=value)
@@ -632,6 +554,21 @@ class TlsConfig(Options):
         raise config_error(
             field, f"must be Credentials or a TlsConfig, not {type(value).__name__}", "wrong_type"
         )
+
+    def without_early_data(self) -> Self:
+        """Itself, for whoever has no use for early data.
+
+        Raises:
+            ConfigError: It allows some.
+        """
+        if self.danger_early_data:
+            raise config_error(
+                "danger_early_data",
+                "is for streams that a program reads (connect, start_client, start_server, listen): here "
+                "nobody could tell early data, which may be a repetition, from other data",
+                "streams_only",
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -686,8 +623,26 @@ class TlsConfig(Options):
                 "danger_legacy_suites": self.danger_legacy_suites,
                 "danger_short_psk": self.danger_short_psk,
                 "danger_ignore_truncation": self.danger_ignore_truncation,
+                "danger_early_data": self.danger_early_data,
             }
         )
+
+    def offering(self, protocols: Sequence[bytes | str]) -> TlsConfig:
+        """The same with these application protocols, best first. It is reloaded with this one.
+
+        Args:
+            protocols: Their names.
+
+        Raises:
+            ConfigError: One is empty, or longer than 255 bytes.
+        """
+        names = [one.encode() if isinstance(one, str) else one for one in protocols]
+        native = self.native.with_alpn(names)
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        made = type(self).model_construct(**values | {"alpn": tuple(names)})
+        # Not parsed anew: files may hold something else by now, and sessions are kept where they are.
+        made.__dict__["native"], made.__dict__["psk_answers"] = native, self.psk_answers
+        return made
 
     def reload(self) -> bool:
         """Reads the files that options came from again. New connections get it, running ones go on.

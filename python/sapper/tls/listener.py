@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from sapper import _native, endpoint
 from sapper._life import EventStream
@@ -32,10 +32,11 @@ from sapper._options import config_error
 from sapper._takeover import Taken, must_be_open
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
 from sapper.events import Closed, Event, HandshakeFailed
-from sapper.pump import PumpOptions, Upgrade, options_from
+from sapper.pump import PumpOptions
 from sapper.tls.bridge import PeerPolicy, with_protocol
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.stream import TlsStream, shake
+from sapper.tls.stream_options import SessionOptions, known, pump_options
 
 __all__ = ["ListenAddress", "ListenerStats", "TlsListener", "listen"]
 
@@ -411,7 +412,6 @@ def listen(
     address: ListenAddress,
     *,
     credentials: Credentials | TlsConfig,
-    peer_policy: PeerPolicy | None = None,
     max_connections: int = 4096,
     max_handshakes: int = 512,
     backlog: int = 1024,
@@ -419,11 +419,7 @@ def listen(
     unix_mode: int | None = None,
     replace_stale: bool = False,
     keepalive: float | None = None,
-    handshake_timeout: float = _HANDSHAKE_TIMEOUT,
-    idle_timeout: float | None = None,
-    close_timeout: float | None = None,
-    policy_timeout: float | None = None,
-    upgrade: Upgrade | None = None,
+    **options: Unpack[SessionOptions],
 ) -> TlsListener:
     """Makes a TLS server. It listens from ``async with`` (or ``await``) on.
 
@@ -432,7 +428,6 @@ def listen(
             one), ``"tcp-listen://host:port"``, ``"unix-listen:/path"``, a socket that listens already
             (ours from then on), a descriptor of one (duplicated), or several of these.
         credentials: What we prove, and whom we believe.
-        peer_policy: Asked about each peer after its verification and before any data.
         max_connections: Connections that may be open; at the limit accepting waits.
         max_handshakes: Connections that may be between their acceptance and being fetched; at the limit
             accepting waits.
@@ -441,26 +436,14 @@ def listen(
         unix_mode: Permissions of a Unix socket's path.
         replace_stale: Replace a Unix socket's path on which nobody listens any more.
         keepalive: Seconds of silence after which the system asks a TCP peer whether it is still there.
-        handshake_timeout: Seconds for each handshake, the policy included (10).
-        idle_timeout: Seconds without a byte in either direction after which a connection ends (never).
-        close_timeout: Seconds within which closing a connection delivers what was written (2).
-        policy_timeout: Seconds for the policy's answer (5).
-        upgrade: What clients say in clear before TLS: ``"postgres"``, ``"smtp"``, ``"imap"``.
+        options: By name: :class:`~sapper.tls.stream_options.SessionOptions`, of every connection.
 
     Raises:
         ConfigError: An argument is wrong; ``field`` names it.
         ApiMisuseError: There is no running event loop.
     """
-    options = options_from(
-        None,
-        {
-            "handshake_timeout": handshake_timeout,
-            "idle_timeout": idle_timeout,
-            "close_timeout": close_timeout,
-            "policy_timeout": policy_timeout,
-            "upgrade": upgrade,
-        },
-    )
+    known("listen", SessionOptions, options)
+    times = pump_options({"handshake_timeout": _HANDSHAKE_TIMEOUT, **options})
     if credentials is None:
         raise config_error("credentials", "a server needs some")
     limits: tuple[tuple[str, object, int, int], ...] = (
@@ -482,9 +465,10 @@ def listen(
         "keepalive": keepalive,
     }
     start, own = _where(address, values)
-    if upgrade == "mysql":
+    if times.upgrade == "mysql":
         raise config_error("upgrade", '"mysql" needs both ends before TLS: make bridges', "two_sided")
-    return TlsListener(start, with_protocol(TlsConfig.of(credentials), upgrade), options, peer_policy, own)
+    config = with_protocol(TlsConfig.of(credentials, early_data=True), times.upgrade)
+    return TlsListener(start, config, times, options.get("peer_policy"), own)
 
 
 def _where(

@@ -22,19 +22,20 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack, cast
 
-from sapper import _native
-from sapper._loop import current_loop
+from sapper import _arguments, _native
+from sapper._loop import current_loop, running_post
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
-from sapper.pump import PumpOptions, Upgrade, build, options_from
+from sapper.pump import PumpOptions, build
 from sapper.stats import PumpStats
 from sapper.stream import ByteStream
 from sapper.tls.bridge import Bridge, HandshakeInfo, PeerPolicy, asked, side, with_protocol
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.session import TlsSession, extra_info
+from sapper.tls.stream_options import ClientOptions, ServerOptions, known, pump_options
 
 __all__ = ["TlsStream", "connect", "start_client", "start_server"]
 
@@ -106,6 +107,17 @@ class TlsStream(ByteStream):
             ClosedError: The connection is over.
         """
         await self._session().update_keys()
+
+    async def confirmed(self) -> None:
+        """Waits until the peer has finished its part of the handshake.
+
+        It has, unless it is a client whose early data was accepted (``info.early_data``): what is read until
+        then may be a recording that somebody sends again. Such a client has 30 seconds.
+
+        Raises:
+            ClosedError: The connection ended before.
+        """
+        await running_post().call(self._session()._native.confirmed)
 
     async def unused_data(self) -> bytes:
         """What the peer sent behind its close_notify, once the connection is closed. Given once.
@@ -221,35 +233,13 @@ class TlsStream(ByteStream):
             self._error = error
 
 
-async def connect(
-    host: str,
-    port: int,
-    *,
-    credentials: Credentials | TlsConfig | None = None,
-    server_hostname: str | None = None,
-    peer_policy: PeerPolicy | None = None,
-    connect_timeout: float | None = None,
-    handshake_timeout: float | None = None,
-    idle_timeout: float | None = None,
-    close_timeout: float | None = None,
-    policy_timeout: float | None = None,
-    upgrade: Upgrade | None = None,
-) -> TlsStream:
+async def connect(host: str, port: int, **options: Unpack[ClientOptions]) -> TlsStream:
     """Connects over TCP and shakes hands as client. If cancelled, nothing stays open.
 
     Args:
         host: Name or address; a name is tried over IPv6 and IPv4 side by side.
         port: Its port.
-        credentials: :class:`Credentials`, or a :class:`TlsConfig` with all options. ``None`` checks the
-            server against the system's roots.
-        server_hostname: Name to check in the server's certificate; ``None`` is ``host``.
-        peer_policy: Asked about the peer after its verification and before any data.
-        connect_timeout: Seconds for making the connection (30).
-        handshake_timeout: Seconds for TLS and the policy together (30).
-        idle_timeout: Seconds without a byte in either direction after which the connection ends (never).
-        close_timeout: Seconds within which :meth:`TlsStream.close` delivers what was written (2).
-        policy_timeout: Seconds for the policy's answer (5).
-        upgrade: What the protocol says in clear before TLS: ``"postgres"``, ``"smtp"``, ``"imap"``, …
+        options: By name: :class:`~sapper.tls.stream_options.ClientOptions`.
 
     Raises:
         ConfigError: An argument is wrong; ``field`` names it.
@@ -258,33 +248,12 @@ async def connect(
             ConnectionLost: The handshake failed.
         PolicyDenied: The policy said no.
     """
-    return await start_client(
-        (host, port),
-        credentials=credentials,
-        server_hostname=server_hostname,
-        peer_policy=peer_policy,
-        connect_timeout=connect_timeout,
-        handshake_timeout=handshake_timeout,
-        idle_timeout=idle_timeout,
-        close_timeout=close_timeout,
-        policy_timeout=policy_timeout,
-        upgrade=upgrade,
-    )
+    known("connect", ClientOptions, options)
+    return await start_client((host, port), **options)
 
 
 async def start_client(
-    stream: EndpointLike,
-    *,
-    credentials: Credentials | TlsConfig | None = None,
-    server_hostname: str | None = None,
-    initial_data: bytes = b"",
-    peer_policy: PeerPolicy | None = None,
-    connect_timeout: float | None = None,
-    handshake_timeout: float | None = None,
-    idle_timeout: float | None = None,
-    close_timeout: float | None = None,
-    policy_timeout: float | None = None,
-    upgrade: Upgrade | None = None,
+    stream: EndpointLike, *, initial_data: bytes = b"", **options: Unpack[ClientOptions]
 ) -> TlsStream:
     """Shakes hands as client over any stream. If cancelled, the stream is closed.
 
@@ -295,25 +264,15 @@ async def start_client(
             them (duplicated), ``(host, port)``, or text such as ``"unix:/path"``
             (:mod:`sapper.endpoint`). An asyncio transport without a descriptor is used as it is: its
             ciphertext passes Python.
-        credentials: As for :func:`connect`.
-        server_hostname: Name to check in the server's certificate; ``None`` is the host of ``stream``,
-            where it has one.
         initial_data: Ciphertext that was already read from ``stream``.
-        peer_policy: As for :func:`connect`, and so are the times.
-        connect_timeout: Seconds.
-        handshake_timeout: Seconds.
-        idle_timeout: Seconds.
-        close_timeout: Seconds.
-        policy_timeout: Seconds.
-        upgrade: As for :func:`connect`.
+        options: By name: :class:`~sapper.tls.stream_options.ClientOptions`.
 
     Raises:
         As :func:`connect`. After a ConfigError nothing was taken.
     """
-    options = _options(
-        connect_timeout, handshake_timeout, idle_timeout, close_timeout, policy_timeout, upgrade
-    )
-    return await _start(stream, credentials, False, server_hostname, initial_data, peer_policy, options)
+    known("start_client", ClientOptions, options)
+    config = TlsConfig.of(options.get("credentials"), early_data=True)
+    return await _start(stream, config, initial_data, options)
 
 
 async def start_server(
@@ -321,13 +280,7 @@ async def start_server(
     *,
     credentials: Credentials | TlsConfig,
     initial_data: bytes = b"",
-    peer_policy: PeerPolicy | None = None,
-    connect_timeout: float | None = None,
-    handshake_timeout: float | None = None,
-    idle_timeout: float | None = None,
-    close_timeout: float | None = None,
-    policy_timeout: float | None = None,
-    upgrade: Upgrade | None = None,
+    **options: Unpack[ServerOptions],
 ) -> TlsStream:
     """Shakes hands as server over any stream. If cancelled, the stream is closed.
 
@@ -335,65 +288,50 @@ async def start_server(
         stream: As for :func:`start_client`.
         credentials: What we prove, and whom we believe.
         initial_data: Ciphertext that was already read from ``stream``.
-        peer_policy: As for :func:`connect`, and so are the times.
-        connect_timeout: Seconds.
-        handshake_timeout: Seconds.
-        idle_timeout: Seconds.
-        close_timeout: Seconds.
-        policy_timeout: Seconds.
-        upgrade: As for :func:`connect`.
+        options: By name: :class:`~sapper.tls.stream_options.ServerOptions`.
 
     Raises:
         As :func:`connect`. After a ConfigError nothing was taken.
     """
-    options = _options(
-        connect_timeout, handshake_timeout, idle_timeout, close_timeout, policy_timeout, upgrade
-    )
-    return await _start(stream, credentials, True, None, initial_data, peer_policy, options)
-
-
-def _options(
-    connect: float | None,
-    handshake: float | None,
-    idle: float | None,
-    close: float | None,
-    policy: float | None,
-    upgrade: Upgrade | None,
-) -> PumpOptions:
-    return options_from(
-        None,
-        {
-            "connect_timeout": connect,
-            "handshake_timeout": handshake,
-            "idle_timeout": idle,
-            "close_timeout": close,
-            "policy_timeout": policy,
-            "upgrade": upgrade,
-        },
-    )
+    known("start_server", ServerOptions, options)
+    config = TlsConfig.of(credentials, early_data=True)
+    return await _start(stream, config, initial_data, cast("ClientOptions", options), server_side=True)
 
 
 async def _start(
     stream: EndpointLike,
-    credentials: Credentials | TlsConfig | None,
-    server_side: bool,
-    hostname: str | None,
+    config: TlsConfig,
     initial_data: bytes,
-    policy: PeerPolicy | None,
-    options: PumpOptions,
+    given: ClientOptions,
+    *,
+    server_side: bool = False,
 ) -> TlsStream:
     if not isinstance(initial_data, bytes | bytearray | memoryview):
         raise config_error("initial_data", f"must be bytes, not {type(initial_data).__name__}", "wrong_type")
-    config = with_protocol(TlsConfig.of(credentials), options.upgrade)
+    options = pump_options(given)
+    policy, early = given.get("peer_policy"), _early_data(given)
+    config = with_protocol(config, options.upgrade)
     if isinstance(stream, ByteStream):
         await stream.drain()
     taken = take(stream, "stream")
     try:
-        tls = side(taken, config, server_side, hostname, "server_hostname")
+        tls = side(taken, config, server_side, given.get("server_hostname"), "server_hostname")
     except BaseException:
         taken.give_back()
         raise
-    return await shake(taken, tls, bytes(initial_data), options, policy)
+    return await shake(taken, tls, bytes(initial_data), options, policy, early)
+
+
+def _early_data(given: ClientOptions) -> tuple[bytes, bool] | None:
+    resend = _arguments.flag(given.get("resend_early_data", False), "resend_early_data")
+    data = _arguments.data(given.get("early_data", b""), "early_data")
+    if not data:
+        if resend:
+            raise config_error("resend_early_data", "there is no early_data")
+        return None
+    if given.get("peer_policy") is not None:
+        raise config_error("early_data", "is sent before peer_policy can be asked about the server")
+    return data, resend
 
 
 async def shake(
@@ -402,6 +340,7 @@ async def shake(
     initial_data: bytes,
     options: PumpOptions,
     policy: PeerPolicy | None,
+    early: tuple[bytes, bool] | None = None,
 ) -> TlsStream:
     """A stream over an endpoint that is in our hands."""
     if options.upgrade == "mysql":
@@ -432,6 +371,7 @@ async def shake(
             on_error=ended,
             on_close=given_back,
             policy=asked(policy),
+            early=early,
         )
         try:
             stream._info = await bridge.handshake()

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 from sapper import _native
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
 from sapper.errors import SapperError
-from sapper.pump import Upgrade
 from sapper.stream import Buffer, _awaited
-from sapper.tls.bridge import PeerPolicy
-from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.stream import TlsStream, start_client
+from sapper.tls.stream_options import ClientOptions, known
 
 __all__ = ["TlsTransport", "create_connection", "open_connection"]
 
@@ -287,16 +285,8 @@ async def create_connection(
     port: int | None = None,
     *,
     stream: EndpointLike | None = None,
-    credentials: Credentials | TlsConfig | None = None,
-    server_hostname: str | None = None,
     initial_data: bytes = b"",
-    peer_policy: PeerPolicy | None = None,
-    connect_timeout: float | None = None,
-    handshake_timeout: float | None = None,
-    idle_timeout: float | None = None,
-    close_timeout: float | None = None,
-    policy_timeout: float | None = None,
-    upgrade: Upgrade | None = None,
+    **options: Unpack[ClientOptions],
 ) -> tuple[TlsTransport, P]:
     """Connects a protocol over TLS, as ``loop.create_connection`` does. If cancelled, nothing stays open.
 
@@ -306,39 +296,20 @@ async def create_connection(
         port: Its port.
         stream: What lies underneath in place of ``host`` and ``port``; as for
             :func:`sapper.tls.start_client`.
-        credentials: As for :func:`sapper.tls.connect`, and so is everything else.
-        server_hostname: Name to check in the server's certificate.
         initial_data: Ciphertext that was already read from ``stream``.
-        peer_policy: Asked about the peer.
-        connect_timeout: Seconds.
-        handshake_timeout: Seconds.
-        idle_timeout: Seconds.
-        close_timeout: Seconds.
-        policy_timeout: Seconds.
-        upgrade: As for :func:`sapper.tls.connect`.
+        options: By name: :class:`~sapper.tls.stream_options.ClientOptions`.
 
     Raises:
         As :func:`sapper.tls.connect`.
     """
+    known("create_connection", ClientOptions, options)
     if stream is None:
         if host is None or port is None:
             raise config_error("host", "give host and port, or a stream")
         stream = (host, port)
     elif host is not None or port is not None:
         raise config_error("stream", "is given in place of host and port, not beside them")
-    connected = await start_client(
-        stream,
-        credentials=credentials,
-        server_hostname=server_hostname,
-        initial_data=initial_data,
-        peer_policy=peer_policy,
-        connect_timeout=connect_timeout,
-        handshake_timeout=handshake_timeout,
-        idle_timeout=idle_timeout,
-        close_timeout=close_timeout,
-        policy_timeout=policy_timeout,
-        upgrade=upgrade,
-    )
+    connected = await start_client(stream, initial_data=initial_data, **options)
     try:
         protocol = protocol_factory()
         return TlsTransport(connected, protocol), protocol
@@ -352,7 +323,9 @@ async def open_connection(
     port: int | None = None,
     *,
     limit: int = 64 * 1024,
-    **options: Any,
+    stream: EndpointLike | None = None,
+    initial_data: bytes = b"",
+    **options: Unpack[ClientOptions],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Asyncio's own reader and writer over TLS, for code that needs exactly these.
 
@@ -362,14 +335,22 @@ async def open_connection(
         host: Name or address.
         port: Its port.
         limit: The reader's.
-        options: As for :func:`create_connection`.
+        stream: As for :func:`create_connection`, and so are the others.
+        initial_data: Ciphertext that was already read from ``stream``.
+        options: By name: :class:`~sapper.tls.stream_options.ClientOptions`.
 
     Raises:
         As :func:`create_connection`.
     """
+    known("open_connection", ClientOptions, options)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     transport, protocol = await create_connection(
-        lambda: asyncio.StreamReaderProtocol(reader, loop=loop), host, port, **options
+        lambda: asyncio.StreamReaderProtocol(reader, loop=loop),
+        host,
+        port,
+        stream=stream,
+        initial_data=initial_data,
+        **options,
     )
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)

@@ -207,7 +207,10 @@ fn check_ethernet(endpoint: &EndpointSpec, framing: Option<Framing>, field: &'st
 
 /// `fields` are the options in which credentials and server's name came.
 fn check_tls(side: &SideOptions, fields: [&'static str; 2]) -> Result<()> {
-    let Some(SideTls { config, role }) = &side.tls else { return Ok(()) };
+    let Some(SideTls { config, role, early }) = &side.tls else { return Ok(()) };
+    if let Some(early) = early {
+        config.check_early_data(role, early.bytes.len())?;
+    }
     if side.endpoint.is_port() {
         return Err(Error::config(
             side.field,

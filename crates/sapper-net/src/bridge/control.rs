@@ -85,6 +85,7 @@ pub(super) enum Command {
     SwapSink(EndpointSpec, Reply),
     SetTap(Option<TapOptions>, Reply),
     UpdateKeys(Reply),
+    Confirmed(Reply),
     Export {
         label: String,
         context: Option<Vec<u8>>,
@@ -195,6 +196,12 @@ impl Bridge {
         self.send_or_refuse(Command::UpdateKeys(reply));
     }
 
+    /// Waits until the peer of the transport's TLS has finished its part of the handshake, which a client that
+    /// sent early data may not have. Answers [`Value::Unit`].
+    pub fn confirmed(&self, reply: Reply) {
+        self.send_or_refuse(Command::Confirmed(reply));
+    }
+
     /// Keying material of the transport's TLS (RFC 5705). Answers [`Value::Bytes`].
     pub fn export_keying_material(&self, label: String, context: Option<Vec<u8>>, len: usize, reply: Reply) {
         self.send_or_refuse(Command::Export { label, context, len, reply });
@@ -273,6 +280,7 @@ impl Command {
             | Self::SwapSink(_, reply)
             | Self::SetTap(_, reply)
             | Self::UpdateKeys(reply)
+            | Self::Confirmed(reply)
             | Self::Export { reply, .. }
             | Self::UnusedData(reply) => reply.send(Err(error.clone())),
             Self::Start | Self::Pause(..) | Self::Stop => {}

@@ -26,6 +26,7 @@ pub use state::{BridgeState, BridgeStats, FlowSnapshot, SideSnapshot, StatsSnaps
 use crate::endpoint::EndpointSpec;
 use crate::port::tap::TapOptions;
 use crate::tls::config::TlsConfig;
+use crate::tls::early_data::EarlyData;
 use crate::tls::{HandshakeInfo, MAX_RECORD, Role};
 
 /// Everything that a bridge is made from.
@@ -71,6 +72,8 @@ pub struct SideTls {
     pub config: Arc<TlsConfig>,
     /// Which end of the handshake we are.
     pub role: Role,
+    /// What a client has to say before the handshake.
+    pub early: Option<EarlyData>,
 }
 
 /// Which way application data may flow, seen from the transport.

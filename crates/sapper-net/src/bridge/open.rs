@@ -17,7 +17,7 @@ use crate::port::framed::{FramedOptions, FramedPort, superframe_hello};
 use crate::port::tap::TapFile;
 use crate::port::{BoxPort, PacketKind, PortAbilities};
 use crate::pump::{Ends, Sink};
-use crate::stream::Stream;
+use crate::stream::{BoxStream, Stream};
 use crate::tls::HandshakeInfo;
 use crate::tls::stream::TlsStream;
 use crate::upgrade::{NO_APPLICATION_PROTOCOL, Upgrading};
@@ -166,7 +166,7 @@ async fn open_side(
     let mut upgrading = None;
     let shake = async {
         let Some((upgrade, inner)) = on_the_way.upgrade else {
-            return TlsStream::handshake(stream, &tls.config, &tls.role, &initial).await;
+            return shake(stream, tls, &initial).await;
         };
         let up = upgrading.insert(Box::new(Upgrading::new(upgrade, &tls.role, initial)));
         let inner = inner.and_then(|side| {
@@ -177,7 +177,7 @@ async fn open_side(
             }
         });
         let ciphertext = up.until_tls(stream.as_mut(), inner).await?;
-        let (mut stream, info) = TlsStream::handshake(stream, &tls.config, &tls.role, &ciphertext).await?;
+        let (mut stream, info) = shake(stream, tls, &ciphertext).await?;
         if let Err(error) = up.check(&info) {
             stream.abort(NO_APPLICATION_PROTOCOL).await;
             return Err(error.with_alert(NO_APPLICATION_PROTOCOL));
@@ -205,6 +205,11 @@ async fn open_side(
     }
     let opened = Opened::Stream(Box::new(stream));
     Ok(OpenSide { opened, info: Some(Arc::new(info)), initial: Vec::new(), upgrading })
+}
+
+async fn shake(stream: BoxStream, tls: &SideTls, initial: &[u8]) -> Result<(TlsStream, HandshakeInfo)> {
+    let early = tls.early.as_ref();
+    TlsStream::handshake_with_early_data(stream, &tls.config, &tls.role, initial, early).await
 }
 
 /// Framing over both ends: the ends of a pump, and what each flow begins with.

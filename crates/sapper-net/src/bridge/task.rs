@@ -244,6 +244,10 @@ impl Task {
                 Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
                 None => reply.send(Err(self.not_now())),
             },
+            Command::Confirmed(reply) => match transport.and_then(tls_of) {
+                Some(tls) => confirmed(tls, reply),
+                None => reply.send(Err(self.not_now())),
+            },
             Command::Export { label, context, len, reply } => match transport.and_then(tls_of) {
                 Some(tls) => reply.send(export(tls, &label, context.as_deref(), len)),
                 None => reply.send(Err(self.not_now())),
@@ -498,6 +502,10 @@ impl Task {
                 Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
                 None => reply.send(Err(no_tls())),
             },
+            Command::Confirmed(reply) => match pump_tls(pump) {
+                Some(tls) => confirmed(tls, reply),
+                None => reply.send(Err(no_tls())),
+            },
             Command::Export { label, context, len, reply } => match pump_tls(pump) {
                 Some(tls) => reply.send(export(tls, &label, context.as_deref(), len)),
                 None => reply.send(Err(no_tls())),
@@ -603,6 +611,10 @@ fn pump_tls(pump: &mut Pump) -> Option<&mut TlsStream> {
         Ends::Streams(network, _) => network.tls_mut(),
         Ends::Ports(network, _) => network.stream_mut().and_then(|stream| stream.tls_mut()),
     }
+}
+
+fn confirmed(tls: &mut TlsStream, reply: Reply) {
+    tls.when_confirmed(Box::new(move |outcome| reply.send(outcome.map(|()| Value::Unit))));
 }
 
 fn export(tls: &mut TlsStream, label: &str, context: Option<&[u8]>, len: usize) -> Result<Value> {

@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 
 use super::capture::Flow;
 use super::credentials::{CertifiedCredentials, PskCredentials, read_certificates};
+use super::early_data::LARGEST as LARGEST_EARLY_DATA;
 use super::key_log::KeyLogSink;
 use super::options::{
     ClientAuth, Credentials, LONGEST_TICKET_LIFETIME, OcspCheck, PskHash, Roots, TlsOptions, TlsVersion,
@@ -34,12 +35,23 @@ pub struct TlsConfig {
     loaded: RwLock<Arc<Loaded>>,
     /// As they were last loaded, for the next reload. Held during one.
     options: Mutex<TlsOptions>,
+    /// The same with other application protocols, youngest last: what is reloaded here is reloaded there.
+    offering: Mutex<Vec<Offer>>,
 }
+
+/// Application protocols, and the configuration that offers them.
+type Offer = (Vec<Vec<u8>>, Arc<TlsConfig>);
+
+/// Sets of application protocols that one configuration is used with at a time: upgrades have one, endpoints
+/// may name their own.
+const MAX_OFFERS: usize = 16;
 
 /// Options as they were at one moment.
 struct Loaded {
     settings: Settings,
     rustls_client: OnceLock<Result<Arc<rustls::ClientConfig>>>,
+    /// The same, for clients that send early data.
+    rustls_early: OnceLock<Result<Arc<rustls::ClientConfig>>>,
     rustls_server: OnceLock<Result<Arc<rustls::ServerConfig>>>,
     openssl_client: OnceLock<Result<SslContext>>,
     openssl_server: OnceLock<Result<SslContext>>,
@@ -85,6 +97,8 @@ pub(crate) struct Settings {
     pub(crate) legacy_renegotiation: bool,
     pub(crate) security_level_0: bool,
     pub(crate) ignore_truncation: bool,
+    /// Bytes; 0 is off.
+    pub(crate) early_data: usize,
     /// Whether a client must say whom it expects.
     needs_name: bool,
     library: Library,
@@ -95,12 +109,66 @@ impl TlsConfig {
     pub fn new(options: &TlsOptions) -> Result<Self> {
         let key_log = KeyLogSink::open(options)?.map(Arc::new);
         let loaded = Loaded::new(options, key_log)?;
-        Ok(Self { loaded: RwLock::new(Arc::new(loaded)), options: Mutex::new(options.clone()) })
+        Ok(Self::of(loaded, options.clone()))
+    }
+
+    fn of(loaded: Loaded, options: TlsOptions) -> Self {
+        Self {
+            loaded: RwLock::new(Arc::new(loaded)),
+            options: Mutex::new(options),
+            offering: Mutex::default(),
+        }
+    }
+
+    /// The same with these application protocols: reloaded with this one, into the same key log and capture,
+    /// and the same one each time, so that its sessions are kept.
+    pub fn with_alpn(&self, alpn: &[Vec<u8>]) -> Result<Arc<Self>> {
+        let options = self.options.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut offering = self.offering.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, made)) = offering.iter().find(|(offered, _)| offered == alpn) {
+            return Ok(Arc::clone(made));
+        }
+        let options = TlsOptions { alpn: alpn.to_vec(), ..options.clone() };
+        let loaded = Loaded::new(&options, self.loaded().settings.key_log.clone())?;
+        let made = Arc::new(Self::of(loaded, options));
+        if offering.len() == MAX_OFFERS {
+            offering.remove(0);
+        }
+        offering.push((alpn.to_vec(), Arc::clone(&made)));
+        Ok(made)
     }
 
     /// A new connection's engine.
     pub fn engine(&self, role: &Role) -> Result<BoxEngine> {
-        self.loaded().engine(role)
+        self.loaded().engine(role, None)
+    }
+
+    /// The same, of a client that says `early` before the handshake as far as its ticket allows.
+    pub(crate) fn engine_with_early_data(&self, role: &Role, early: &[u8]) -> Result<BoxEngine> {
+        self.check_early_data(role, early.len())?;
+        self.loaded().engine(role, Some(early))
+    }
+
+    /// Whether a connection in this role may begin with so many bytes of early data.
+    pub fn check_early_data(&self, role: &Role, len: usize) -> Result<()> {
+        let allowed = self.early_data();
+        let wrong = |text| Err(Error::config("early_data", text));
+        match role {
+            Role::Server => {
+                wrong("a server has none to send: danger_early_data lets it take some".to_owned())
+            }
+            _ if allowed == 0 => wrong(
+                "it can be recorded and sent again by others: allow it by danger_early_data of the TlsConfig"
+                    .to_owned(),
+            ),
+            _ if len > allowed => wrong(format!("{len} bytes are more than danger_early_data = {allowed}")),
+            Role::Client { .. } => Ok(()),
+        }
+    }
+
+    /// How many bytes of early data are allowed; 0 is off.
+    pub fn early_data(&self) -> usize {
+        self.loaded().settings.early_data
     }
 
     /// Finds what is wrong with a connection in this role before there is one. Not whether the system
@@ -128,6 +196,8 @@ impl TlsConfig {
         after.make_as(&before)?;
         *self.loaded.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(after);
         *options = fresh;
+        let offering = self.offering.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        offering.iter().try_for_each(|(_, made)| made.reload().map(drop))?;
         Ok(true)
     }
 
@@ -175,17 +245,21 @@ impl Loaded {
         Ok(Self {
             settings: Settings::new(options, key_log)?,
             rustls_client: OnceLock::new(),
+            rustls_early: OnceLock::new(),
             rustls_server: OnceLock::new(),
             openssl_client: OnceLock::new(),
             openssl_server: OnceLock::new(),
         })
     }
 
-    fn engine(&self, role: &Role) -> Result<BoxEngine> {
+    fn engine(&self, role: &Role, early: Option<&[u8]>) -> Result<BoxEngine> {
         let name = self.settings.check_role(role)?;
         match self.settings.library {
             Library::Rustls => match role {
-                Role::Client { .. } => rustls_engine::client(Arc::clone(self.rustls_client()?), name),
+                Role::Client { .. } => {
+                    let config = if early.is_some() { self.rustls_early()? } else { self.rustls_client()? };
+                    rustls_engine::client(Arc::clone(config), name, early)
+                }
                 Role::Server => rustls_engine::server(Arc::clone(self.rustls_server()?)),
             },
             Library::Openssl => {
@@ -211,6 +285,15 @@ impl Loaded {
 
     fn rustls_client(&self) -> Result<&Arc<rustls::ClientConfig>> {
         once(&self.rustls_client, || rustls_config::client(&self.settings))
+    }
+
+    fn rustls_early(&self) -> Result<&Arc<rustls::ClientConfig>> {
+        once(&self.rustls_early, || {
+            // It shares the sessions with the other one.
+            let mut config = rustls::ClientConfig::clone(self.rustls_client()?);
+            config.enable_early_data = true;
+            Ok(Arc::new(config))
+        })
     }
 
     fn rustls_server(&self) -> Result<&Arc<rustls::ServerConfig>> {
@@ -304,6 +387,7 @@ impl Settings {
             let longest = LONGEST_TICKET_LIFETIME.as_secs();
             return Err(Error::config("ticket_lifetime", format!("must be from 1 to {longest} seconds")));
         }
+        check_early_data(options, wants_openssl)?;
         // A version without a suite of its own is not spoken.
         let spoken = |version| suites.iter().any(|s| s.version == version);
         let min_version = if spoken(TlsVersion::V1_2) { TlsVersion::V1_2 } else { TlsVersion::V1_3 };
@@ -343,6 +427,7 @@ impl Settings {
             legacy_renegotiation: options.danger_legacy_renegotiation,
             security_level_0: options.danger_security_level_0,
             ignore_truncation: options.danger_ignore_truncation,
+            early_data: options.danger_early_data,
             needs_name: loaded.needs_name && !psk,
             library: if wants_openssl { Library::Openssl } else { Library::Rustls },
         })
@@ -476,6 +561,19 @@ fn load_shown(
         })?;
     }
     Ok(Some(Arc::new(shown)))
+}
+
+/// Early data belongs to resumed sessions of TLS 1.3.
+fn check_early_data(options: &TlsOptions, wants_openssl: bool) -> Result<()> {
+    let why = match options.danger_early_data {
+        0 => return Ok(()),
+        _ if wants_openssl => "pre-shared keys, legacy modes and legacy suites have no early data",
+        _ if options.max_version < TlsVersion::V1_3 => "early data needs TLS 1.3",
+        _ if !options.resumption => "early data needs resumption",
+        bytes if bytes > LARGEST_EARLY_DATA => "must be at most 65536 bytes",
+        _ => return Ok(()),
+    };
+    Err(Error::config("danger_early_data", why))
 }
 
 fn load_rules(options: &TlsOptions) -> Result<Arc<PeerRules>> {

@@ -12,6 +12,7 @@ pub mod certificate;
 pub mod config;
 mod credentials;
 pub mod dev_cert;
+pub mod early_data;
 pub mod failure;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzed;
@@ -88,6 +89,12 @@ pub trait TlsEngine: Send {
     /// Frees what an idle connection does not need.
     fn release_idle(&mut self);
 
+    /// Whether the peer's part of the handshake is whole. A server that has taken early data is done with its
+    /// own part before; until then neither keys nor keying material can be asked for.
+    fn is_confirmed(&self) -> bool {
+        true
+    }
+
     /// Which engine this is: `"rustls"` or `"openssl"`.
     fn name(&self) -> &'static str;
 }
@@ -145,6 +152,8 @@ pub struct HandshakeInfo {
     pub is_client: bool,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+    /// What became of early data, where there was some.
+    pub early_data: Option<early_data::EarlyOutcome>,
     /// The channel binding `tls-server-end-point` (RFC 5929) of our own certificate (servers).
     pub own_end_point: Option<Arc<[u8]>>,
     /// Which engine did it.

@@ -315,6 +315,7 @@ impl Library {
             is_client: self.is_client,
             own_end_point: self.end_point.clone(),
             resumed: false,
+            early_data: None,
             engine: NAME,
         };
         let traffic = match record_algorithms(suite) {

@@ -300,6 +300,9 @@ pub struct TlsOptions {
     pub danger_short_psk: bool,
     /// An end without close_notify counts as an orderly one.
     pub danger_ignore_truncation: bool,
+    /// Bytes that a client may say before the handshake (0-RTT): what a server takes, and the most that a
+    /// client sends. 0 is off.
+    pub danger_early_data: usize,
 }
 
 impl Default for TlsOptions {
@@ -329,6 +332,7 @@ impl Default for TlsOptions {
             danger_legacy_suites: false,
             danger_short_psk: false,
             danger_ignore_truncation: false,
+            danger_early_data: 0,
         }
     }
 }

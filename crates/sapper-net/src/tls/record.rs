@@ -137,6 +137,11 @@ impl DirectionKeys {
         Self::new(TlsVersion::V1_3, aead, key, iv, 0)
     }
 
+    /// The same keys, of which so many records were used elsewhere.
+    pub(crate) fn continued_at(self, seq: u64) -> Self {
+        Self { seq, ..self }
+    }
+
     /// Whether the keys should be changed before the next record.
     #[inline]
     pub(crate) fn wants_rekey(&self) -> bool {

@@ -23,6 +23,7 @@ use rustls::{
 
 use super::config::Settings;
 use super::credentials::CertifiedCredentials;
+use super::early_data::Sessions;
 use super::failure::{CertificateReason, Rejection};
 use super::key_log::KeyLogSink;
 use super::options::{ClientAuth, TlsVersion};
@@ -132,7 +133,12 @@ pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
     config.alpn_protocols.clone_from(&settings.alpn);
     // Tickets carry the session themselves: a server keeps nothing per client.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    if settings.resumption {
+    if settings.early_data > 0 {
+        // Each ticket is good for once, so it has to be remembered.
+        config.session_storage = Arc::new(Sessions::new(settings.ticket_lifetime));
+        config.max_early_data_size = settings.early_data.try_into().unwrap_or(u32::MAX);
+        config.send_half_rtt_data = true;
+    } else if settings.resumption {
         config.ticketer = ticketer(settings.ticket_lifetime)?;
     } else {
         config.send_tls13_tickets = 0;

@@ -2,7 +2,10 @@
 //!
 //! rustls gets one record at a time, so that it never opens one that belongs to our record layer.
 //! When the handshake is done its secrets are taken out ([`rustls::kernel`]) and its state is dropped,
-//! except what a client needs to keep tickets.
+//! except what a client needs to keep tickets. Only a server that has taken early data talks to its client
+//! before: its records are rustls' until the client's Finished has come ([`Early`]).
+
+mod early;
 
 use std::sync::Arc;
 
@@ -16,6 +19,9 @@ use rustls::{
     ProtocolVersion, ServerConfig, SupportedCipherSuite,
 };
 
+use early::{Early, take_early};
+
+use super::early_data::{EarlyOutcome, Sending};
 use super::failure::{self, CertificateReason, alert, misuse, peer_misbehaved};
 use super::key_schedule::{Exporter, Hash};
 use super::options::TlsVersion;
@@ -34,6 +40,7 @@ const NAME: &str = "rustls";
 /// A connection's engine.
 enum RustlsEngine {
     Handshake(Box<Handshake>),
+    Early(Box<Early>),
     Traffic(Box<Traffic>),
     Failed,
 }
@@ -45,6 +52,10 @@ struct Handshake {
     /// Bytes at the front of `incoming` that rustls has seen and wants to see again: a handshake
     /// message in several records.
     seen: usize,
+    /// A client's early data, where it has some.
+    sending: Option<Sending>,
+    /// A client's early data that has come, and nobody has taken.
+    early: Vec<u8>,
 }
 
 enum Connection {
@@ -52,29 +63,36 @@ enum Connection {
     Server(UnbufferedServerConnection),
 }
 
-/// A client's engine. Without a name rustls still wants one; this one is never sent.
-pub(crate) fn client(config: Arc<ClientConfig>, name: Option<ServerName<'static>>) -> Result<BoxEngine> {
+/// A client's engine. Without a name rustls still wants one; this one is never sent. Early data needs a
+/// configuration that has it on.
+pub(crate) fn client(
+    config: Arc<ClientConfig>,
+    name: Option<ServerName<'static>>,
+    early: Option<&[u8]>,
+) -> Result<BoxEngine> {
     let scene =
         Scene { server_name: name.as_ref().map(|name| name.to_str().into_owned()), ..Scene::default() };
     let nobody = || ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
     let connection = UnbufferedClientConnection::new(config, name.unwrap_or_else(nobody))
         .map_err(|e| Error::new(ErrorKind::LocalProtocol, format!("rustls cannot start: {e}")))?;
-    Ok(engine(Connection::Client(connection), scene))
+    Ok(engine(Connection::Client(connection), scene, early.map(Sending::new)))
 }
 
 /// A server's engine.
 pub(crate) fn server(config: Arc<ServerConfig>) -> Result<BoxEngine> {
     let connection = UnbufferedServerConnection::new(config)
         .map_err(|e| Error::new(ErrorKind::LocalProtocol, format!("rustls cannot start: {e}")))?;
-    Ok(engine(Connection::Server(connection), Scene { peer_is_client: true, ..Scene::default() }))
+    Ok(engine(Connection::Server(connection), Scene { peer_is_client: true, ..Scene::default() }, None))
 }
 
-fn engine(connection: Connection, scene: Scene) -> BoxEngine {
+fn engine(connection: Connection, scene: Scene, sending: Option<Sending>) -> BoxEngine {
     Box::new(RustlsEngine::Handshake(Box::new(Handshake {
         connection,
         scene: Some(Box::new(scene)),
         hello: ServerHello::default(),
         seen: 0,
+        sending,
+        early: Vec::new(),
     })))
 }
 
@@ -83,6 +101,10 @@ impl RustlsEngine {
         match self {
             Self::Traffic(traffic) => Ok(traffic),
             Self::Handshake(_) => Err(misuse("the handshake is not done")),
+            Self::Early(_) => Err(Error::new(
+                ErrorKind::NotStarted,
+                "the client has not finished the handshake, only sent early data: wait until it is confirmed",
+            )),
             Self::Failed => Err(misuse("the TLS connection failed before")),
         }
     }
@@ -93,21 +115,22 @@ impl TlsEngine for RustlsEngine {
         let Self::Handshake(handshake) = self else {
             return Err(misuse("the handshake is done or has failed"));
         };
-        let done = match handshake.advance(incoming, outgoing) {
-            Ok(done) => done,
+        let advanced = match handshake.advance(incoming, outgoing) {
+            Ok(Advance::Waits) => return Ok(HandshakeProgress::NeedMore),
+            Ok(advanced) => advanced,
             Err(error) => {
                 *self = Self::Failed;
                 return Err(error);
             }
         };
-        if !done {
-            return Ok(HandshakeProgress::NeedMore);
-        }
-        let Self::Handshake(handshake) = std::mem::replace(self, Self::Failed) else {
+        let Self::Handshake(mut handshake) = std::mem::replace(self, Self::Failed) else {
             return Err(misuse("the handshake is done or has failed"));
         };
-        let (info, traffic) = handshake.finish()?;
-        *self = Self::Traffic(Box::new(traffic));
+        let info = handshake.info(matches!(advanced, Advance::Early))?;
+        *self = match advanced {
+            Advance::Early => Self::Early(Box::new(Early::new(*handshake))),
+            _ => Self::Traffic(Box::new(handshake.finish()?)),
+        };
         Ok(HandshakeProgress::Done(Box::new(info)))
     }
 
@@ -118,23 +141,40 @@ impl TlsEngine for RustlsEngine {
         marks: &mut RecordMarks,
         outgoing: &mut Buffer,
     ) -> Result<Opened> {
+        if let Self::Early(early) = self {
+            match early.open(incoming, plain, marks, outgoing) {
+                Ok(Some(opened)) => return Ok(opened),
+                Ok(None) => self.confirm()?,
+                Err(error) => {
+                    *self = Self::Failed;
+                    return Err(error);
+                }
+            }
+        }
         self.traffic()?.open(incoming, plain, marks, outgoing)
     }
 
     fn seal(&mut self, plain: &[u8], outgoing: &mut Buffer) -> Result<()> {
-        self.traffic()?.seal(plain, outgoing)
+        match self {
+            Self::Early(early) => early.seal(plain, outgoing),
+            _ => self.traffic()?.seal(plain, outgoing),
+        }
     }
 
     fn close_notify(&mut self, outgoing: &mut Buffer) -> Result<()> {
         match self {
             Self::Traffic(traffic) => traffic.close_notify(outgoing),
+            Self::Early(early) => early.say_last(&[1, alert::CLOSE_NOTIFY], outgoing),
             _ => Ok(()),
         }
     }
 
     fn fatal_alert(&mut self, description: u8, outgoing: &mut Buffer) {
-        if let Self::Traffic(traffic) = self {
-            traffic.fatal_alert(description, outgoing);
+        match self {
+            Self::Traffic(traffic) => traffic.fatal_alert(description, outgoing),
+            // It can fail for want of keys only, and then nothing can be said any more.
+            Self::Early(early) => drop(early.say_last(&[2, description], outgoing)),
+            _ => {}
         }
     }
 
@@ -147,13 +187,29 @@ impl TlsEngine for RustlsEngine {
     }
 
     fn release_idle(&mut self) {
-        if let Self::Traffic(traffic) = self {
-            traffic.release_idle();
+        match self {
+            Self::Traffic(traffic) => traffic.release_idle(),
+            Self::Early(early) => early.release_idle(),
+            _ => {}
         }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        !matches!(self, Self::Early(_))
     }
 
     fn name(&self) -> &'static str {
         NAME
+    }
+}
+
+impl RustlsEngine {
+    /// The client's Finished has come.
+    fn confirm(&mut self) -> Result<()> {
+        if let Self::Early(early) = std::mem::replace(self, Self::Failed) {
+            *self = Self::Traffic(Box::new(early.finish()?));
+        }
+        Ok(())
     }
 }
 
@@ -172,16 +228,29 @@ enum Step {
     Again,
     Blocked,
     MaySend,
+    Early,
+}
+
+/// How far a handshake has come.
+enum Advance {
+    Waits,
+    /// The client has said something before its Finished (servers).
+    Early,
+    Done,
 }
 
 impl Handshake {
     /// Goes on until rustls is done or waits for the peer.
-    fn advance(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) -> Result<bool> {
+    fn advance(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) -> Result<Advance> {
         loop {
             let before = outgoing.len();
+            let begun = self.sending.as_ref().is_some_and(Sending::begun);
             let step = self.step(incoming, outgoing);
             if let Connection::Server(_) = self.connection {
                 self.hello.watch_all(&outgoing.data()[before..]);
+            }
+            if let (Some(sending), true) = (&mut self.sending, begun) {
+                sending.watch(&outgoing.data()[before..]);
             }
             let waits = match &self.connection {
                 Connection::Client(connection) => connection.is_handshaking(),
@@ -189,12 +258,13 @@ impl Handshake {
             };
             match step {
                 Ok(Step::Again) => {}
-                Ok(Step::MaySend) if !waits => return Ok(true),
+                Ok(Step::Early) => return Ok(Advance::Early),
+                Ok(Step::MaySend) if !waits => return Ok(Advance::Done),
                 // A server may send before the client has finished; we do not.
                 Ok(Step::MaySend | Step::Blocked) => {
                     let next = grant(&incoming.data()[self.seen..]);
                     if next == 0 {
-                        return Ok(false);
+                        return Ok(Advance::Waits);
                     }
                     if let Connection::Client(_) = self.connection {
                         self.hello.watch(&incoming.data()[self.seen..self.seen + next]);
@@ -213,10 +283,25 @@ impl Handshake {
     /// One call into rustls.
     fn step(&mut self, incoming: &mut Buffer, outgoing: &mut Buffer) -> Result<Step, rustls::Error> {
         let data = &mut incoming.data_mut()[..self.seen];
-        let connection = &mut self.connection;
+        let (connection, sending, early) = (&mut self.connection, &mut self.sending, &mut self.early);
         let (discard, step) = with_scene(&mut self.scene, || match connection {
-            Connection::Client(connection) => step(connection.process_tls_records(data), outgoing),
-            Connection::Server(connection) => step(connection.process_tls_records(data), outgoing),
+            Connection::Client(connection) => {
+                let mut status = connection.process_tls_records(data);
+                if let (Some(sending), Ok(ConnectionState::TransmitTlsData(state))) =
+                    (sending, &mut status.state)
+                    && let Err(error) = sending.send(state, outgoing)
+                {
+                    return (status.discard, Err(error));
+                }
+                step(status, outgoing)
+            }
+            Connection::Server(connection) => {
+                let mut status = connection.process_tls_records(data);
+                if let Ok(ConnectionState::ReadEarlyData(state)) = &mut status.state {
+                    return (status.discard, take_early(state, early));
+                }
+                step(status, outgoing)
+            }
         });
         incoming.consume(discard);
         self.seen -= discard;
@@ -267,20 +352,28 @@ impl Handshake {
         }
     }
 
-    fn finish(self) -> Result<(HandshakeInfo, Traffic)> {
-        let lost = || Error::new(ErrorKind::LocalProtocol, "rustls does not say what was agreed on");
-        let mut scene = self.scene.unwrap_or_default();
-        let common: &CommonState = match &self.connection {
+    fn common(&self) -> &CommonState {
+        match &self.connection {
             Connection::Client(connection) => connection,
             Connection::Server(connection) => connection,
-        };
-        let suite = common.negotiated_cipher_suite().ok_or_else(lost)?;
-        let version = match common.protocol_version() {
-            Some(ProtocolVersion::TLSv1_3) => TlsVersion::V1_3,
-            Some(ProtocolVersion::TLSv1_2) => TlsVersion::V1_2,
-            _ => return Err(lost()),
-        };
+        }
+    }
+
+    fn agreed(&self) -> Result<(TlsVersion, SupportedCipherSuite)> {
+        let suite = self.common().negotiated_cipher_suite().ok_or_else(lost)?;
+        match self.common().protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => Ok((TlsVersion::V1_3, suite)),
+            Some(ProtocolVersion::TLSv1_2) => Ok((TlsVersion::V1_2, suite)),
+            _ => Err(lost()),
+        }
+    }
+
+    /// What was agreed on; `early` where the client has sent early data that was accepted (servers).
+    fn info(&mut self, early: bool) -> Result<HandshakeInfo> {
+        let mut scene = self.scene.take().unwrap_or_default();
+        let (version, suite) = self.agreed()?;
         let is_client = matches!(self.connection, Connection::Client(_));
+        let common = self.common();
         let suite_name = Suite::by_id(suite.suite().into())
             .map(|s| s.iana.to_owned())
             .unwrap_or_else(|| format!("{:?}", suite.suite()));
@@ -301,8 +394,20 @@ impl Handshake {
             is_client,
             own_end_point: scene.end_point.take(),
             resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
+            early_data: match &self.sending {
+                Some(sending) => sending.outcome(),
+                None => early.then_some(EarlyOutcome::Accepted(0)),
+            },
             engine: NAME,
         };
+        self.scene = Some(scene);
+        Ok(info)
+    }
+
+    fn finish(self) -> Result<Traffic> {
+        let (version, suite) = self.agreed()?;
+        let is_client = matches!(self.connection, Connection::Client(_));
+        let mut scene = self.scene.unwrap_or_default();
         let resumable = version == TlsVersion::V1_3;
         let failed =
             |e| Error::new(ErrorKind::LocalProtocol, format!("rustls does not hand its keys over: {e}"));
@@ -354,8 +459,12 @@ impl Handshake {
             max_plain: MAX_RECORD,
             psk: false,
         });
-        Ok((info, traffic))
+        Ok(traffic)
     }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::LocalProtocol, "rustls does not say what was agreed on")
 }
 
 fn step<Data>(
@@ -384,7 +493,7 @@ fn step<Data>(
         }
         Ok(ConnectionState::WriteTraffic(_)) => Ok(Step::MaySend),
         Ok(ConnectionState::BlockedHandshake) => Ok(Step::Blocked),
-        // Early data is off, and records after the handshake are not given to rustls.
+        // Records after the handshake are not given to rustls.
         Ok(_) => Err(rustls::Error::General("unexpected state in a handshake".to_owned())),
     };
     (discard, step)

@@ -11,14 +11,16 @@ use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 
 use super::capture::Flow;
 use super::config::TlsConfig;
+use super::early_data::{EarlyData, EarlyOutcome};
 use super::failure::{alert, misuse};
 use super::{
     BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Opened, Role, blocking, greeting,
@@ -37,6 +39,8 @@ const ONE_RECORD: usize = MAX_RECORD + 2048;
 const MAX_ANSWERS: usize = 16 * 1024;
 /// How long a last alert may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a client that has sent early data may take for the rest of its handshake.
+const CONFIRMATION: Duration = Duration::from_secs(30);
 /// How long we listen to who does not speak TLS, for a better error message.
 const MORE_OF_A_STRANGER: Duration = Duration::from_millis(20);
 
@@ -50,6 +54,24 @@ pub enum StreamDirection {
     EncryptOnly,
     /// From the peer only: writing is an error.
     DecryptOnly,
+}
+
+/// Hears whether a client has finished the handshake.
+pub type OnConfirmed = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// While a client has sent early data and not finished the handshake.
+struct Unconfirmed {
+    deadline: Pin<Box<Sleep>>,
+    waiting: Vec<OnConfirmed>,
+}
+
+impl Drop for Unconfirmed {
+    fn drop(&mut self) {
+        for tell in self.waiting.drain(..) {
+            let text = "the connection ended before the client had finished the handshake";
+            tell(Err(Error::new(ErrorKind::Closed, text)));
+        }
+    }
 }
 
 /// A TLS connection over a stream.
@@ -83,6 +105,8 @@ pub struct TlsStream {
     failed: Option<Error>,
     /// The end of our sending direction only; what the peer has sent can still be read.
     write_failed: Option<Error>,
+    /// The client's Finished has not come.
+    unfinished: Option<Box<Unconfirmed>>,
 }
 
 impl TlsStream {
@@ -94,10 +118,28 @@ impl TlsStream {
         role: &Role,
         initial: &[u8],
     ) -> Result<(Self, HandshakeInfo)> {
+        Self::handshake_with_early_data(carrier, config, role, initial, None).await
+    }
+
+    /// The same, of a client that has something to say before the handshake, where there is a session that
+    /// allows it; [`HandshakeInfo::early_data`] tells what became of it.
+    ///
+    /// A server that takes early data (its configuration says so) is done when some has come: the client has
+    /// not finished the handshake then, see [`when_confirmed`](Self::when_confirmed).
+    pub async fn handshake_with_early_data(
+        carrier: BoxStream,
+        config: &TlsConfig,
+        role: &Role,
+        initial: &[u8],
+        early: Option<&EarlyData>,
+    ) -> Result<(Self, HandshakeInfo)> {
         let is_client = matches!(role, Role::Client { .. });
         let captured = config.captured(is_client, carrier.local_address(), carrier.peer_address())?;
         let mut stream = Self {
-            engine: config.engine(role)?,
+            engine: match early {
+                Some(early) => config.engine_with_early_data(role, &early.bytes)?,
+                None => config.engine(role)?,
+            },
             captured,
             stats: Arc::clone(carrier.stats()),
             carrier,
@@ -115,18 +157,34 @@ impl TlsStream {
             write_ended: false,
             failed: None,
             write_failed: None,
+            unfinished: None,
         };
         if !initial.is_empty() {
             stream.incoming.extend(initial);
             stream.note_received(initial.len());
         }
         match stream.shake_hands(is_client, config.may_block(role)).await {
-            Ok(info) => Ok((stream, info)),
+            Ok(info) => {
+                if let Some(early) = early {
+                    stream.send_rest(early, info.early_data).await.map_err(Error::in_handshake)?;
+                }
+                Ok((stream, info))
+            }
             Err(error) => {
                 stream.last_words().await;
                 Err(error.in_handshake())
             }
         }
+    }
+
+    /// What could not be said early. It fits what may wait to be sent.
+    async fn send_rest(&mut self, early: &EarlyData, outcome: Option<EarlyOutcome>) -> Result<()> {
+        let mut rest = early.rest(outcome);
+        while !rest.is_empty() {
+            let n = poll_fn(|cx| self.poll_write(cx, &[IoSlice::new(rest)])).await?;
+            rest = &rest[n..];
+        }
+        Ok(())
     }
 
     /// An alert that does not leave in time is not worth a longer wait.
@@ -163,6 +221,11 @@ impl TlsStream {
                     .await?;
                     self.write_failed = None;
                     self.unopened = !self.incoming.is_empty();
+                    if !self.engine.is_confirmed() {
+                        self.unopened = true;
+                        let deadline = Box::pin(sleep(CONFIRMATION));
+                        self.unfinished = Some(Box::new(Unconfirmed { deadline, waiting: Vec::new() }));
+                    }
                     self.incoming.release();
                     return Ok(*info);
                 }
@@ -231,6 +294,30 @@ impl TlsStream {
         self.engine.export_keying_material(label, context, out)
     }
 
+    /// Tells when the client has finished the handshake: at once, unless it has begun with early data, which
+    /// somebody may have recorded elsewhere.
+    pub fn when_confirmed(&mut self, tell: OnConfirmed) {
+        match (&mut self.unfinished, &self.failed) {
+            (_, Some(error)) => tell(Err(error.clone())),
+            (Some(unfinished), None) => unfinished.waiting.push(tell),
+            (None, None) => tell(Ok(())),
+        }
+    }
+
+    fn tell_confirmed(&mut self, outcome: &Result<()>) {
+        for tell in self.unfinished.take().into_iter().flat_map(|mut one| std::mem::take(&mut one.waiting)) {
+            tell(outcome.clone());
+        }
+    }
+
+    /// Whether the client has let the time for the rest of its handshake pass.
+    fn poll_too_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.unfinished {
+            Some(unfinished) => unfinished.deadline.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
     /// Ends the session with a fatal alert (a policy said no).
     pub async fn abort(&mut self, alert: u8) {
         self.fatal_alert(alert);
@@ -270,6 +357,7 @@ impl TlsStream {
     fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
         let error = error.with_phase(Phase::Transfer);
         self.failed = Some(error.clone());
+        self.tell_confirmed(&Err(error.clone()));
         self.write_ended = true;
         let _ = self.poll_drain(cx);
         error
@@ -379,6 +467,9 @@ impl TlsStream {
         self.answers += self.outgoing.len() - before;
         let opened = result.map_err(|error| self.fail(cx, error))?;
         self.unopened = opened.state == OpenState::Full;
+        if self.unfinished.is_some() && self.engine.is_confirmed() {
+            self.tell_confirmed(&Ok(()));
+        }
         self.read_ended |= opened.state == OpenState::Closed;
         self.stats.records_received.add(opened.records as u64);
         if opened.produced > 0 {
@@ -455,6 +546,12 @@ impl Stream for TlsStream {
             if self.read_ended {
                 return Poll::Ready(Ok(0));
             }
+            if self.poll_too_late(cx).is_ready() {
+                let seconds = CONFIRMATION.as_secs();
+                let text =
+                    format!("the client sent early data and did not finish its handshake in {seconds} s");
+                return Poll::Ready(Err(self.fail(cx, Error::new(ErrorKind::HandshakeDeadline, text))));
+            }
             if self.answers > MAX_ANSWERS {
                 // Its failure is the writers' business; reading goes on without answers.
                 let _ = ready!(self.poll_drain(cx));
@@ -483,7 +580,7 @@ impl Stream for TlsStream {
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let ready = !self.plain.is_empty() || self.read_ended || self.failed.is_some() || self.unopened;
-        if ready {
+        if ready || self.poll_too_late(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
         if !self.outgoing.is_empty() {
@@ -589,7 +686,8 @@ impl Stream for TlsStream {
     }
 
     fn is_movable(&self) -> bool {
-        self.carrier.is_movable()
+        // A deadline belongs to its thread.
+        self.unfinished.is_none() && self.carrier.is_movable()
     }
 
     fn moved(&mut self) -> Result<()> {

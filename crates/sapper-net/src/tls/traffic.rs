@@ -342,6 +342,11 @@ impl Traffic {
         self.parts.seal.seal(ALERT, &[1, alert::CLOSE_NOTIFY], outgoing)
     }
 
+    /// Our direction has ended before this was made.
+    pub(crate) fn end_writing(&mut self) {
+        self.write_closed = true;
+    }
+
     pub(crate) fn fatal_alert(&mut self, description: u8, outgoing: &mut Buffer) {
         if !self.write_closed {
             self.write_closed = true;

@@ -95,7 +95,13 @@ struct Plan {
 impl End {
     pub fn client(configs: &Configs, transport: OwnedFd, sink: OwnedFd, framing: Option<Framing>) -> Self {
         let role = Role::Client { server_name: configs.name.clone() };
-        Self::new(SideTls { config: Arc::clone(&configs.client), role }, transport, sink, framing, None)
+        Self::new(
+            SideTls { config: Arc::clone(&configs.client), role, early: None },
+            transport,
+            sink,
+            framing,
+            None,
+        )
     }
 
     fn new(
@@ -271,8 +277,9 @@ fn pair(configs: &Configs, framing: Option<Framing>, sink: impl Fn() -> (OwnedFd
     let client = SideTls {
         config: Arc::clone(&configs.client),
         role: Role::Client { server_name: configs.name.clone() },
+        early: None,
     };
-    let server = SideTls { config: Arc::clone(&configs.server), role: Role::Server };
+    let server = SideTls { config: Arc::clone(&configs.server), role: Role::Server, early: None };
     (
         End::new(client, a.into(), a_inside, framing, Some(a_outside)),
         End::new(server, b.into(), b_inside, framing, Some(b_outside)),

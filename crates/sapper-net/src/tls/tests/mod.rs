@@ -1,6 +1,7 @@
 //! Engines and streams against each other and against the libraries themselves, in memory.
 
 mod configuration;
+mod early_data;
 mod foreign;
 mod handshakes;
 mod identities;

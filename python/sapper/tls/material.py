@@ -1,0 +1,105 @@
+"""What certificates and keys are given as: bytes, text, the path of a file. Pins and keys as text.
+
+A file's content keeps its path, so that a reload reads it again. Not here: what it means
+(:mod:`sapper.tls.config`, and native code, which parses it).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import SecretBytes
+
+__all__ = ["FileBytes", "Material", "key_in"]
+
+#: PEM or DER: the bytes themselves, PEM text, or the path of a file.
+Material = bytes | str | PathLike[str]
+
+
+class FileBytes(bytes):
+    """The content of a file, with its path: a reload reads it again. Equal to the same bytes without."""
+
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a file.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        try:
+            self = cls(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        self.path = path.absolute()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _file_bytes, (bytes(self), self.path)
+
+
+def _file_bytes(content: bytes, path: Path) -> FileBytes:
+    self = FileBytes(content)
+    self.path = path
+    return self
+
+
+def read_material(value: object) -> bytes:
+    """Bytes and PEM text as they are, a path by what the file holds."""
+    if isinstance(value, SecretBytes):
+        value = value.get_secret_value()
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str) and "-----BEGIN" in value:
+        return value.encode()
+    if isinstance(value, str | PathLike):
+        return FileBytes.read(Path(value))
+    raise ValueError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
+
+
+def read_secret(value: object) -> SecretBytes:
+    return SecretBytes(read_material(value))
+
+
+def read_psk(value: object) -> object:
+    """Bytes as they are, text as hexadecimal."""
+    if isinstance(value, str):
+        try:
+            return bytes.fromhex(value)
+        except ValueError:
+            raise ValueError("a key given as text must be hexadecimal") from None
+    return value
+
+
+def read_pin(value: object) -> object:
+    """A SHA-256: 32 bytes, 64 hexadecimal digits, or base64."""
+    if isinstance(value, str):
+        text = value.removeprefix("sha256/").removeprefix("sha256:").replace(":", "")
+        try:
+            value = bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text, validate=True)
+        except (ValueError, binascii.Error):
+            raise ValueError("a pin is a SHA-256 as 64 hexadecimal digits or as base64") from None
+    if isinstance(value, bytes) and len(value) != 32:
+        raise ValueError("a pin is the SHA-256 of a public key: 32 bytes")
+    return value
+
+
+def key_in(content: bytes) -> bytes:
+    """The pre-shared key in a file: hexadecimal digits, otherwise the key itself.
+
+    Raises:
+        ValueError: Nothing but hexadecimal digits, and an odd number of them: one was lost.
+    """
+    digits = b"".join(content.split())
+    if digits.strip(b"0123456789ABCDEFabcdef"):
+        return content
+    if len(digits) % 2:
+        raise ValueError(f"{len(digits)} hexadecimal digits are no whole number of bytes")
+    return bytes.fromhex(digits.decode("ascii"))
