@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import subprocess
 from collections.abc import Callable
@@ -154,6 +155,32 @@ def test_a_staple_is_renewed_by_a_reload(certs: Certificates, tmp_path: Path) ->
         config.reload()
     file.write_bytes(response(certs, hours=(-1, 48)))
     assert config.reload()
+
+
+async def test_a_staple_is_not_sent_beyond_its_time(certs: Certificates) -> None:
+    """One that is too old would be worse than none."""
+    staple = response(certs, hours=(-1, 4 / 3600))
+    server = tls.TlsConfig(credentials=ours(certs, ocsp_response=staple), resumption=False)
+    insists = tls.TlsConfig(roots=certs.ca.cert, ocsp="require", resumption=False)
+
+    async def visit(config: tls.TlsConfig) -> None:
+        options: Any = {"credentials": config, "server_hostname": certs.name}
+        async with await tls.connect("127.0.0.1", listener.port, **options):
+            pass
+
+    async with asyncio.timeout(30), tls.listen(("127.0.0.1", 0), credentials=server) as listener:
+        serving = asyncio.create_task(listener.serve(lambda stream: stream.read()))
+        await visit(insists)
+        reason = None
+        while reason is None:
+            await asyncio.sleep(0.1)  # between two visits: its time passes by itself
+            try:
+                await visit(insists)
+            except CertificateError as error:
+                reason = error.reason
+        assert reason == "bad_staple"
+        await visit(tls.TlsConfig(roots=certs.ca.cert, resumption=False))
+        serving.cancel()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -88,7 +88,7 @@ async def test_before_an_nginx_that_wants_a_certificate(certs: Certificates, tmp
     server = (
         f"server {{ listen 127.0.0.1:{port} ssl proxy_protocol; ssl_certificate {certs.server.cert_path};\n"
         f" ssl_certificate_key {certs.server.key_path}; ssl_client_certificate {certs.ca.cert_path};\n"
-        " ssl_verify_client on;\n"
+        " ssl_verify_client on; ssl_protocols TLSv1.3;\n"
         ' location / { return 200 "$ssl_client_s_dn $ssl_server_name '
         '$proxy_protocol_addr $ssl_protocol\\n"; } }'
     )

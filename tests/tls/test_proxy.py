@@ -132,6 +132,24 @@ async def test_without_tls_it_is_a_plain_one(tmp_path: Path) -> None:
     assert proxy.addresses == (str(tmp_path / "own"),)
 
 
+async def test_it_listens_at_a_descriptor_and_at_an_abstract_name(service: Echo) -> None:
+    name = f"sapper-test-{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        options: Any = {"listen": (f"fd:{listener.fileno()}", f"unix:@{name}"), "to": service.to}
+        async with Proxy(**options) as proxy:
+            assert len(proxy.addresses) == 2
+            with connect(proxy.addresses[0]) as one:
+                assert await asyncio.to_thread(say, one, b"by number") == b"echo\nby number"
+            with socket.socket(socket.AF_UNIX) as one:
+                one.settimeout(LATEST)
+                one.connect(f"\0{name}")
+                assert await asyncio.to_thread(say, one, b"by name") == b"echo\nby name"
+        # The descriptor was duplicated: the caller's own listens on.
+        with socket.create_connection(listener.getsockname(), timeout=LATEST):
+            listener.settimeout(LATEST)
+            listener.accept()[0].close()
+
+
 async def test_over_ipv6(certs: Certificates) -> None:
     with echo(host="::1") as behind:
         async with Proxy(listen="[::1]:0", to=behind.to, tls=own(certs.server)) as proxy:

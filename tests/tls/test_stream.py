@@ -30,6 +30,7 @@ from sapper.errors import (
 from sapper.stream import ByteStream, memory_pair
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials, TlsStream
+from sapper.tls.transport import create_connection, open_connection
 
 PSK = Credentials.psk("x", bytes(range(32)))
 
@@ -524,3 +525,25 @@ def test_streams_of_other_loops_are_not_left_open() -> None:
         warnings.simplefilter("error")
         del stream
         gc.collect()
+
+
+async def test_a_name_that_is_no_option_is_refused_as_python_does(made: ThrowawayCertificates) -> None:
+    """Options are said once, in a typed dictionary: a typing error is found without a type checker too."""
+    identity: Any = Credentials.certificate(*made.server)
+    calls: dict[str, Callable[[], Any]] = {
+        "connect": lambda: tls.connect("127.0.0.1", 1, conect_timeout=1.0),  # type: ignore[call-arg]
+        "start_client": lambda: tls.start_client(("127.0.0.1", 1), limit=1),  # type: ignore[call-arg]
+        # A server's clients say whom they want.
+        "start_server": lambda: tls.start_server(
+            ("127.0.0.1", 1),
+            credentials=identity,
+            server_hostname="x",  # type: ignore[call-arg]
+        ),
+        "create_connection": lambda: create_connection(asyncio.Protocol, "127.0.0.1", 1, ssl=None),  # type: ignore[call-arg]
+        "open_connection": lambda: open_connection("127.0.0.1", 1, ssl=None),  # type: ignore[call-arg]
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument"):
+            await call()
+    with pytest.raises(TypeError, match=r"^listen\(\) got an unexpected keyword argument 'connect_timeout'"):
+        tls.listen(("127.0.0.1", 0), credentials=identity, connect_timeout=1.0)  # type: ignore[call-arg]
