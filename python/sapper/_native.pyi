@@ -447,14 +447,25 @@ class TunnelServerDict(TypedDict):
     lease_time: float
     common: TunnelCommonDict
 
+class TunnelVisitorDict(TypedDict):
+    tunnel: int
+    number: int
+    address: str | None
+    age: float
+    from_socket: int
+    to_socket: int
+
 class TunnelStatusDict(TypedDict):
     streams: int
     opened: int
     sent: int
     received: int
+    sent_rate: int
+    received_rate: int
     held: int
     rtt: float | None
     resumes: int
+    age: float
     id: int
     client: str
     port: int
@@ -466,9 +477,12 @@ class TunnelClientStatsDict(TypedDict):
     opened: int
     sent: int
     received: int
+    sent_rate: int
+    received_rate: int
     held: int
     rtt: float | None
     resumes: int
+    age: float
     port: int | None
 
 @final
@@ -477,7 +491,9 @@ class TunnelServer:
     def watch(self, watched: int) -> None: ...
     def stop(self, drain: float) -> None: ...
     def wait_closed(self, mailbox: Mailbox, key: int) -> None: ...
+    def reload(self, options: TunnelServerDict) -> None: ...
     def tunnels(self) -> list[TunnelStatusDict]: ...
+    def visitors(self, tunnel: int | None, most: int) -> list[TunnelVisitorDict]: ...
 
 class TunnelClientDict(TypedDict):
     host: str
@@ -499,7 +515,9 @@ class TunnelClient:
     def watch(self, watched: int) -> None: ...
     def stop(self, drain: float) -> None: ...
     def wait_closed(self, mailbox: Mailbox, key: int) -> None: ...
+    def reload(self, options: TunnelClientDict) -> None: ...
     def stats(self) -> TunnelClientStatsDict: ...
+    def visitors(self, most: int) -> list[TunnelVisitorDict]: ...
 
 # -- values.rs -------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@
     async with MetricsServer("127.0.0.1:9100", proxies={"web": proxy}, pumps={"tunnel": bridge}):
         ...
 
-``GET /metrics`` is Prometheus' text format, ``GET /status`` JSON: all counters, and the open connections of
-proxies. The server listens on loopback addresses and Unix sockets only: it has no TLS and asks nobody who
-he is.
+``GET /metrics`` is Prometheus' text format, ``GET /status`` JSON: all counters, the open connections of
+proxies, the clients and visitors of tunnels. The server listens on loopback addresses and Unix sockets only:
+it has no TLS and asks nobody who he is.
 
 Not here: counting. That is native and goes on whether somebody asks or not.
 """
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _arguments
 from sapper._options import config_error
@@ -33,6 +33,9 @@ from sapper.endpoint import split_address
 from sapper.errors import BindError, ErrorContext
 from sapper.pump import Pump
 from sapper.tls.proxy import Proxy
+
+if TYPE_CHECKING:
+    from sapper.tunnel import TunnelClient, TunnelServer, VisitorStatus
 
 __all__ = ["MetricsServer", "render"]
 
@@ -125,12 +128,63 @@ def _pump_samples(name: str, pump: Pump) -> Iterable[_Sample]:
             )
 
 
-def render(*, proxies: Mapping[str, Proxy] | None = None, pumps: Mapping[str, Pump] | None = None) -> str:
+def _tunnel_samples(name: str, server: TunnelServer) -> Iterable[_Sample]:
+    """A tunnel's label is its public port, which stays its client's when that connects again."""
+    tunnels = server.status()
+
+    def sample(what: str, kind: str, help: str, value: float, **labels: str) -> _Sample:
+        return _Sample(f"sapper_tunnel_{what}", kind, help, {"server": name, **labels}, value)
+
+    yield sample("up", "gauge", "Whether it takes clients.", int(server.running))
+    yield sample("clients", "gauge", "Clients that have a public port.", len(tunnels))
+    for one in tunnels:
+        port = str(one.port)
+        yield sample("connected", "gauge", "Whether the client is there.", int(one.connected), port=port)
+        yield sample("visitors", "gauge", "Visitors now.", one.streams, port=port)
+        yield sample("visits_total", "counter", "Visitors since it began.", one.opened, port=port)
+        text = "Payload between the server and the client."
+        yield sample("bytes_total", "counter", text, one.sent, port=port, direction="to_client")
+        yield sample("bytes_total", "counter", text, one.received, port=port, direction="from_client")
+        yield sample("held_bytes", "gauge", "Payload in memory.", one.held, port=port)
+        text = "How often its session went on over a new connection."
+        yield sample("resumes_total", "counter", text, one.resumes, port=port)
+        if one.rtt is not None:
+            yield sample("rtt_seconds", "gauge", "A round trip to the client.", one.rtt, port=port)
+
+
+def _tunnel_client_samples(name: str, client: TunnelClient) -> Iterable[_Sample]:
+    one = client.status()
+
+    def sample(what: str, kind: str, help: str, value: float, **labels: str) -> _Sample:
+        return _Sample(f"sapper_tunnel_client_{what}", kind, help, {"client": name, **labels}, value)
+
+    yield sample("exposed", "gauge", "Whether it has a public port.", int(one.port is not None))
+    yield sample("visitors", "gauge", "Visitors now.", one.streams)
+    yield sample("visits_total", "counter", "Visitors since its session began.", one.opened)
+    text = "Payload between the client and the server."
+    yield sample("bytes_total", "counter", text, one.sent, direction="to_server")
+    yield sample("bytes_total", "counter", text, one.received, direction="from_server")
+    yield sample("held_bytes", "gauge", "Payload in memory.", one.held)
+    text = "How often its session went on over a new connection."
+    yield sample("resumes_total", "counter", text, one.resumes)
+    if one.rtt is not None:
+        yield sample("rtt_seconds", "gauge", "A round trip to the server.", one.rtt)
+
+
+def render(
+    *,
+    proxies: Mapping[str, Proxy] | None = None,
+    pumps: Mapping[str, Pump] | None = None,
+    tunnels: Mapping[str, TunnelServer] | None = None,
+    tunnel_clients: Mapping[str, TunnelClient] | None = None,
+) -> str:
     """All figures in Prometheus' text format.
 
     Args:
         proxies: Proxies by the name that they get there.
         pumps: Bridges and other pumps, the same way.
+        tunnels: Servers of tunnels, the same way.
+        tunnel_clients: Clients of tunnels, the same way.
     """
     families: dict[str, list[_Sample]] = {}
     for name, proxy in (proxies or {}).items():
@@ -138,6 +192,12 @@ def render(*, proxies: Mapping[str, Proxy] | None = None, pumps: Mapping[str, Pu
             families.setdefault(one.name, []).append(one)
     for name, pump in (pumps or {}).items():
         for one in _pump_samples(name, pump):
+            families.setdefault(one.name, []).append(one)
+    for name, server in (tunnels or {}).items():
+        for one in _tunnel_samples(name, server):
+            families.setdefault(one.name, []).append(one)
+    for name, client in (tunnel_clients or {}).items():
+        for one in _tunnel_client_samples(name, client):
             families.setdefault(one.name, []).append(one)
     lines = []
     for name, samples in families.items():
@@ -148,7 +208,12 @@ def render(*, proxies: Mapping[str, Proxy] | None = None, pumps: Mapping[str, Pu
     return "\n".join(lines) + "\n"
 
 
-def _status(proxies: Mapping[str, Proxy], pumps: Mapping[str, Pump]) -> dict[str, Any]:
+def _status(
+    proxies: Mapping[str, Proxy],
+    pumps: Mapping[str, Pump],
+    tunnels: Mapping[str, TunnelServer],
+    tunnel_clients: Mapping[str, TunnelClient],
+) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "proxies": {
@@ -166,7 +231,31 @@ def _status(proxies: Mapping[str, Proxy], pumps: Mapping[str, Pump]) -> dict[str
             for name, proxy in proxies.items()
         },
         "pumps": {name: {**asdict(pump.stats()), "state": pump.state} for name, pump in pumps.items()},
+        "tunnels": {
+            name: {"listen": list(server.addresses), "clients": _tunnel_clients(server)}
+            for name, server in tunnels.items()
+        },
+        "tunnel_clients": {
+            name: {
+                "server": client.server,
+                **asdict(client.status()),
+                "visitors": [_visitor(one) for one in client.visitors(most=_MAX_LISTED)],
+            }
+            for name, client in tunnel_clients.items()
+        },
     }
+
+
+def _tunnel_clients(server: TunnelServer) -> list[dict[str, Any]]:
+    """Every client of a server with its visitors, of which so many are listed in all."""
+    visitors: dict[int, list[dict[str, Any]]] = {}
+    for one in server.visitors(most=_MAX_LISTED):
+        visitors.setdefault(one.tunnel, []).append(_visitor(one))
+    return [{**asdict(one), "visitors": visitors.get(one.id, [])} for one in server.status()]
+
+
+def _visitor(one: VisitorStatus) -> dict[str, Any]:
+    return {name: value for name, value in asdict(one).items() if name != "tunnel"}
 
 
 class MetricsServer:
@@ -178,6 +267,8 @@ class MetricsServer:
         *,
         proxies: Mapping[str, Proxy] | None = None,
         pumps: Mapping[str, Pump] | None = None,
+        tunnels: Mapping[str, TunnelServer] | None = None,
+        tunnel_clients: Mapping[str, TunnelClient] | None = None,
     ) -> None:
         """Checks the address; nothing is opened yet.
 
@@ -186,6 +277,8 @@ class MetricsServer:
                 ``"unix:/path"``, which only our own user may open.
             proxies: Proxies by the name that they get there.
             pumps: Bridges and other pumps, the same way.
+            tunnels: Servers of tunnels, the same way.
+            tunnel_clients: Clients of tunnels, the same way. One may come and go.
 
         Raises:
             ConfigError: The address is none, or not a loopback address.
@@ -193,6 +286,9 @@ class MetricsServer:
         self._path, self._host, self._port = _place(_arguments.text(address, "address"))
         self._proxies = dict(proxies or {})
         self._pumps = dict(pumps or {})
+        self._tunnels = dict(tunnels or {})
+        # An empty one too is kept: it may fill.
+        self._tunnel_clients = {} if tunnel_clients is None else tunnel_clients
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -255,10 +351,16 @@ class MetricsServer:
             )
         path = words[1].split(b"?", 1)[0]
         if path == b"/metrics":
-            text = render(proxies=self._proxies, pumps=self._pumps)
+            text = render(
+                proxies=self._proxies,
+                pumps=self._pumps,
+                tunnels=self._tunnels,
+                tunnel_clients=self._tunnel_clients,
+            )
             answer = _response("200 OK", "text/plain; version=0.0.4; charset=utf-8", text)
         elif path == b"/status":
-            text = json.dumps(_status(self._proxies, self._pumps), default=str) + "\n"
+            status = _status(self._proxies, self._pumps, self._tunnels, self._tunnel_clients)
+            text = json.dumps(status, default=str) + "\n"
             answer = _response("200 OK", "application/json", text)
         else:
             answer = _response("404 Not Found", "text/plain", "there are /metrics and /status\n")

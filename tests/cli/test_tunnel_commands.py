@@ -7,11 +7,13 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -91,6 +93,242 @@ def test_the_first_start_prints_the_client_s_command(tmp_path: Path) -> None:
         assert f"SAPPER_TUNNEL_TOKEN={token} sapper expose 3000 --to HOST:" in said[1].replace("'", "")
 
 
+def test_a_running_server_says_how_it_is(web: int, tmp_path: Path) -> None:
+    place = f"unix:{tmp_path / 'figures'}"
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))
+    with started(*serve, "--metrics", place, "--metrics", "127.0.0.1:0", "--json") as server:
+        at_unix, at_tcp = event(server.stdout, "metrics")["addresses"]
+        port = event(server.stdout, "main-server-start")["port"]
+        assert at_unix == place
+        assert "0 clients, 0 visitors" in _status(at_tcp)
+        token = (tmp_path / "state" / "tunnel-token").read_text().strip()
+        expose = ("expose", str(web), "--to", f"127.0.0.1:{port}", "--json")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            public = event(client.stdout, "authentication-acknowledged")["assigned_port"]
+            with urllib.request.urlopen(f"http://127.0.0.1:{public}/page", timeout=20) as page:
+                assert page.read() == b"seen through a tunnel"
+            # The visit is over for the visitor before the server has counted it.
+            said = _until(at_unix, lambda clients: [one["opened"] for one in clients] == [1])
+            (tunnel,) = said["tunnels"]["tunnel"]["clients"]
+            assert (tunnel["port"], tunnel["connected"], tunnel["opened"]) == (public, True, 1)
+            assert token not in json.dumps(said)
+            shown = _status(at_tcp)
+            assert str(public) in shown
+            assert tunnel["client_address"].partition(":")[0] in shown
+            with urllib.request.urlopen(f"http://{at_tcp}/metrics", timeout=20) as answer:
+                figures = answer.read().decode()
+            assert 'sapper_tunnel_clients{server="tunnel"} 1\n' in figures
+            assert f'sapper_tunnel_visits_total{{server="tunnel",port="{public}"}} 1\n' in figures
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_running_client_says_how_it_is(web: int, tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))
+    with started(*serve, "--json") as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (tmp_path / "state" / "tunnel-token").read_text().strip()
+        expose = ("expose", str(web), "--to", f"127.0.0.1:{port}", "--json", "--metrics", "127.0.0.1:0")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            (place,) = event(client.stdout, "metrics")["addresses"]
+            public = event(client.stdout, "authentication-acknowledged")["assigned_port"]
+            with socket.create_connection(("127.0.0.1", public), 20) as visitor:
+                connected = event(client.stdout, "service-connected")
+                here = ":".join(map(str, visitor.getsockname()))
+                assert connected["service"]["visitor_address"] == here
+                said = json.loads(_status(place, "--json"))["tunnel_clients"]["tunnel"]
+                assert (said["server"], said["port"], said["streams"]) == (f"127.0.0.1:{port}", public, 1)
+                assert [one["visitor_address"] for one in said["visitors"]] == [here]
+                shown = _status(place)
+                assert here in shown
+                assert f"client tunnel of 127.0.0.1:{port}" in shown
+                with urllib.request.urlopen(f"http://{place}/metrics", timeout=20) as answer:
+                    figures = answer.read().decode()
+                assert 'sapper_tunnel_client_exposed{client="tunnel"} 1\n' in figures
+                assert 'sapper_tunnel_client_visitors{client="tunnel"} 1\n' in figures
+                assert token not in figures + shown + json.dumps(said)
+
+
+def test_a_status_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
+    place = f"unix:{tmp_path / 'figures'}"
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))
+    with started(*serve, "--metrics", place, "--json") as server:
+        event(server.stdout, "main-server-start")
+        with started("tunnel", "status", place, "--json", "--watch", "--interval", "0.1") as watching:
+            assert watching.stdout is not None
+            lines = [json.loads(watching.stdout.readline()) for _ in range(3)]
+            assert [one["tunnels"]["tunnel"]["clients"] for one in lines] == [[], [], []]
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(20) == 0
+
+
+def test_the_public_address_is_told_for_programs_and_for_telephones(web: int, tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))
+    with started(*serve, "--json") as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (tmp_path / "state" / "tunnel-token").read_text().strip()
+        expose = ("expose", str(web), "--to", f"127.0.0.1:{port}")
+        with started(*expose, "--json", "--scheme", "tcp", SAPPER_TUNNEL_TOKEN=token) as client:
+            told = event(client.stdout, "authentication-acknowledged")
+            assert told["url"] == f"tcp://127.0.0.1:{told['assigned_port']}"
+            size = len(told["qr"])
+            assert size >= 21
+            assert all(len(row) == size and set(row) <= {"0", "1"} for row in told["qr"])
+            finder = ["1111111", "1000001", "1011101", "1011101", "1011101", "1000001", "1111111"]
+            assert [row[:7] for row in told["qr"][:7]] == finder
+            assert [row[-7:] for row in told["qr"][:7]] == finder
+        with started(*expose, "--qr", SAPPER_TUNNEL_TOKEN=token) as client:
+            assert client.stderr is not None
+            assert client.stderr.readline().startswith("exposed at http://127.0.0.1:")
+            drawn = [client.stderr.readline().rstrip("\n") for _ in range(size // 2 + 4)]
+            assert {len(line) for line in drawn} == {size + 8}
+            assert set("".join(drawn)) == set("█▀▄ ")
+            assert drawn[0] == drawn[1] == "█" * (size + 8), "a light border"
+
+
+def _is_sent_away(port: int) -> bool:
+    """Whether a visitor hears nothing but the end."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 20) as visitor:
+            visitor.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+            return visitor.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_both_ends_by_their_files(web: int, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("knock-knock")
+    config = tmp_path / "tunnel.toml"
+
+    def write(server: str, client: str = "") -> None:
+        beside = tmp_path / "new.toml"
+        beside.write_text(
+            f"""
+[tunnel]
+port = 0
+host = "127.0.0.1"
+token_file = "token"
+{server}
+[expose]
+server = "127.0.0.1:{port}"
+token_file = "token"
+{client}
+"""
+        )
+        beside.replace(config)
+
+    port = 1
+    write("", f"service = {web}")
+    with started("tunnel", "serve", "--config", str(config), "--json") as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        write("", f"service = {web}")
+        assert event(server.stdout, "reload")["error"] is None, "a change of the file is enough"
+        with started("expose", "--config", str(config), "--json") as client:
+            public = event(client.stdout, "authentication-acknowledged")["assigned_port"]
+            with socket.create_connection(("127.0.0.1", public), 20) as visitor:
+                write('deny_visitors = ["127.0.0.0/8"]', f"service = {web}")
+                assert event(server.stdout, "reload")["error"] is None
+                assert event(client.stdout, "reload")["error"] is None
+                assert _is_sent_away(public)
+                write("denyvisitors = []", f"service = {web}")
+                told = event(server.stdout, "reload")["error"]
+                assert told["field"] == "--config"
+                assert "denyvisitors" in told["message"]
+                visitor.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+                with visitor.makefile("rb") as answer:
+                    assert answer.read().endswith(b"seen through a tunnel"), "its stream is still there"
+                write("", f"service = {web}")
+                server.send_signal(signal.SIGHUP)
+                assert event(server.stdout, "reload")["error"] is None
+            with urllib.request.urlopen(f"http://127.0.0.1:{public}/page", timeout=20) as page:
+                assert page.read() == b"seen through a tunnel"
+            client.send_signal(signal.SIGTERM)
+            assert client.wait(20) == 0
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+
+
+def test_several_tunnels_of_one_file(web: int, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(state), "--json")
+    with started(*serve) as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (state / "tunnel-token").read_text().strip()
+        tunnels = [
+            {
+                "enabled": name != "c",
+                "name": name,
+                "localServicePort": web,
+                "authenticationCredentials": {"token": token},
+                "tls": {"enabled": False},
+            }
+            for name in "abc"
+        ]
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({"serverHost": "127.0.0.1", "serverPort": port, "tunnels": tunnels}))
+        with started("expose", "--config", str(config), "--json") as client:
+            told = [event(client.stdout, "authentication-acknowledged") for _ in range(2)]
+            assert {one["tunnel"] for one in told} == {"a", "b"}
+            for one in told:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{one['assigned_port']}/page", timeout=20
+                ) as page:
+                    assert page.read() == b"seen through a tunnel"
+            client.send_signal(signal.SIGTERM)
+            assert client.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("expose",), "say what to expose"),
+        (("expose", "3000", "--to", "nowhere"), "--to"),
+        (("expose", "nothing", "--to", "h:1"), "SERVICE"),
+        (("expose", "3000", "--to", "h:1", "--ca", "/nowhere.pem"), "--ca"),
+        (("expose", "3000", "--to", "h:1", "--token-file", "/nowhere"), "--token-file"),
+        (("expose", "--config", "/nowhere.toml"), "--config"),
+        (("tunnel", "serve", "--config", "/nowhere.toml"), "--config"),
+        (("tunnel", "serve", "--public-ports", "9-1"), "--public-ports"),
+        (("tunnel", "serve", "--visitor-burst", "3"), "--visitor-burst"),
+    ],
+)
+def test_a_mistake_is_told_in_the_words_of_the_command_line(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    command = [*SAPPER, *arguments, *(("--state", str(tmp_path)) if arguments[0] == "tunnel" else ())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+
+
+def test_nobody_answers_a_status(tmp_path: Path) -> None:
+    done = _asked(f"unix:{tmp_path / 'nobody'}")
+    assert done.returncode != 0
+    assert "no tunnel answers" in done.stderr
+
+
+def _until(place: str, holds: Callable[[list[dict[str, Any]]], bool]) -> dict[str, Any]:
+    """The first status whose clients are as they should be."""
+    latest = time.monotonic() + 20
+    while True:
+        said: dict[str, Any] = json.loads(_status(place, "--json"))
+        if holds(said["tunnels"]["tunnel"]["clients"]):
+            return said
+        assert time.monotonic() < latest, said
+
+
+def _asked(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*SAPPER, "tunnel", "status", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _status(*arguments: str) -> str:
+    done = _asked(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_another_token_is_refused(tmp_path: Path) -> None:
     with started(
         "tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json"
@@ -112,7 +350,7 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         (("tunnel", "serve", "--port", "0", "--allow", "10.0.0.0/33"), "--allow"),
         (("tunnel", "serve", "--port", "0", "--deny", "nobody"), "--deny"),
         (("tunnel", "serve", "--visitor-burst", "5"), "visitor-burst"),
-        (("tunnel", "serve", "--visitor-rate", "0"), "visitor_rate"),
+        (("tunnel", "serve", "--visitor-rate", "0"), "--visitor-rate"),
         (("expose", "1", "--to", "host:1", "--send-proxy", "v3"), "--send-proxy"),
     ],
 )

@@ -114,6 +114,28 @@ async def visit(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", port)
 
 
+async def come(port: int, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A visitor from an address of this machine."""
+    host = "::1" if ":" in source else "127.0.0.1"
+    return await asyncio.open_connection(host, port, local_addr=(source, 0))
+
+
+async def is_let_in(port: int, source: str = "127.0.0.1") -> bool:
+    """Whether a visitor gets its echo."""
+    async with asyncio.timeout(LATEST):
+        try:
+            reader, writer = await come(port, source)
+        except ConnectionResetError:  # it may come before the connection is seen
+            return False
+        try:
+            writer.write(b"hello")
+            return await reader.readexactly(5) == b"hello"
+        except (ConnectionError, asyncio.IncompleteReadError):
+            return False
+        finally:
+            writer.close()
+
+
 async def asked(port: int, payload: bytes, *, end: bool = True) -> bytes:
     """What a visitor gets back who sends ``payload`` and ends its direction."""
     async with asyncio.timeout(LATEST):

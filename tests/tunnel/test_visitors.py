@@ -11,32 +11,8 @@ import pytest
 from sapper.errors import ConfigError, PolicyDenied, ResourceLimit
 from sapper.testing import throwaway_certificates
 from sapper.tunnel import ClientOptions, ServerOptions, TunnelServer, events
-from support.tunnels import CREDENTIALS, LATEST, Service, client, echo, server
+from support.tunnels import CREDENTIALS, LATEST, Service, client, come, echo, is_let_in, server
 from support.w3ptunl import OriginalClient, OriginalServer
-
-Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def come(port: int, source: str = "127.0.0.1") -> Stream:
-    """A visitor from an address of this machine."""
-    host = "::1" if ":" in source else "127.0.0.1"
-    return await asyncio.open_connection(host, port, local_addr=(source, 0))
-
-
-async def is_let_in(port: int, source: str = "127.0.0.1") -> bool:
-    """Whether a visitor gets its echo."""
-    async with asyncio.timeout(LATEST):
-        try:
-            reader, writer = await come(port, source)
-        except ConnectionResetError:  # it may come before the connection is seen
-            return False
-        try:
-            writer.write(b"hello")
-            return await reader.readexactly(5) == b"hello"
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return False
-        finally:
-            writer.close()
 
 
 async def denied(heard: Any) -> events.VisitorError:

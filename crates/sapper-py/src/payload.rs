@@ -2,6 +2,7 @@
 //!
 //! - a stream that a program reads and writes itself ([`StreamDoor`]);
 //! - a transport that has no descriptor ([`ForeignTransport`]);
+//! - events of a tunnel that were asked for with `payload=True`: a bounded copy;
 //! - bytes that were read too far, before the start (`initial_data`) or after the end (`unused_data`),
 //!   and keying material.
 

@@ -11,7 +11,7 @@ use sapper_net::tunnel::client::{Client, ClientOptions};
 use sapper_net::tunnel::notice::Notice;
 use sapper_net::tunnel::server::{Server, ServerOptions};
 use sapper_net::tunnel::service::Service;
-use sapper_net::tunnel::{Common, TunnelStats};
+use sapper_net::tunnel::{Common, TunnelStats, VisitorStats};
 use sapper_net::{Error, Result};
 use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::ip_list::{IpList, VisitorRule};
@@ -19,6 +19,7 @@ use sapper_proto::tunnel::mux::Overflow;
 
 use crate::errors::{self, OrRaise};
 use crate::mailbox::Mailbox;
+use crate::payload;
 use crate::process::Local;
 use crate::tls::{TlsConfig, word};
 use crate::values::seconds;
@@ -123,7 +124,7 @@ impl TunnelServer {
         Ok(Self { inner: Local::new(server) })
     }
 
-    /// Which of the frequent events are wanted: 1 of visitors, 2 of payload.
+    /// Which of the frequent events are wanted: 1 of visitors, 2 of payload, 4 with the bytes.
     fn watch(&self, py: Python<'_>, watched: u8) -> PyResult<()> {
         self.inner.get(py)?.watch(watched);
         Ok(())
@@ -137,6 +138,12 @@ impl TunnelServer {
     fn wait_closed(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
         self.inner.get(py)?.wait_closed(mailbox.reply(py, key)?);
         Ok(())
+    }
+
+    /// Other options for clients and visitors that come; whoever is there keeps what it began with.
+    fn reload(&self, py: Python<'_>, options: ServerValues) -> PyResult<()> {
+        let options = options.read().or_raise(py)?;
+        self.inner.get(py)?.reload(options).or_raise(py)
     }
 
     /// Every tunnel with what it does now.
@@ -154,6 +161,17 @@ impl TunnelServer {
                 Ok(values)
             })
             .collect()
+    }
+
+    /// Visitors of one tunnel, or of all, at most so many.
+    fn visitors<'py>(
+        &self,
+        py: Python<'py>,
+        tunnel: Option<u64>,
+        most: usize,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let visitors = self.inner.get(py)?.visitors(tunnel, most);
+        visitors.into_iter().map(|(id, one)| visitor_values(py, id, &one)).collect()
     }
 }
 
@@ -226,7 +244,7 @@ impl TunnelClient {
         Ok(Self { inner: Local::new(client) })
     }
 
-    /// Which of the frequent events are wanted: 1 of services, 2 of payload.
+    /// Which of the frequent events are wanted: 1 of services, 2 of payload, 4 with the bytes.
     fn watch(&self, py: Python<'_>, watched: u8) -> PyResult<()> {
         self.inner.get(py)?.watch(watched);
         Ok(())
@@ -242,6 +260,12 @@ impl TunnelClient {
         Ok(())
     }
 
+    /// Another service from the next visitor on, all else from the next connection to the server on.
+    fn reload(&self, py: Python<'_>, options: ClientValues) -> PyResult<()> {
+        let options = options.read().or_raise(py)?;
+        self.inner.get(py)?.reload(options).or_raise(py)
+    }
+
     /// The public port while there is one, and what the tunnel does now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let (port, stats) = self.inner.get(py)?.stats();
@@ -249,6 +273,22 @@ impl TunnelClient {
         values.set_item("port", port)?;
         Ok(values)
     }
+
+    /// Its visitors, at most so many.
+    fn visitors<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        self.inner.get(py)?.visitors(most).iter().map(|one| visitor_values(py, 0, one)).collect()
+    }
+}
+
+fn visitor_values<'py>(py: Python<'py>, tunnel: u64, one: &VisitorStats) -> PyResult<Bound<'py, PyDict>> {
+    let values = PyDict::new(py);
+    values.set_item("tunnel", tunnel)?;
+    values.set_item("number", one.number)?;
+    values.set_item("address", one.address.map(|address| address.to_string()))?;
+    values.set_item("age", one.age.as_secs_f64())?;
+    values.set_item("from_socket", one.from_socket)?;
+    values.set_item("to_socket", one.to_socket)?;
+    Ok(values)
 }
 
 fn stats_values<'py>(py: Python<'py>, stats: &TunnelStats) -> PyResult<Bound<'py, PyDict>> {
@@ -257,9 +297,12 @@ fn stats_values<'py>(py: Python<'py>, stats: &TunnelStats) -> PyResult<Bound<'py
     values.set_item("opened", stats.opened)?;
     values.set_item("sent", stats.sent)?;
     values.set_item("received", stats.received)?;
+    values.set_item("sent_rate", stats.sent_rate)?;
+    values.set_item("received_rate", stats.received_rate)?;
     values.set_item("held", stats.held)?;
     values.set_item("rtt", stats.rtt.map(|rtt| rtt.as_secs_f64()))?;
     values.set_item("resumes", stats.resumes)?;
+    values.set_item("age", stats.age.as_secs_f64())?;
     Ok(values)
 }
 
@@ -276,6 +319,7 @@ pub(crate) fn notice(py: Python<'_>, notice: Notice) -> PyResult<Bound<'_, PyDic
     }
     values.set_item("stream", notice.stream)?;
     values.set_item("bytes", notice.bytes)?;
+    values.set_item("payload", notice.payload.map(|copied| payload::to_python(py, &copied)))?;
     values.set_item("port", notice.port)?;
     values.set_item("secure", notice.secure)?;
     values.set_item("seconds", notice.seconds)?;

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from sapper import _notify
 from sapper._options import config_error
+from sapper.cli._limits import raise_limit
 from sapper.cli._output import amount, duration, error_values, fail, write_json
 from sapper.endpoint import split_address
 from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
@@ -25,7 +25,7 @@ from sapper.metrics import MetricsServer
 from sapper.tls import Proxy, ProxyOptions
 from sapper.tls.proxy import ConnectionEvent, ProxyEvent, ReloadEvent
 
-__all__ = ["Journal", "serve", "show_status"]
+__all__ = ["Journal", "ask", "serve", "show_status"]
 
 #: Seconds that a status may take.
 _STATUS_DEADLINE = 10.0
@@ -104,7 +104,7 @@ async def serve(
         metrics: Where figures are asked for.
         journal: Hears what happens.
     """
-    _raise_limit()
+    raise_limit()
     proxy = Proxy(options, on_event=journal.event)
     asked = cut = False
     async with contextlib.AsyncExitStack() as stack:
@@ -172,14 +172,6 @@ async def serve(
     return 130 if cut else 0
 
 
-def _raise_limit() -> None:
-    """Each connection takes two descriptors: as many as the system lets us have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=_STATUS_DEADLINE)
@@ -198,7 +190,7 @@ def show_status(address: str, *, as_json: bool) -> None:
         ConnectError: Nobody answers there.
         RemoteProtocolError: What answers is no proxy of ours.
     """
-    status = _ask(address)
+    status = ask(address, "proxy", "proxies")
     if as_json:
         write_json(status)
         return
@@ -211,7 +203,13 @@ def show_status(address: str, *, as_json: bool) -> None:
                 console.print(f"and {more} more")
 
 
-def _ask(address: str) -> dict[str, Any]:
+def ask(address: str, what: str, key: str) -> dict[str, Any]:
+    """The status of what runs there; ``key`` is where a ``what`` says its own.
+
+    Raises:
+        ConnectError: Nobody answers there.
+        RemoteProtocolError: What answers is none of ours.
+    """
     connection: http.client.HTTPConnection
     if address.startswith("unix:"):
         connection = _UnixConnection(address.removeprefix("unix:").removeprefix("//"))
@@ -228,14 +226,14 @@ def _ask(address: str) -> dict[str, Any]:
             content = answer.read()
     except (OSError, http.client.HTTPException) as error:
         context = ErrorContext(errno=getattr(error, "errno", None))
-        raise ConnectError(f"no proxy answers at {address}: {error}", context) from error
+        raise ConnectError(f"no {what} answers at {address}: {error}", context) from error
     try:
         status = json.loads(content)
-        if answer.status == 200 and isinstance(status, dict) and "proxies" in status:
+        if answer.status == 200 and isinstance(status, dict) and key in status:
             return status
     except ValueError:
         pass
-    raise RemoteProtocolError(f"what answers at {address} is no proxy (status {answer.status})")
+    raise RemoteProtocolError(f"what answers at {address} is no {what} (status {answer.status})")
 
 
 def _summary(proxy: dict[str, Any]) -> Table:

@@ -1,42 +1,61 @@
-"""``sapper tunnel serve`` and ``sapper expose``: the two ends of a tunnel on the command line."""
+"""``sapper tunnel serve`` and ``sapper expose``: the two ends of a tunnel on the command line.
+
+Their work is done by :mod:`sapper.cli._tunnel`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import os
 import secrets
-import shlex
-import signal
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from sapper._options import config_error
-from sapper.cli._names import naming
-from sapper.cli._output import EXIT_CODES, error_values, write_json
+from sapper.cli._names import in_file, named
+from sapper.cli._output import EXIT_CODES
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
     from sapper.tls import Credentials
-    from sapper.tunnel import TunnelClient, TunnelServer
-    from sapper.tunnel.events import TunnelEvent
-    from sapper.tunnel.hearing import TunnelEvents
+    from sapper.tunnel.config import ClientConfig, ServerConfig
 
 __all__ = ["TOKEN_VARIABLE", "expose", "tunnel"]
 
 #: Where a client's token is read from: a command line is seen by every user of the machine.
 TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
 
-tunnel = typer.Typer(no_args_is_help=True, help="The tunnel's server.")
+#: What is typed for an option of the API.
+_SERVER_WORDS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("host", "port", "visitor_host", "public_ports", "visitor_rate", "visitor_burst")
+} | {"lease_file": "--state", "address": "--metrics"}
+_CLIENT_WORDS = {
+    "server": "--to",
+    "service": "SERVICE",
+    "credentials": "--credentials",
+    "token_file": "--token-file",
+    "roots": "--ca",
+    "tls": "--tls",
+    "tls.roots": "--ca",
+    "lease": "--lease",
+    "address": "--metrics",
+}
+
+tunnel = typer.Typer(no_args_is_help=True, help="The tunnel's server; [bold]sapper expose[/] is its client.")
 
 _Json = Annotated[bool, typer.Option("--json", help="JSON lines on standard output, one for each event.")]
+_Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help="Answer /metrics and /status here: 127.0.0.1:9100, unix:/path; repeatable."),
+]
+_Drain = Annotated[float, typer.Option(help="Seconds that SIGTERM and Ctrl-C give to open streams.", min=0)]
 
 
 @tunnel.callback()
@@ -46,7 +65,7 @@ def _tunnel() -> None:
 
 @tunnel.command(epilog=EXIT_CODES)
 def serve(
-    port: Annotated[int, typer.Option(help="The main port.", min=0, max=65_535)] = 9000,
+    port: Annotated[int | None, typer.Option(help="The main port: 9000.", min=0, max=65_535)] = None,
     host: Annotated[str | None, typer.Option(help="Where it listens; every address without it.")] = None,
     visitor_host: Annotated[
         str | None, typer.Option(help="Where public ports listen; as the main port without it.")
@@ -80,51 +99,105 @@ def serve(
     danger_allow_anonymous: Annotated[
         bool, typer.Option("--danger-allow-anonymous", help="No token: everybody may expose a service.")
     ] = False,
-    drain: Annotated[float, typer.Option(help="Seconds that Ctrl-C gives to open streams.", min=0)] = 5.0,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with the table \\[tunnel]; what is given here comes first.")
+    ] = None,
+    drain: _Drain = 5.0,
+    metrics: _Metrics = None,
     as_json: _Json = False,
 ) -> None:
-    """Give clients public ports. The first start makes a token, and prints the client's command."""
-    from sapper.tunnel import ServerOptions, TunnelServer
+    """Give clients public ports. The first start makes a token, and prints the client's command.
+
+    SIGHUP, or a change of the file, reads --config and certificates again; no stream is cut by that.
+    SIGTERM and Ctrl-C drain, a second one ends at once.
+    """
+    from sapper.cli._tunnel import Told, run_server
+    from sapper.tunnel.config import secret
 
     folder = state if state is not None else _state_folder()
-    token = None if danger_allow_anonymous else _token(folder)
     given: dict[str, Any] = {
         "host": host,
+        "port": port,
         "visitor_host": visitor_host,
-        "lease_file": folder / "tunnel-leases.json",
         "allow_visitors": None if allow is None else tuple(allow),
-        "deny_visitors": tuple(deny or ()),
+        "deny_visitors": None if deny is None else tuple(deny),
+        "visitor_rate": visitor_rate,
+        "visitor_burst": visitor_burst,
+        "public_ports": None if public_ports is None else _range(public_ports),
+        "danger_allow_anonymous": danger_allow_anonymous or None,
     }
-    if visitor_rate is not None:
-        given["visitor_rate"] = visitor_rate
-    if visitor_burst is not None:
-        if visitor_rate is None:
-            raise config_error("visitor-burst", "belongs to --visitor-rate, which is not given")
-        given["visitor_burst"] = visitor_burst
-    if public_ports is not None:
-        given["public_ports"] = _range(public_ports)
-    _folder(folder)
+    if visitor_burst is not None and visitor_rate is None and config is None:
+        raise config_error("--visitor-burst", "belongs to --visitor-rate, which is not given")
+    given = {name: value for name, value in given.items() if value is not None}
 
-    def knows_the_token(credentials: Mapping[str, Any]) -> bool:
-        said = credentials.get("token")
-        return (
-            token is not None and isinstance(said, str) and hmac.compare_digest(said.encode(), token.encode())
+    def read() -> ServerConfig:
+        from sapper.tunnel.config import ServerConfig
+
+        kept: dict[str, Any] = {"lease_file": folder / "tunnel-leases.json"}
+        if config is not None:
+            with in_file("tunnel"):
+                _only(config, "tunnel")
+                base = ServerConfig.from_toml(config, table="tunnel")
+            kept |= {name: getattr(base, name) for name in base.model_fields_set}
+        with _words(_SERVER_WORDS):
+            tls = {
+                "tls": _credentials(cert, key, "--cert"),
+                "visitor_tls": _credentials(visitor_cert, visitor_key, "--visitor-cert"),
+            }
+            kept |= given | {name: value for name, value in tls.items() if value is not None}
+            if not {"danger_allow_anonymous", "clients", "token_file"} & set(kept):
+                kept["token_file"] = folder / "tunnel-token"
+            return ServerConfig(**kept)
+
+    first = read()
+    made = folder / "tunnel-token"
+    if first.token_file == made:
+        _make_token(folder)
+    elif first.lease_file is not None and first.lease_file.parent == folder:
+        _folder(folder)
+    told = Told(as_json=as_json)
+    with _words(_SERVER_WORDS):
+        asyncio.run(
+            run_server(
+                first,
+                read,
+                lambda: (config,),
+                token=secret(made, "--state") if first.token_file == made else None,
+                metrics=tuple(metrics or ()),
+                drain=drain,
+                told=told,
+            )
         )
 
-    server = TunnelServer(
-        None if token is None else knows_the_token,
-        tls=_credentials(cert, key, "cert"),
-        visitor_tls=_credentials(visitor_cert, visitor_key, "visitor-cert"),
-        options=ServerOptions(**given),
-        danger_allow_anonymous=danger_allow_anonymous,
-    )
-    with naming():
-        _finish(asyncio.run(_serve(server, port, token, cert is not None, drain, as_json)))
+
+@tunnel.command(epilog=EXIT_CODES)
+def status(
+    address: Annotated[
+        str,
+        typer.Argument(metavar="ADDRESS", help="What --metrics of it says: 127.0.0.1:9100, unix:/path."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on asking, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two questions.", min=0.1)] = 1.0,
+) -> None:
+    """Ask a running server, or client, for its tunnels: ports, visitors, bytes, rates, round trips."""
+    from sapper.cli._tunnel import show_status
+
+    show_status(address, as_json=as_json, watch=interval if watch else None)
 
 
 def expose(
-    service: Annotated[str, typer.Argument(metavar="SERVICE", help="3000, host:3000, or unix:/path.")],
-    to: Annotated[str, typer.Option(help="The server: host:9000.", metavar="HOST:PORT")],
+    service: Annotated[
+        str | None, typer.Argument(metavar="SERVICE", help="3000, host:3000, or unix:/path.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="The server: host:9000.", metavar="HOST:PORT")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file with the table \\[expose], or the JSON of W3PTUNL's watcher; what is given here "
+            "comes first."
+        ),
+    ] = None,
     token_file: Annotated[
         Path | None, typer.Option(help=f"File with the server's token; without it {TOKEN_VARIABLE}.")
     ] = None,
@@ -146,126 +219,62 @@ def expose(
         Literal["v1", "v2"] | None,
         typer.Option(help="Tell the service who visits, in a PROXY header of that version."),
     ] = None,
-    reconnect: Annotated[bool, typer.Option(help="Connect again when the connection is gone.")] = True,
-    drain: Annotated[float, typer.Option(help="Seconds that Ctrl-C gives to open streams.", min=0)] = 5.0,
+    reconnect: Annotated[bool | None, typer.Option(help="Connect again when the connection is gone.")] = None,
+    scheme: Annotated[str, typer.Option(help="What the public address begins with.")] = "http",
+    qr: Annotated[
+        bool | None, typer.Option("--qr/--no-qr", help="The public address as a QR code; on a terminal.")
+    ] = None,
+    drain: _Drain = 5.0,
+    metrics: _Metrics = None,
     as_json: _Json = False,
 ) -> None:
-    """Expose a service of this machine at a public port of a server."""
-    from sapper.tunnel import ClientOptions, TunnelClient
+    """Expose a service of this machine at a public port of a server.
 
-    host, port = _address(to, "to")
-    where: dict[str, Any] = {}
-    if service.startswith("unix:"):
-        where["local_service_path"] = service.removeprefix("unix:")
-    elif service.isascii() and service.isdigit():
-        where["local_service_port"] = int(service)
-    else:
-        name, number = _address(service, "SERVICE")
-        where |= {"local_service_host": name, "local_service_port": number}
-    client = TunnelClient(
-        host,
-        port,
-        authentication_credentials=_said(token_file, credentials),
-        tls=tls,
-        ca=ca,
-        server_hostname=server_name,
-        danger_accept_any_certificate=danger_accept_any_certificate,
-        options=ClientOptions(reconnect=reconnect, lease=lease, send_proxy=send_proxy),
-        **where,
-    )
-    _finish(asyncio.run(_expose(client, host, drain, as_json)))
+    SIGHUP, or a change of the file, reads --config again; no stream is cut by that. SIGTERM and Ctrl-C drain,
+    a second one ends at once.
+    """
+    from sapper.cli._tunnel import Told, run_clients
 
+    if config is None and (service is None or to is None):
+        name = "SERVICE" if service is None else "--to"
+        raise config_error(name, "say what to expose, and where: sapper expose 3000 --to host:9000")
+    given: dict[str, Any] = {
+        "service": service,
+        "server": to,
+        "server_hostname": server_name,
+        "lease": lease,
+        "send_proxy": send_proxy,
+        "reconnect": reconnect,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
 
-async def _serve(
-    server: TunnelServer, port: int, token: str | None, secure: bool, drain: float, as_json: bool
-) -> SapperError | None:
-    events = server.events()
-    port = await server.start(port)
-    _stop_at_signals(server, drain)
-    if not as_json and token is not None:
-        console = Console(stderr=True, highlight=False)
-        ask_tls = " --tls" if secure else ""
-        command = f"{TOKEN_VARIABLE}={shlex.quote(token)} sapper expose 3000 --to HOST:{port}{ask_tls}"
-        console.print(f"A client exposes its port 3000 with:\n  {escape(command)}", soft_wrap=True)
-    await _tell(events, as_json)
-    return server.error
+    files: list[Path | None] = [config, token_file]
 
+    def read() -> dict[str, ClientConfig]:
+        from sapper.tunnel.config import ClientConfig, read_clients
 
-async def _expose(client: TunnelClient, host: str, drain: float, as_json: bool) -> SapperError | None:
-    events = client.events()
-    await client.start()
-    _stop_at_signals(client, drain)
-    await _tell(events, as_json, host)
-    return client.error
+        own = {**given, **_identity(token_file, credentials)}
+        with _words(_CLIENT_WORDS):
+            if (way := _client_tls(tls, ca, danger_accept_any_certificate)) is not False:
+                own["tls"] = way
+        if config is None:
+            with _words(_CLIENT_WORDS):
+                return {"": ClientConfig(**_with_token(own))}
+        with in_file("expose"):
+            if config.suffix == ".toml":
+                _only(config, "expose")
+            bases = read_clients(config)
+        if service is not None and len(bases) > 1:
+            raise config_error("SERVICE", f"{config} has several tunnels: each has its own")
+        made = {name: _merged(base, own) for name, base in bases.items()}
+        files[:] = [config, token_file, *(one.token_file for one in made.values())]
+        return made
 
-
-def _stop_at_signals(ended: TunnelServer | TunnelClient, drain: float) -> None:
-    """The first Ctrl-C (or SIGTERM) lets open streams end, the second ends at once."""
-    loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[None]] = []
-
-    def stop() -> None:
-        tasks.append(loop.create_task(ended.stop(0.0 if tasks else drain)))
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-
-
-async def _tell(events: TunnelEvents, as_json: bool, host: str | None = None) -> None:
-    console = Console(stderr=True, highlight=False)
-    async for event in events:
-        if as_json:
-            write_json({"event": event.name, **_values(event)})
-        elif (line := _line(event, host)) is not None:
-            console.print(escape(line), soft_wrap=True)
-
-
-def _line(event: TunnelEvent, host: str | None) -> str | None:
-    from sapper.tunnel import events
-
-    match event:
-        case events.MainServerStart(port=port, secure=secure):
-            return f"listening at port {port}{' with TLS' if secure else ''}"
-        case events.TunnelCreated(client_tunnel=one):
-            address = one.tunnel_address
-            return f"client {one.id} ({one.client_address}): public port {address.port if address else '-'}"
-        case events.ClientDisconnected(client_tunnel=one):
-            return f"client {one.id} ({one.client_address}): gone"
-        case events.ClientError(client_tunnel=one, err=err):
-            return f"client {one.id} ({one.client_address}): {err}"
-        case events.AuthenticationAcknowledged(assigned_port=port):
-            return f"exposed at {_joined(host or '', port)}"
-        case events.TunnelError(err=err):
-            return f"tunnel: {err}"
-        case events.TunnelReconnectQueued(timeout=pause):
-            return f"connecting again in {pause:.1f} s"
-        case events.ServiceError(err=err):
-            return f"service: {err}"
-        case _:
-            return None
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _values(event: TunnelEvent) -> dict[str, Any]:
-    """An event for programs, without credentials."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, SapperError):
-            return error_values(value)
-        if is_dataclass(value):
-            return {one.name: plain(getattr(value, one.name)) for one in fields(value) if one.repr}
-        return value
-
-    found = plain(event)
-    return found if isinstance(found, dict) else {}
-
-
-def _finish(error: SapperError | None) -> None:
-    if error is not None:
-        raise error
+    first = read()
+    told = Told(as_json=as_json, scheme=scheme, qr=qr)
+    places = tuple(metrics or ())
+    with _words(_CLIENT_WORDS):
+        asyncio.run(run_clients(first, read, lambda: files, metrics=places, drain=drain, told=told))
 
 
 def _credentials(cert: Path | None, key: Path | None, name: str) -> Credentials | None:
@@ -278,21 +287,12 @@ def _credentials(cert: Path | None, key: Path | None, name: str) -> Credentials 
     return Credentials.certificate(cert, key)
 
 
-def _address(text: str, name: str) -> tuple[str, int]:
-    from sapper.endpoint import split_address
-
-    try:
-        return split_address(text)
-    except ValueError as error:
-        raise config_error(name, str(error)) from None
-
-
 def _range(text: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
     try:
         return int(first), int(last if dash else first)
     except ValueError:
-        raise config_error("public-ports", f"{text!r} is no range: write FIRST-LAST") from None
+        raise config_error("--public-ports", f"{text!r} is no range: write FIRST-LAST") from None
 
 
 def _state_folder() -> Path:
@@ -304,46 +304,85 @@ def _folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise config_error("state", f"cannot make {folder}: {error.strerror}") from None
+        raise config_error("--state", f"cannot make {folder}: {error.strerror}") from None
 
 
-def _token(folder: Path) -> str:
+def _make_token(folder: Path) -> None:
     """The server's token; the first start makes it."""
     path = folder / "tunnel-token"
     _folder(folder)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return _read(path, "state")
+        from sapper.tunnel.config import secret
+
+        secret(path, "--state")  # an empty one lets nobody in
+        return
     except OSError as error:
-        raise config_error("state", f"cannot write {path}: {error.strerror}") from None
-    token = secrets.token_urlsafe(24)
+        raise config_error("--state", f"cannot write {path}: {error.strerror}") from None
     with os.fdopen(descriptor, "w") as out:
-        out.write(token + "\n")
-    return token
+        out.write(secrets.token_urlsafe(24) + "\n")
 
 
-def _read(path: Path, name: str) -> str:
+def _identity(token_file: Path | None, credentials: Path | None) -> dict[str, Any]:
+    """What the client says of itself, as far as options say that."""
+    from sapper.tunnel.config import secret
+
+    if credentials is None:
+        return {} if token_file is None else {"token_file": token_file}
+    if token_file is not None:
+        raise config_error("--credentials", "and --token-file do not go together")
     try:
-        text = path.read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise config_error(name, f"cannot read {path}: {error}") from None
-    if not text:
-        raise config_error(name, f"{path} is empty")
-    return text
+        said = json.loads(secret(credentials, "--credentials"))
+    except ValueError as error:
+        raise config_error("--credentials", f"{credentials} is not JSON: {error}") from None
+    if not isinstance(said, dict):
+        raise config_error("--credentials", f"{credentials} holds no JSON object")
+    return {"credentials": said}
 
 
-def _said(token_file: Path | None, credentials: Path | None) -> dict[str, Any]:
-    """What the client says of itself."""
-    if credentials is not None:
-        if token_file is not None:
-            raise config_error("credentials", "and --token-file do not go together")
-        try:
-            said = json.loads(_read(credentials, "credentials"))
-        except ValueError as error:
-            raise config_error("credentials", f"{credentials} is not JSON: {error}") from None
-        if not isinstance(said, dict):
-            raise config_error("credentials", f"{credentials} holds no JSON object")
-        return said
-    token = _read(token_file, "token-file") if token_file is not None else os.environ.get(TOKEN_VARIABLE)
-    return {} if not token else {"token": token}
+def _merged(base: ClientConfig, own: dict[str, Any]) -> ClientConfig:
+    """What a file says of a client, and what is given in its place."""
+    kept = {name: getattr(base, name) for name in base.model_fields_set}
+    if own.keys() & {"token_file", "credentials"}:
+        kept = {name: value for name, value in kept.items() if name not in ("token_file", "credentials")}
+    if own.get("tls") is True and kept.get("tls"):
+        own = {name: value for name, value in own.items() if name != "tls"}  # the file says how
+    with _words(_CLIENT_WORDS):
+        return type(base)(**_with_token(kept | own))
+
+
+def _with_token(values: dict[str, Any]) -> dict[str, Any]:
+    """The token of the environment, where nothing else is said."""
+    token = os.environ.get(TOKEN_VARIABLE)
+    if not token or values.get("token_file") is not None or values.get("credentials") is not None:
+        return values
+    return {**values, "credentials": {"token": token}}
+
+
+def _client_tls(tls: bool, ca: Path | None, accept_any: bool) -> Any:
+    if ca is None and not accept_any:
+        return tls
+    if ca is not None and accept_any:
+        raise config_error("--danger-accept-any-certificate", "says to ask nobody, but --ca is given")
+    from sapper.tls import TlsConfig
+
+    return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
+
+
+@contextmanager
+def _words(words: dict[str, str]) -> Iterator[None]:
+    """Errors of the calls inside, in the words of the command line."""
+    try:
+        yield
+    except SapperError as error:
+        raise named(error, words) from None
+
+
+def _only(path: Path, table: str) -> None:
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return  # told by who reads it
+    if unknown := set(tables) - {"tunnel", "expose"}:
+        raise config_error(None, f"{path}: there is no table [{min(unknown)}]; there is [{table}]")

@@ -6,9 +6,10 @@
 Both speak W3PTUNL with the peers that are deployed, and more with each other.
 """
 
-from sapper.tunnel.client import ClientStatus, TunnelClient
+from sapper.tunnel.client import TunnelClient
 from sapper.tunnel.options import ClientOptions, ServerOptions
-from sapper.tunnel.server import ConnectionFilter, TunnelServer, TunnelStatus, VisitorFilter
+from sapper.tunnel.server import ConnectionFilter, TunnelServer, VisitorFilter
+from sapper.tunnel.status import ClientStatus, TunnelStatus, VisitorStatus
 
 __all__ = [
     "ClientOptions",
@@ -19,4 +20,5 @@ __all__ = [
     "TunnelServer",
     "TunnelStatus",
     "VisitorFilter",
+    "VisitorStatus",
 ]

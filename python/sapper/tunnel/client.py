@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
@@ -17,33 +17,9 @@ from sapper.tls.config import Credentials, Material, TlsConfig
 from sapper.tunnel import events
 from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of
 from sapper.tunnel.options import ClientOptions
+from sapper.tunnel.status import ClientStatus, VisitorStatus, visitor_status
 
-__all__ = ["ClientStatus", "TunnelClient"]
-
-
-@dataclass(frozen=True, slots=True)
-class ClientStatus:
-    """A client as of now.
-
-    Attributes:
-        port: Its public port, while it has one.
-        streams: Visitors now.
-        opened: Visitors since its session began.
-        sent: Bytes to the server.
-        received: Bytes from it.
-        held: Bytes in memory.
-        rtt: Seconds of a round trip to the server, where it is known.
-        resumes: How often the session went on over a new connection.
-    """
-
-    port: int | None
-    streams: int
-    opened: int
-    sent: int
-    received: int
-    held: int
-    rtt: float | None
-    resumes: int
+__all__ = ["TunnelClient"]
 
 
 class TunnelClient(TunnelObject):
@@ -69,6 +45,8 @@ class TunnelClient(TunnelObject):
     """
 
     _kinds = _CLIENT
+    #: What the constructor was told.
+    _SETTINGS = ("_host", "_port", "_service", "_credentials", "_said", "_tls", "_name", "_options")
 
     def __init__(
         self,
@@ -115,6 +93,11 @@ class TunnelClient(TunnelObject):
         return f"TunnelClient({self._host!r}, {self._port}, credentials redacted)"
 
     @property
+    def server(self) -> str:
+        """The server's address: ``"tunnel.example:9000"``."""
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    @property
     def assigned_port(self) -> int | None:
         """The public port, while there is one."""
         return self.status().port
@@ -125,25 +108,10 @@ class TunnelClient(TunnelObject):
         Raises:
             ApiMisuseError: It was started already.
         """
-        options = self._options
-        host, port, path = self._service
         mailbox, key = self._begin()
         try:
             self._native = _native.TunnelClient(
-                {
-                    "host": self._host,
-                    "port": self._port,
-                    "service_host": host,
-                    "service_port": port,
-                    "service_path": path,
-                    "credentials": self._said,
-                    "tls": None if self._tls is None else (self._tls.native, self._name or self._host),
-                    "lease": options.lease,
-                    "reconnect": options.reconnect_delay if options.reconnect else None,
-                    "dial_timeout": options.dial_timeout,
-                    "send_proxy": options.send_proxy,
-                    "common": options._common(),
-                },
+                self._values(),
                 self._wanted,
                 mailbox,
                 key,
@@ -151,6 +119,53 @@ class TunnelClient(TunnelObject):
         except BaseException:
             self._not_begun()
             raise
+
+    async def reload(self, like: TunnelClient | None = None) -> None:
+        """Does from now on what another client would do; no stream is cut.
+
+        The service is another from the next visitor on; the server, credentials and all else are from the
+        next connection to the server on.
+
+        Args:
+            like: Another client, which is not started. Without it the files of the TLS configuration are read
+                again.
+
+        Raises:
+            ConfigError: ``like`` is no such client.
+            ClosedError: This client does not run.
+        """
+        native = self._native
+        if not isinstance(native, _native.TunnelClient):
+            raise ClosedError("the client does not run")
+        if like is None:
+            if self._tls is not None:
+                await asyncio.to_thread(self._tls.reload)
+            return
+        given: object = like
+        if not isinstance(given, TunnelClient) or given._begun is not None:
+            raise config_error("like", "must be a client that is not started", "wrong_type")
+        native.reload(like._values())
+        for name in self._SETTINGS:
+            setattr(self, name, getattr(like, name))
+
+    def _values(self) -> _native.TunnelClientDict:
+        """As the binding takes it."""
+        options = self._options
+        host, port, path = self._service
+        return {
+            "host": self._host,
+            "port": self._port,
+            "service_host": host,
+            "service_port": port,
+            "service_path": path,
+            "credentials": self._said,
+            "tls": None if self._tls is None else (self._tls.native, self._name or self._host),
+            "lease": options.lease,
+            "reconnect": options.reconnect_delay if options.reconnect else None,
+            "dial_timeout": options.dial_timeout,
+            "send_proxy": options.send_proxy,
+            "common": options._common(),
+        }
 
     async def connect(self) -> int:
         """Starts it and waits for the public port.
@@ -195,8 +210,15 @@ class TunnelClient(TunnelObject):
     def status(self) -> ClientStatus:
         """The client as of now."""
         if not isinstance(self._native, _native.TunnelClient):
-            return ClientStatus(None, 0, 0, 0, 0, 0, None, 0)
+            return ClientStatus(None, 0, 0, 0, 0, 0, 0, 0, None, 0, 0.0)
         return ClientStatus(**self._native.stats())
+
+    def visitors(self, *, most: int = 1000) -> tuple[VisitorStatus, ...]:
+        """Its visitors as of now, those who came first, at most so many."""
+        whole(most, "most", 0, 1_000_000)
+        if not isinstance(self._native, _native.TunnelClient):
+            return ()
+        return tuple(visitor_status(one, at_client=True) for one in self._native.visitors(most))
 
     async def __aenter__(self) -> Self:
         if self._begun is None:
@@ -208,23 +230,28 @@ class TunnelClient(TunnelObject):
         kind: Callable[..., events.TunnelEvent] | None = _CLIENT.get(name)
         if kind is None:
             return None
-        if name == "authentication-credentials-sent":
-            return events.AuthenticationCredentialsSent(self._credentials)
-        if name == "authentication-acknowledged":
-            return events.AuthenticationAcknowledged(values["port"])
-        if name == "tunnel-disconnected":
-            return events.TunnelDisconnected(values["error"] is not None)
-        if name == "tunnel-reconnect-queued":
-            return events.TunnelReconnectQueued(values["seconds"])
-        if name == "tunnel-error":
-            return events.TunnelError(values["error"])
+        if name == "error":
+            return events.GenericError(values["error"])
         if name == "service-error":
             return events.ServiceError(end_of(values) or events.StreamEnd(0), values["error"])
         if name.startswith("data-"):
-            return kind(end_of(values), values["bytes"])
+            return kind(values["bytes"], end_of(values), payload=values["payload"])
         if name.startswith("service-"):
             return kind(end_of(values))
-        return kind()
+        if name == "tunnel-reconnect-queued":
+            return events.TunnelReconnectQueued(values["seconds"])
+        if name == "tunnel-client-end":
+            return events.TunnelClientEnd()
+        way = events.ClientConnection(self._host, self._port, self._tls is not None)
+        if name == "authentication-credentials-sent":
+            return events.AuthenticationCredentialsSent(way, self._credentials)
+        if name == "authentication-acknowledged":
+            return events.AuthenticationAcknowledged(way, values["port"])
+        if name == "tunnel-disconnected":
+            return events.TunnelDisconnected(way, values["error"] is not None)
+        if name == "tunnel-error":
+            return events.TunnelError(values["error"], client_connection=way)
+        return kind(way)
 
 
 def _client_tls(

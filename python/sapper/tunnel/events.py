@@ -11,21 +11,27 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sapper.errors import SapperError
+from sapper.events import EventsLost as AnyEventsLost
+
+#: A field is called ``bytes``.
+Bytes = bytes
 
 __all__ = [
     "AuthenticationAcknowledged",
     "AuthenticationCredentialsSent",
     "ClientAuthenticationFailed",
     "ClientConnected",
+    "ClientConnection",
     "ClientDisconnected",
     "ClientError",
     "ClientProtocolConfirmed",
     "ClientTunnel",
+    "DataEvent",
     "DataFromService",
     "DataFromVisitor",
     "DataToService",
     "DataToVisitor",
-    "EventsMissed",
+    "EventsLost",
     "GenericError",
     "MainServerEnd",
     "MainServerError",
@@ -94,6 +100,21 @@ class StreamEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientConnection:
+    """A client's way to its server.
+
+    Attributes:
+        tunnel_server_host: The server.
+        tunnel_server_port: Its main port.
+        secure: Whether TLS is spoken.
+    """
+
+    tunnel_server_host: str
+    tunnel_server_port: int
+    secure: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelEvent:
     """Any of them."""
 
@@ -101,20 +122,19 @@ class TunnelEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class EventsMissed(TunnelEvent):
+class EventsLost(TunnelEvent, AnyEventsLost):
     """Events that did not fit the queue.
 
     Attributes:
         count: How many.
     """
 
-    name: ClassVar[str] = "events-missed"
-    count: int
+    name: ClassVar[str] = "events-lost"
 
 
 @dataclass(frozen=True, slots=True)
 class GenericError(TunnelEvent):
-    """Something failed that belongs to no client."""
+    """Something failed that belongs to no client of a server; or what ended a client."""
 
     name: ClassVar[str] = "error"
     err: SapperError
@@ -205,11 +225,18 @@ class TunnelDestroyed(TunnelEvent):
 
 @dataclass(frozen=True, slots=True)
 class TunnelError(TunnelEvent):
-    """The connection between the two ends failed. At a client ``client_tunnel`` is ``None``."""
+    """The connection between the two ends failed.
+
+    Attributes:
+        err: Why.
+        client_tunnel: Whose, at a server.
+        client_connection: Which, at a client.
+    """
 
     name: ClassVar[str] = "tunnel-error"
     err: SapperError
     client_tunnel: ClientTunnel | None = None
+    client_connection: ClientConnection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,23 +271,39 @@ class VisitorError(TunnelEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class DataFromVisitor(TunnelEvent):
+class DataEvent(TunnelEvent):
+    """Payload moved. Who asked with ``payload=True`` gets a copy of the first bytes; its size is bounded.
+
+    Attributes:
+        bytes: How many bytes moved since the last such event.
+        payload: The first of them, where they were asked for.
+    """
+
+    bytes: int
+    payload: Bytes | None = field(repr=False, kw_only=True, default=None)
+
+    @property
+    def lost(self) -> int:
+        """Bytes that are not in ``payload``, though they were asked for."""
+        return 0 if self.payload is None else self.bytes - len(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFromVisitor(DataEvent):
     """So many bytes came since the last such event of the visitor."""
 
     name: ClassVar[str] = "data-from-visitor"
     client_tunnel: ClientTunnel
     visitor: StreamEnd
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class DataToVisitor(TunnelEvent):
+class DataToVisitor(DataEvent):
     """So many bytes went since the last such event of the visitor."""
 
     name: ClassVar[str] = "data-to-visitor"
     client_tunnel: ClientTunnel
     visitor: StreamEnd
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +311,7 @@ class TunnelConnectionEstablished(TunnelEvent):
     """The client is connected to the server."""
 
     name: ClassVar[str] = "tunnel-connection-established"
+    client_connection: ClientConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +319,7 @@ class AuthenticationCredentialsSent(TunnelEvent):
     """The client said who it is."""
 
     name: ClassVar[str] = "authentication-credentials-sent"
+    client_connection: ClientConnection
     authentication_credentials: Mapping[str, Any] = field(repr=False)
 
 
@@ -283,6 +328,7 @@ class TunnelProtocolConfirmed(TunnelEvent):
     """The server speaks W3PTUNL."""
 
     name: ClassVar[str] = "tunnel-protocol-confirmed"
+    client_connection: ClientConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +336,7 @@ class AuthenticationAcknowledged(TunnelEvent):
     """Visitors may come, at this public port."""
 
     name: ClassVar[str] = "authentication-acknowledged"
+    client_connection: ClientConnection
     assigned_port: int
 
 
@@ -298,6 +345,7 @@ class TunnelDisconnected(TunnelEvent):
     """The connection to the server is gone."""
 
     name: ClassVar[str] = "tunnel-disconnected"
+    client_connection: ClientConnection
     had_error: bool
 
 
@@ -342,18 +390,16 @@ class ServiceError(TunnelEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class DataToService(TunnelEvent):
+class DataToService(DataEvent):
     """So many bytes went since the last such event of the connection."""
 
     name: ClassVar[str] = "data-to-service"
     service: StreamEnd
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class DataFromService(TunnelEvent):
+class DataFromService(DataEvent):
     """So many bytes came since the last such event of the connection."""
 
     name: ClassVar[str] = "data-from-service"
     service: StreamEnd
-    bytes: int

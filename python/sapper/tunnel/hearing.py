@@ -9,28 +9,38 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar
 
 from sapper import _native
 from sapper._arguments import callback as check_callback
+from sapper._arguments import flag
 from sapper._event_queue import EventQueue
 from sapper._loop import LoopPost, running_post
 from sapper._options import config_error
 from sapper.errors import ApiMisuseError, ErrorContext, NotStartedError, SapperError
 from sapper.tunnel import events
-from sapper.tunnel.events import ClientTunnel, EventsMissed, StreamEnd, TunnelAddress, TunnelEvent
+from sapper.tunnel.events import (
+    ClientTunnel,
+    DataEvent,
+    EventsLost,
+    StreamEnd,
+    TunnelAddress,
+    TunnelEvent,
+)
 
 __all__ = ["Listener", "TunnelEvents", "TunnelObject", "answer_later", "end_of", "tunnel_of"]
 
 #: Hears an event; what it returns may be awaitable.
 Listener = Callable[[Any], object]
 
-#: Events that wait in one iterator at most; one that is further behind hears EventsMissed.
+#: Events that wait in one iterator at most; one that is further behind hears EventsLost.
 WAITING = 1024
 
-#: The two sorts of frequent events, which native code tells only when somebody listens.
-VISITORS, DATA = 1, 2
+#: The two sorts of frequent events, which native code tells only when somebody listens; and whether those of
+#: payload carry it.
+VISITORS, DATA, PAYLOAD = 1, 2, 4
 
 _SERVER: dict[str, type[events.TunnelEvent]] = {
     one.name: one
@@ -52,7 +62,7 @@ _SERVER: dict[str, type[events.TunnelEvent]] = {
         events.VisitorError,
         events.DataFromVisitor,
         events.DataToVisitor,
-        events.EventsMissed,
+        events.EventsLost,
     )
 }
 _CLIENT: dict[str, type[events.TunnelEvent]] = {
@@ -60,6 +70,7 @@ _CLIENT: dict[str, type[events.TunnelEvent]] = {
     for one in (
         events.TunnelConnectionEstablished,
         events.AuthenticationCredentialsSent,
+        events.GenericError,
         events.TunnelProtocolConfirmed,
         events.AuthenticationAcknowledged,
         events.TunnelError,
@@ -71,7 +82,7 @@ _CLIENT: dict[str, type[events.TunnelEvent]] = {
         events.ServiceError,
         events.DataToService,
         events.DataFromService,
-        events.EventsMissed,
+        events.EventsLost,
     )
 }
 
@@ -86,19 +97,20 @@ class TunnelEvents(EventQueue[TunnelEvent]):
     """The events of one server or client from the moment of asking, until it is closed."""
 
     def __init__(self, sorts: int) -> None:
-        super().__init__(WAITING, EventsMissed)
-        self._sorts = sorts
+        super().__init__(WAITING, EventsLost)
+        #: What it wants.
+        self.sorts = sorts
 
     def put(self, event: TunnelEvent) -> None:
         """Adds an event."""
-        if isinstance(event, EventsMissed):
+        if isinstance(event, EventsLost):
             self.miss(event.count)
         else:
             self.add(event)
 
     def wants(self, sort: int) -> bool:
         """Whether it wants events of this sort."""
-        return sort & self._sorts == sort
+        return sort & self.sorts == sort
 
 
 class TunnelObject(ABC):
@@ -107,7 +119,7 @@ class TunnelObject(ABC):
     _kinds: ClassVar[dict[str, type[TunnelEvent]]] = {}
 
     def __init__(self) -> None:
-        self._listeners: dict[str, list[Listener]] = {}
+        self._listeners: dict[str, list[tuple[Listener, bool]]] = {}
         self._streams: list[TunnelEvents] = []
         self._post: LoopPost | None = None
         self._key = 0
@@ -115,40 +127,48 @@ class TunnelObject(ABC):
         self._error: SapperError | None = None
         self._begun: asyncio.Future[Any] | None = None
 
-    def on(self, name: str, callback: Listener) -> None:
+    def on(self, name: str, callback: Listener, *, payload: bool = False) -> None:
         """Has ``callback`` called with each event of this name, on the event loop.
 
         Args:
             name: The event's name: ``"tunnel-created"``, …
             callback: Takes the event; a coroutine function is awaited apart.
+            payload: Whether a ``data-*`` event carries the first of its bytes. Without it no payload enters
+                Python.
 
         Raises:
-            ConfigError: There is no such event.
+            ConfigError: There is no such event, or it has no payload.
         """
         if name not in self._kinds:
             raise config_error("name", f"{name!r} is no event: {', '.join(self._kinds)}")
         check_callback(callback, "callback")
-        self._listeners.setdefault(name, []).append(callback)
+        if flag(payload, "payload") and _sort(name) != DATA:
+            raise config_error("payload", f"{name} carries none")
+        self._listeners.setdefault(name, []).append((callback, payload))
         self._watch()
 
     def off(self, name: str, callback: Listener) -> None:
         """Ends an :meth:`on`; one that was not there is ignored."""
         listeners = self._listeners.get(name, [])
-        if callback in listeners:
-            listeners.remove(callback)
-            self._watch()
+        for one in listeners:
+            if one[0] == callback:
+                listeners.remove(one)
+                self._watch()
+                return
 
-    def events(self, *, data: bool = False) -> TunnelEvents:
+    def events(self, *, data: bool = False, payload: bool = False) -> TunnelEvents:
         """An iterator over the events from now on, until the end.
 
         Args:
             data: Whether ``data-*`` events are among them.
+            payload: Whether they are, and carry the first of their bytes.
 
         Raises:
             ApiMisuseError: No event loop is running.
         """
         running_post()
-        stream = TunnelEvents(VISITORS | (DATA if data else 0))
+        sorts = DATA if flag(data, "data") else 0
+        stream = TunnelEvents(VISITORS | (DATA | PAYLOAD if flag(payload, "payload") else sorts))
         self._streams.append(stream)
         self._watch()
         return stream
@@ -189,9 +209,10 @@ class TunnelObject(ABC):
     def _wanted(self) -> int:
         wanted = 0
         for name, listeners in self._listeners.items():
-            wanted |= _sort(name) if listeners else 0
+            for _, payload in listeners:
+                wanted |= _sort(name) | (PAYLOAD if payload else 0)
         for stream in self._streams:
-            wanted |= VISITORS | (DATA if stream.wants(DATA) else 0)
+            wanted |= stream.sorts
         return wanted
 
     def _watch(self) -> None:
@@ -210,7 +231,7 @@ class TunnelObject(ABC):
         elif tag == "question":
             self._ask(value)
         elif tag == "lost":
-            self._tell(EventsMissed(value))
+            self._tell(EventsLost(value))
         elif tag == "closed":
             self._end(value)
 
@@ -232,12 +253,15 @@ class TunnelObject(ABC):
 
     def _tell(self, event: TunnelEvent) -> None:
         sort = _sort(event.name)
-        for listener in tuple(self._listeners.get(event.name, ())):
+        bare = event
+        if isinstance(event, DataEvent) and event.payload is not None:
+            bare = replace(event, payload=None)  # for those who did not ask for it
+        for listener, payload in tuple(self._listeners.get(event.name, ())):
             if self._post is not None:
-                self._post.run(listener, event)
+                self._post.run(listener, event if payload else bare)
         for stream in self._streams:
             if stream.wants(sort):
-                stream.put(event)
+                stream.put(event if stream.wants(PAYLOAD) else bare)
 
     @abstractmethod
     async def stop(self, drain: float = 0.0) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any, Self
 
 from sapper import _native
@@ -14,12 +15,14 @@ from sapper._arguments import callback as check_callback
 from sapper._arguments import seconds, whole
 from sapper._loop import running_post
 from sapper._options import config_error
+from sapper.errors import ClosedError
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tunnel import events
 from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
 from sapper.tunnel.options import ServerOptions
+from sapper.tunnel.status import TunnelStatus, VisitorStatus, tunnel_status, visitor_status
 
-__all__ = ["ConnectionFilter", "TunnelServer", "TunnelStatus", "VisitorFilter"]
+__all__ = ["ConnectionFilter", "TunnelServer", "VisitorFilter"]
 
 logger = logging.getLogger("sapper")
 
@@ -31,39 +34,6 @@ VisitorFilter = Callable[[events.ClientTunnel, str], bool | Awaitable[bool]]
 
 #: Without a filter everybody may have a tunnel: then only this machine is everybody.
 LOOPBACK = "localhost"
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelStatus:
-    """One tunnel as of now.
-
-    Attributes:
-        id: The client's number.
-        client_address: Where it comes from.
-        port: Its public port.
-        negotiated: Whether it is one of our own kind.
-        connected: Whether it is there; its visitors wait where it is not.
-        streams: Visitors now.
-        opened: Visitors since the beginning.
-        sent: Bytes to the client.
-        received: Bytes from it.
-        held: Bytes in memory.
-        rtt: Seconds of a round trip to the client, where it is known.
-        resumes: How often the session went on over a new connection.
-    """
-
-    id: int
-    client_address: str
-    port: int
-    negotiated: bool
-    connected: bool
-    streams: int
-    opened: int
-    sent: int
-    received: int
-    held: int
-    rtt: float | None
-    resumes: int
 
 
 class TunnelServer(TunnelObject):
@@ -106,6 +76,8 @@ class TunnelServer(TunnelObject):
         self._filter: ConnectionFilter | None = None
         self._addresses: tuple[str, ...] = ()
         self._port: int | None = None
+        #: Where it listens, since it was started: the main port as asked for, its host, that of public ports.
+        self._place: tuple[int, str | None, str | None] | None = None
         self.connection_filter = connection_filter
 
     @property
@@ -147,6 +119,11 @@ class TunnelServer(TunnelObject):
         """Where the main port listens."""
         return self._addresses
 
+    @property
+    def running(self) -> bool:
+        """Whether it listens."""
+        return self._port is not None and self._native is not None
+
     async def start(self, port: int = 9000) -> int:
         """Listens.
 
@@ -162,32 +139,11 @@ class TunnelServer(TunnelObject):
             BindError: The port cannot be had.
             ConfigError: The file of leases cannot be read, or an entry of a list of addresses is none.
         """
-        whole(port, "port", 0, 65_535)
-        host, visitor_host = self._hosts()
-        options = self._options
+        self._place = (whole(port, "port", 0, 65_535), *self._hosts())
         mailbox, key = self._begin()
         try:
             native = self._native = _native.TunnelServer(
-                {
-                    "host": host,
-                    "port": port,
-                    "visitor_host": visitor_host,
-                    "public_ports": options.public_ports,
-                    "tls": None if self._tls is None else self._tls.native,
-                    "visitor_tls": None if self._visitor_tls is None else self._visitor_tls.native,
-                    "filter": options.filter_timeout,
-                    "visitor_filter": None if self._visitor_filter is None else options.filter_timeout,
-                    "allow_visitors": None if options.allow_visitors is None else [*options.allow_visitors],
-                    "deny_visitors": [*options.deny_visitors],
-                    "visitor_rate": None
-                    if options.visitor_rate is None
-                    else (options.visitor_rate, options.visitor_burst),
-                    "max_clients": options.max_clients,
-                    "max_visitors": options.max_visitors,
-                    "lease_file": options.lease_file,
-                    "lease_time": options.lease_time,
-                    "common": options._common(),
-                },
+                self._values(),
                 self._wanted,
                 mailbox,
                 key,
@@ -203,6 +159,91 @@ class TunnelServer(TunnelObject):
             raise
         self._port = int(self._addresses[0].rpartition(":")[2])
         return self._port
+
+    async def reload(
+        self,
+        options: ServerOptions | None = None,
+        *,
+        visitor_filter: VisitorFilter | EllipsisType | None = ...,
+        tls: TlsConfig | Credentials | EllipsisType | None = ...,
+        visitor_tls: TlsConfig | Credentials | EllipsisType | None = ...,
+    ) -> None:
+        """Does otherwise from now on; no stream is cut.
+
+        Clients and visitors that come meet what is given here; who is there keeps what it began with. Without
+        arguments the files of its TLS configurations are read again.
+
+        Args:
+            options: All of them. ``host``, ``max_clients`` and ``lease_file`` have to be what they were: they
+                need another server.
+            visitor_filter: ``...`` is the one that it has; so for the next two.
+            tls: TLS at the main port.
+            visitor_tls: TLS at public ports.
+
+        Raises:
+            ConfigError: A value is wrong; what was there stays in use.
+            ClosedError: The server does not run.
+        """
+        native = self._native
+        if not isinstance(native, _native.TunnelServer):
+            raise ClosedError("the server does not run")
+        if options is None and visitor_filter is ... and tls is ... and visitor_tls is ...:
+            for config in {id(one): one for one in (self._tls, self._visitor_tls)}.values():
+                if config is not None:
+                    await asyncio.to_thread(config.reload)
+            return
+        given: object = options
+        if not isinstance(given, ServerOptions | None):
+            raise config_error("options", "must be ServerOptions", "wrong_type")
+        if visitor_filter is not ...:
+            check_callback(visitor_filter, "visitor_filter")
+        kept = (self._options, self._visitor_filter, self._tls, self._visitor_tls, self._place)
+        try:
+            if options is not None:
+                self._options, before = options, self._options
+                port, host, visitor_host = self._place or (0, None, None)
+                if options.host != before.host:
+                    raise config_error("host", "cannot be changed while the server runs")
+                if options.visitor_host != before.visitor_host:
+                    visitor_host = self._hosts()[1]
+                self._place = (port, host, visitor_host)
+            if visitor_filter is not ...:
+                self._visitor_filter = visitor_filter
+            if tls is not ...:
+                self._tls = None if tls is None else TlsConfig.of(tls, field="tls")
+            if visitor_tls is not ...:
+                self._visitor_tls = (
+                    None if visitor_tls is None else TlsConfig.of(visitor_tls, field="visitor_tls")
+                )
+            native.reload(self._values())
+        except BaseException:
+            (self._options, self._visitor_filter, self._tls, self._visitor_tls, self._place) = kept
+            raise
+
+    def _values(self) -> _native.TunnelServerDict:
+        """As the binding takes it."""
+        options = self._options
+        port, host, visitor_host = self._place or (0, None, None)
+        return {
+            "host": host,
+            "port": port,
+            "visitor_host": visitor_host,
+            "public_ports": options.public_ports,
+            "tls": None if self._tls is None else self._tls.native,
+            "visitor_tls": None if self._visitor_tls is None else self._visitor_tls.native,
+            "filter": options.filter_timeout,
+            "visitor_filter": None if self._visitor_filter is None else options.filter_timeout,
+            "allow_visitors": None if options.allow_visitors is None else [*options.allow_visitors],
+            "deny_visitors": [*options.deny_visitors],
+            "visitor_rate": None
+            if options.visitor_rate is None
+            else (options.visitor_rate, options.visitor_burst),
+            "max_clients": options.max_clients,
+            "max_visitors": options.max_visitors,
+            "lease_file": options.lease_file,
+            "lease_time": options.lease_time,
+            "common": options._common(),
+        }
 
     async def stop(self, drain: float = 0.0) -> None:
         """Ends it and waits until everything is closed; a server that is closed stays so.
@@ -222,7 +263,19 @@ class TunnelServer(TunnelObject):
         """Every tunnel as of now."""
         if not isinstance(self._native, _native.TunnelServer):
             return ()
-        return tuple(_status(one) for one in self._native.tunnels())
+        return tuple(tunnel_status(one) for one in self._native.tunnels())
+
+    def visitors(self, tunnel: int | None = None, *, most: int = 1000) -> tuple[VisitorStatus, ...]:
+        """Visitors as of now, those who came first.
+
+        Args:
+            tunnel: The ``id`` of a tunnel; ``None``: of all.
+            most: So many at most.
+        """
+        whole(most, "most", 0, 1_000_000)
+        if not isinstance(self._native, _native.TunnelServer):
+            return ()
+        return tuple(visitor_status(one) for one in self._native.visitors(tunnel, most))
 
     async def __aenter__(self) -> Self:
         if self._begun is None:
@@ -250,7 +303,7 @@ class TunnelServer(TunnelObject):
         if name == "visitor-error":
             return events.VisitorError(tunnel, end_of(values), values["error"])
         if name.startswith("data-"):
-            return kind(tunnel, end_of(values), values["bytes"])
+            return kind(values["bytes"], tunnel, end_of(values), payload=values["payload"])
         if name.startswith("visitor-"):
             return kind(tunnel, end_of(values))
         return kind(tunnel)
@@ -275,23 +328,6 @@ class TunnelServer(TunnelObject):
             return about_visitors is not None and about_visitors(tunnel_of(subject), subject["visitor"])
         about_clients = self._filter
         return True if about_clients is None else about_clients(json.loads(subject["credentials"]))
-
-
-def _status(one: _native.TunnelStatusDict) -> TunnelStatus:
-    return TunnelStatus(
-        id=one["id"],
-        client_address=one["client"],
-        port=one["port"],
-        negotiated=one["negotiated"],
-        connected=one["connected"],
-        streams=one["streams"],
-        opened=one["opened"],
-        sent=one["sent"],
-        received=one["received"],
-        held=one["held"],
-        rtt=one["rtt"],
-        resumes=one["resumes"],
-    )
 
 
 def _is_loopback(host: str) -> bool:

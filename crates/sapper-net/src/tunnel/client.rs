@@ -2,8 +2,8 @@
 //!
 //! What is not here: what a link does while it works ([`link`](super::link)).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
@@ -11,15 +11,16 @@ use sapper_proto::tunnel::backoff::Backoff;
 use sapper_proto::tunnel::frame::{Capabilities, Code};
 use sapper_proto::tunnel::mux::Mux;
 use sapper_proto::tunnel::w3p::{Acknowledgement, ClientHandshake, Refusal, Retry};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::greeting::{self, ClientWords, final_port};
 use super::link::{End, Exit, Link};
+use super::live::Live;
 use super::notice::{Notice, Teller};
 use super::public::shake;
-use super::service::{Dialer, Service};
-use super::{Common, Live, MOST_UNSENT, TunnelStats, entropy, random};
+use super::service::{Dialer, Service, Target};
+use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::runtime;
@@ -58,14 +59,34 @@ pub struct ClientOptions {
     pub common: Common,
 }
 
+impl ClientOptions {
+    fn check(&self) -> Result<()> {
+        ClientHandshake::new(&self.credentials, Duration::MAX)
+            .map_err(|error| Error::config("authentication_credentials", error.to_string()))?;
+        if let Some((config, name)) = &self.tls {
+            config.check(&Role::Client { server_name: name.clone() })?;
+        }
+        Ok(())
+    }
+
+    fn target(&self) -> Target {
+        let Self { service, dial_timeout, send_proxy, .. } = self;
+        Target { service: service.clone(), timeout: *dial_timeout, proxy: *send_proxy }
+    }
+}
+
 /// The handle. Dropped, the client ends.
 pub struct Client {
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    options: Mutex<Arc<ClientOptions>>,
+    dialer: Arc<Dialer>,
+    /// Others are there: a pause is over.
+    reloaded: Notify,
     stopping: watch::Sender<Option<Duration>>,
-    waiting: std::sync::Mutex<Waiting>,
+    waiting: Mutex<Waiting>,
     teller: Arc<Teller>,
     live: Arc<Live>,
     port: AtomicU16,
@@ -86,23 +107,31 @@ impl Client {
         watched: u8,
     ) -> Result<Self> {
         // Refused before anything is done.
-        let deadline = Duration::MAX;
-        ClientHandshake::new(&options.credentials, deadline)
-            .map_err(|error| Error::config("authentication_credentials", error.to_string()))?;
-        if let Some((config, name)) = &options.tls {
-            config.check(&Role::Client { server_name: name.clone() })?;
-        }
+        options.check()?;
         let teller = Arc::new(Teller::new(mailbox, key));
         teller.watch(watched);
         let shared = Arc::new(Shared {
+            dialer: Dialer::new(options.target()),
+            options: Mutex::new(Arc::new(options)),
+            reloaded: Notify::new(),
             stopping: watch::Sender::new(None),
-            waiting: std::sync::Mutex::default(),
+            waiting: Mutex::default(),
             teller,
             live: Arc::default(),
             port: AtomicU16::new(0),
         });
-        runtime::spawn("tunnel client", run(options, Arc::clone(&shared)))?;
+        runtime::spawn("tunnel client", run(Arc::clone(&shared)))?;
         Ok(Self { shared })
+    }
+
+    /// Another service from the next visitor on; another server, other credentials and all else from the next
+    /// connection to the server on. Streams that are there stay.
+    pub fn reload(&self, options: ClientOptions) -> Result<()> {
+        options.check()?;
+        self.shared.dialer.replace(options.target());
+        *lock(&self.shared.options) = Arc::new(options);
+        self.shared.reloaded.notify_one();
+        Ok(())
     }
 
     /// Which of the frequent events are wanted.
@@ -119,7 +148,7 @@ impl Client {
 
     /// Answers when it has ended.
     pub fn wait_closed(&self, reply: Reply) {
-        let mut waiting = self.shared.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut waiting = lock(&self.shared.waiting);
         if waiting.over {
             reply.send(Ok(Value::Unit));
         } else {
@@ -131,6 +160,11 @@ impl Client {
     pub fn stats(&self) -> (Option<u16>, TunnelStats) {
         let port = self.shared.port.load(Ordering::Relaxed);
         ((port != 0).then_some(port), self.shared.live.stats())
+    }
+
+    /// Its visitors, those who came first, at most so many.
+    pub fn visitors(&self, most: usize) -> Vec<VisitorStats> {
+        self.shared.live.visitors(most)
     }
 }
 
@@ -162,16 +196,23 @@ impl From<Error> for Refused {
     }
 }
 
-async fn run(options: ClientOptions, shared: Arc<Shared>) {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn run(shared: Arc<Shared>) {
     let mut stopping = shared.stopping.subscribe();
-    let mut error = work(&options, &shared, &mut stopping).await.err();
+    let mut error = work(&shared, &mut stopping).await.err();
     if stopping.borrow().is_some() {
         error = None;
     }
     shared.port.store(0, Ordering::Relaxed);
+    if error.is_some() {
+        shared.teller.tell(Notice { name: "error", error: error.clone(), ..Notice::default() });
+    }
     shared.teller.tell(Notice { name: "tunnel-client-end", ..Notice::default() });
     let replies = {
-        let mut waiting = shared.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut waiting = lock(&shared.waiting);
         waiting.over = true;
         std::mem::take(&mut waiting.replies)
     };
@@ -185,19 +226,21 @@ async fn stopped(stopping: &mut watch::Receiver<Option<Duration>>) {
     let _ = stopping.wait_for(Option::is_some).await;
 }
 
-async fn work(
-    options: &ClientOptions,
-    shared: &Shared,
-    stopping: &mut watch::Receiver<Option<Duration>>,
-) -> Result<()> {
-    let dialer = Dialer::new(options.service.clone(), options.dial_timeout, options.send_proxy);
+async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>) -> Result<()> {
     let instance: [u8; 16] = random()?;
-    let instance = instance.iter().map(|byte| format!("{byte:02x}")).collect();
-    let words = ClientWords { instance, lease: options.lease.clone() }.encode();
-    let (first, longest) = options.reconnect.unwrap_or_default();
-    let mut backoff = Backoff::new(first, longest);
+    let instance: String = instance.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
+    let mut pauses = None;
     let mut link: Option<Link> = None;
     loop {
+        let options = Arc::clone(&lock(&shared.options));
+        let options = &*options;
+        if pauses != options.reconnect {
+            let (first, longest) = options.reconnect.unwrap_or_default();
+            backoff = Backoff::new(first, longest);
+            pauses = options.reconnect;
+        }
+        let words = ClientWords { instance: instance.clone(), lease: options.lease.clone() }.encode();
         let began = Instant::now();
         let granted = tokio::select! {
             biased;
@@ -206,10 +249,10 @@ async fn work(
             () = keep_alive(&mut link) => unreachable!("it never returns"),
         };
         let (mut ended, mut retry) = match granted {
-            Ok(granted) => match attach(&mut link, granted, &dialer, &words, options, shared) {
+            Ok(granted) => match attach(&mut link, granted, &words, options, shared) {
                 Ok(()) => {
                     let working = link.as_mut().expect("it was attached");
-                    let ended = tunnel(working, options, shared, stopping).await;
+                    let ended = tunnel(working, shared, stopping).await;
                     if !ended.1 {
                         link = None;
                     }
@@ -235,7 +278,7 @@ async fn work(
         if began.elapsed() >= WORKED {
             backoff.reset();
         }
-        if options.reconnect.is_none() {
+        if lock(&shared.options).reconnect.is_none() {
             retry = Retry::Never;
         }
         let pause = match retry {
@@ -249,6 +292,7 @@ async fn work(
             biased;
             () = stopped(stopping) => return Ok(()),
             () = sleep(pause) => {}
+            () = shared.reloaded.notified() => {}
             () = keep_alive(&mut link) => unreachable!("it never returns"),
         }
     }
@@ -311,7 +355,6 @@ fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
 fn attach(
     link: &mut Option<Link>,
     granted: Granted,
-    dialer: &Arc<Dialer>,
     words: &[u8],
     options: &ClientOptions,
     shared: &Shared,
@@ -332,7 +375,7 @@ fn attach(
     let application = capabilities.map(|_| words.to_vec());
     let mut mux = Mux::initiator(options.common.mux(), application, Duration::ZERO);
     mux.share(Arc::clone(super::budget()));
-    let end = End::Client(Arc::clone(dialer));
+    let end = End::Client(Arc::clone(&shared.dialer));
     *link = Some(Link::new(mux, carrier, &rest, end, Arc::clone(&shared.teller), began));
     if capabilities.is_none() {
         acknowledged(shared, port);
@@ -348,7 +391,6 @@ fn acknowledged(shared: &Shared, port: u16) {
 /// Works until the carrier is gone; what was wrong, and whether the streams wait for another one.
 async fn tunnel(
     link: &mut Link,
-    options: &ClientOptions,
     shared: &Shared,
     stopping: &mut watch::Receiver<Option<Duration>>,
 ) -> (Option<Error>, bool) {
@@ -384,7 +426,7 @@ async fn tunnel(
             Exit::Resumed => acknowledged(shared, shared.port.load(Ordering::Relaxed)),
             Exit::CarrierLost(error, waits) => {
                 disconnected(&error);
-                return (error, waits && options.reconnect.is_some());
+                return (error, waits && lock(&shared.options).reconnect.is_some());
             }
             Exit::Broken(error) => {
                 let error = Some(error);

@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep};
 
 use self::jobs::Jobs;
 use self::slots::Slots;
-use super::Live;
+use super::live::Live;
 use super::notice::{DATA, Notice, Teller, TunnelInfo};
 use super::payload::Payload;
 use super::public::PublicPort;
@@ -199,6 +199,7 @@ impl Link {
                 return Poll::Ready(exit);
             }
             if self.leaving && self.slots.is_empty() && self.jobs.is_empty() && self.mux.is_idle() {
+                self.live.note(&self.mux);
                 return Poll::Ready(Exit::Idle);
             }
             if !moved {
@@ -207,6 +208,7 @@ impl Link {
                 return Poll::Pending;
             }
         }
+        self.live.note(&self.mux);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -394,10 +396,11 @@ impl Link {
 
     /// Bytes of a stream moved: told later, together with what else moves until then.
     fn note_data(&mut self, key: StreamKey, from: u64, to: u64) {
+        let Some(slot) = self.slots.get_mut(key) else { return };
+        slot.listed.moved(from, to);
         if !self.teller.wants(DATA) {
             return;
         }
-        let Some(slot) = self.slots.get_mut(key) else { return };
         let first = slot.untold == (0, 0);
         slot.untold.0 += from;
         slot.untold.1 += to;
@@ -411,15 +414,14 @@ impl Link {
         matches!(self.end, End::Server(_))
     }
 
-    fn tell_stream(&self, names: [&'static str; 2], key: StreamKey, bytes: u64, error: Option<Error>) {
+    /// Tells of a stream what `notice` says.
+    fn tell_stream(&self, names: [&'static str; 2], key: StreamKey, notice: Notice) {
         let Some(slot) = self.slots.get(key) else { return };
         self.teller.tell(Notice {
             name: names[usize::from(!self.is_server())],
             tunnel: self.info.clone(),
             stream: Some((slot.number, slot.visitor.map_or_else(String::new, |(from, _)| from.to_string()))),
-            bytes,
-            error,
-            ..Notice::default()
+            ..notice
         });
     }
 }
@@ -427,6 +429,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.awake.close();
+        self.live.emptied();
     }
 }
 

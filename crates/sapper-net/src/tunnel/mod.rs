@@ -3,13 +3,14 @@
 //! - [`server`]: takes clients, gives each a public port, keeps their sessions and leases.
 //! - [`client`]: connects, shakes hands, connects again.
 //! - `link`: one tunnel at work, the same at both ends.
-//! - [`notice`]: what is told; [`service`]: what a client exposes.
+//! - [`notice`]: what is told; `live`: what can be asked for; [`service`]: what a client exposes.
 //!
 //! The wire and every state machine are `sapper_proto::tunnel`'s; docs/tunnel.md has the behaviour.
 
 pub mod client;
 mod greeting;
 mod link;
+mod live;
 pub mod notice;
 mod payload;
 mod public;
@@ -18,10 +19,11 @@ pub mod service;
 mod wake;
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::tunnel::mux::{Config, Overflow};
+
+pub use live::{TunnelStats, VisitorStats};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,50 +47,6 @@ pub struct Common {
 impl Common {
     fn mux(&self) -> Config {
         Config { overflow: self.overflow, linger: Some(self.linger), grace: self.grace, ..Config::default() }
-    }
-}
-
-/// What a tunnel does, written down by its task after each of its turns. A lock rather than a number each: a
-/// reader sees one moment.
-#[derive(Debug, Default)]
-pub struct Live(Mutex<TunnelStats>);
-
-/// What a tunnel did and holds, at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TunnelStats {
-    /// Open streams.
-    pub streams: u64,
-    /// Streams since the beginning.
-    pub opened: u64,
-    /// Payload towards the other end of the tunnel.
-    pub sent: u64,
-    /// Payload from it.
-    pub received: u64,
-    /// Bytes in memory: unread by sockets, or waiting to be sent or acknowledged.
-    pub held: u64,
-    /// The smoothed round trip, where it is known.
-    pub rtt: Option<Duration>,
-    /// Carriers after the first.
-    pub resumes: u64,
-}
-
-impl Live {
-    fn note(&self, mux: &sapper_proto::tunnel::mux::Mux<payload::Payload>) {
-        let (gauges, stats) = (mux.gauges(), mux.stats());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = TunnelStats {
-            streams: gauges.streams as u64,
-            opened: stats.opened + stats.accepted,
-            sent: stats.payload.0,
-            received: stats.payload.1,
-            held: (gauges.held + gauges.unread) as u64,
-            rtt: gauges.rtt,
-            resumes: stats.resumes,
-        };
-    }
-
-    /// Now.
-    pub fn stats(&self) -> TunnelStats {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -27,34 +27,42 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 /// A listening port and who waits at it.
 pub(super) struct PublicPort {
     accepting: BoxFuture<(Listener, Result<AcceptedSocket>)>,
-    door: Door,
+    gate: Arc<Gate>,
 }
 
 /// Somebody who connected.
 pub(super) struct Visitor {
     socket: AcceptedSocket,
-    door: Door,
+    /// As it was when the visitor came.
+    door: Arc<PublicOptions>,
 }
 
-/// What a visitor passes before it gets a stream.
-#[derive(Clone)]
-struct Door {
-    rule: Arc<VisitorRule>,
-    frequency: Option<Arc<Frequency>>,
-    ask: Option<Duration>,
-    tls: Option<SharedTlsConfig>,
-    handshake: Duration,
+/// How public ports are made, and what a visitor passes before it gets a stream. Exchanged while they
+/// listen: each visitor meets what is current when it comes.
+pub(super) struct Gate(Mutex<Arc<PublicOptions>>);
+
+impl Gate {
+    pub(super) fn new(options: PublicOptions) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Arc::new(options))))
+    }
+
+    pub(super) fn current(&self) -> Arc<PublicOptions> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn replace(&self, options: PublicOptions) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(options);
+    }
 }
 
-/// How public ports are made.
-#[derive(Clone)]
+/// What there is at a gate.
 pub(super) struct PublicOptions {
     pub(super) host: Option<String>,
     pub(super) max_visitors: u32,
     pub(super) tls: Option<SharedTlsConfig>,
     pub(super) handshake: Duration,
     /// Who may come in, by address.
-    pub(super) rule: Arc<VisitorRule>,
+    pub(super) rule: VisitorRule,
     /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
     pub(super) ask: Option<Duration>,
     /// How often one address may come, whichever port.
@@ -72,6 +80,12 @@ impl Frequency {
         Self { rate, buckets: Mutex::default() }
     }
 
+    /// The same where the rate is: who came too often before still did.
+    pub(super) fn kept(before: Option<&Arc<Self>>, rate: Rate) -> Arc<Self> {
+        let same = before.filter(|before| before.rate == rate);
+        same.map_or_else(|| Arc::new(Self::new(rate)), Arc::clone)
+    }
+
     fn allows(&self, address: IpAddr) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         buckets.take(address, &self.rate, std::time::Instant::now())
@@ -80,24 +94,18 @@ impl Frequency {
 
 impl PublicPort {
     /// Binds it on this thread's event loop.
-    pub(super) async fn bind(port: u16, options: &PublicOptions) -> Result<Self> {
+    pub(super) async fn bind(port: u16, gate: &Arc<Gate>) -> Result<Self> {
+        let options = gate.current();
         let address = ListenAddress::Tcp { host: options.host.clone(), port };
         let listen = ListenOptions { max_connections: options.max_visitors, ..ListenOptions::default() };
         let listener = Listener::bind(&address, &listen, Instant::now() + LOOK_UP).await?;
-        let door = Door {
-            rule: Arc::clone(&options.rule),
-            frequency: options.frequency.clone(),
-            ask: options.ask,
-            tls: options.tls.clone(),
-            handshake: options.handshake,
-        };
-        Ok(Self { accepting: Box::pin(accept(listener)), door })
+        Ok(Self { accepting: Box::pin(accept(listener)), gate: Arc::clone(gate) })
     }
 
     pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Visitor>> {
         let (listener, accepted) = ready!(self.accepting.as_mut().poll(cx));
         self.accepting = Box::pin(accept(listener));
-        let door = self.door.clone();
+        let door = self.gate.current();
         Poll::Ready(accepted.map(|socket| Visitor { socket, door }))
     }
 }
@@ -131,7 +139,7 @@ impl Visitor {
                 return Err(Box::pin(std::future::ready(Err(denied(&format!("{who} may not visit"))))));
             }
         };
-        if door.frequency.is_some_and(|frequency| !frequency.allows(from.ip())) {
+        if door.frequency.as_ref().is_some_and(|frequency| !frequency.allows(from.ip())) {
             stream.reset(0);
             let error = Error::new(ErrorKind::ResourceLimit, format!("{} visits too often", from.ip()))
                 .with_phase(Phase::Handshake)
@@ -145,15 +153,19 @@ impl Visitor {
                     stream.reset(0);
                     return Err(denied(&format!("the visitor filter did not let {from} in")));
                 }
-                match door.tls {
-                    Some(tls) => shake(stream, tls, Role::Server, Vec::new(), door.handshake).await,
+                match &door.tls {
+                    Some(tls) => {
+                        shake(stream, Arc::clone(tls), Role::Server, Vec::new(), door.handshake).await
+                    }
                     None => Ok(stream),
                 }
             }));
         }
-        match door.tls {
+        match &door.tls {
             None => Ok(stream),
-            Some(tls) => Err(Box::pin(shake(stream, tls, Role::Server, Vec::new(), door.handshake))),
+            Some(tls) => {
+                Err(Box::pin(shake(stream, Arc::clone(tls), Role::Server, Vec::new(), door.handshake)))
+            }
         }
     }
 }

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use self::registry::Registry;
 use super::notice::{Notice, Teller, TunnelInfo};
-use super::public::{Frequency, PublicOptions};
-use super::{Common, MOST_UNSENT, TunnelStats};
+use super::public::{Frequency, Gate, PublicOptions};
+use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::proxy::Rate;
@@ -69,6 +69,58 @@ pub struct ServerOptions {
     pub common: Common,
 }
 
+impl ServerOptions {
+    fn check(&self) -> Result<()> {
+        for (config, field) in [(&self.tls, "tls"), (&self.visitor_tls, "visitor_tls")] {
+            if let Some(config) = config {
+                config.check(&Role::Server).map_err(|error| error.with_field(field))?;
+            }
+        }
+        if self.max_clients == 0 {
+            return Err(Error::config("max_clients", "must be at least 1"));
+        }
+        if self.max_visitors == 0 {
+            return Err(Error::config("max_visitors", "must be at least 1"));
+        }
+        if let Some(rate) = &self.visitor_rate {
+            rate.check().map_err(|error| error.with_field("visitor_rate"))?;
+        }
+        let (first, last) = self.public_ports;
+        if first == 0 || first > last {
+            return Err(Error::config("public_ports", format!("{first} to {last} is no range of ports")));
+        }
+        Ok(())
+    }
+
+    /// What visitors meet. Who came too often `before` is remembered where the rate is the same.
+    fn public(&self, before: Option<&PublicOptions>) -> PublicOptions {
+        let before = before.and_then(|before| before.frequency.as_ref());
+        PublicOptions {
+            host: self.visitor_host.clone(),
+            max_visitors: self.max_visitors,
+            tls: self.visitor_tls.clone(),
+            handshake: self.common.handshake_timeout,
+            rule: self.visitors.clone(),
+            ask: self.visitor_filter,
+            frequency: self.visitor_rate.map(|rate| Frequency::kept(before, rate)),
+        }
+    }
+
+    /// What only a new server can have otherwise.
+    fn same_place(&self, other: &Self) -> Result<()> {
+        let fields = [
+            ("host", self.host == other.host),
+            ("port", self.port == other.port),
+            ("max_clients", self.max_clients == other.max_clients),
+            ("lease_file", self.lease_file == other.lease_file),
+        ];
+        match fields.iter().find(|(_, same)| !same) {
+            Some((field, _)) => Err(Error::config(field, "cannot be changed while the server runs")),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The handle. Dropped, the server stops.
 pub struct Server {
     shared: Arc<Shared>,
@@ -76,8 +128,8 @@ pub struct Server {
 
 /// What the tasks of a server share.
 struct Shared {
-    options: ServerOptions,
-    public: PublicOptions,
+    options: Mutex<Arc<ServerOptions>>,
+    gate: Arc<Gate>,
     teller: Arc<Teller>,
     registry: Mutex<Registry>,
     changed: Notify,
@@ -100,35 +152,13 @@ impl Server {
         key: u64,
         watched: u8,
     ) -> Result<Self> {
-        for (config, field) in [(&options.tls, "tls"), (&options.visitor_tls, "visitor_tls")] {
-            if let Some(config) = config {
-                config.check(&Role::Server).map_err(|error| error.with_field(field))?;
-            }
-        }
-        if options.max_clients == 0 {
-            return Err(Error::config("max_clients", "must be at least 1"));
-        }
-        if options.max_visitors == 0 {
-            return Err(Error::config("max_visitors", "must be at least 1"));
-        }
-        if let Some(rate) = &options.visitor_rate {
-            rate.check().map_err(|error| error.with_field("visitor_rate"))?;
-        }
+        options.check()?;
         let registry = Registry::open(&options)?;
         let teller = Arc::new(Teller::new(mailbox, key));
         teller.watch(watched);
-        let public = PublicOptions {
-            host: options.visitor_host.clone(),
-            max_visitors: options.max_visitors,
-            tls: options.visitor_tls.clone(),
-            handshake: options.common.handshake_timeout,
-            rule: Arc::new(options.visitors.clone()),
-            ask: options.visitor_filter,
-            frequency: options.visitor_rate.map(|rate| Arc::new(Frequency::new(rate))),
-        };
         let shared = Arc::new(Shared {
-            options,
-            public,
+            gate: Gate::new(options.public(None)),
+            options: Mutex::new(Arc::new(options)),
             teller,
             registry: Mutex::new(registry),
             changed: Notify::new(),
@@ -137,6 +167,18 @@ impl Server {
         });
         runtime::spawn("tunnel server", run(Arc::clone(&shared)))?;
         Ok(Self { shared })
+    }
+
+    /// Other options from here on, for clients and visitors that come; those that are there keep what they
+    /// began with, and their streams. Where it listens and where leases are kept stays.
+    pub fn reload(&self, options: ServerOptions) -> Result<()> {
+        options.check()?;
+        let mut current = lock(&self.shared.options);
+        current.same_place(&options)?;
+        self.shared.gate.replace(options.public(Some(&self.shared.gate.current())));
+        lock(&self.shared.registry).reload(&options);
+        *current = Arc::new(options);
+        Ok(())
     }
 
     /// Which of the frequent events are wanted.
@@ -165,6 +207,11 @@ impl Server {
     pub fn tunnels(&self) -> Vec<(Arc<TunnelInfo>, bool, TunnelStats)> {
         lock(&self.shared.registry).tunnels()
     }
+
+    /// Visitors of one tunnel, or of all: the tunnel's number with each, at most so many.
+    pub fn visitors(&self, tunnel: Option<u64>, most: usize) -> Vec<(u64, VisitorStats)> {
+        lock(&self.shared.registry).visitors(tunnel, most)
+    }
 }
 
 impl Drop for Server {
@@ -178,6 +225,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// As they are now.
+    fn options(&self) -> Arc<ServerOptions> {
+        Arc::clone(&lock(&self.options))
+    }
+
     fn tell(&self, notice: Notice) {
         self.teller.tell(notice);
     }
@@ -219,7 +271,7 @@ async fn run(shared: Arc<Shared>) {
 }
 
 async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
-    let options = &shared.options;
+    let options = shared.options();
     let address = ListenAddress::Tcp { host: options.host.clone(), port: options.port };
     let listen = ListenOptions {
         max_connections: options.max_clients,

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::{Addresses, Details, Header, Version};
@@ -29,26 +29,37 @@ pub enum Service {
 /// This machine, in the order in which it is tried.
 const LOCAL: [&str; 2] = ["127.0.0.1", "::1"];
 
+/// What is dialled, and how.
+pub(super) struct Target {
+    pub(super) service: Service,
+    pub(super) timeout: Duration,
+    /// The service hears who visits, in a header of this version.
+    pub(super) proxy: Option<Version>,
+}
+
 /// Dials the service.
 pub(super) struct Dialer {
-    service: Service,
-    timeout: Duration,
-    /// The service hears who visits, in a header of this version.
-    proxy: Option<Version>,
+    /// Exchanged while it works: a connection goes to what is current when its visitor comes.
+    target: Mutex<Arc<Target>>,
     /// Which of this machine's addresses answered last.
     answers: AtomicUsize,
 }
 
 impl Dialer {
-    pub(super) fn new(service: Service, timeout: Duration, proxy: Option<Version>) -> Arc<Self> {
-        Arc::new(Self { service, timeout, proxy, answers: AtomicUsize::new(0) })
+    pub(super) fn new(target: Target) -> Arc<Self> {
+        Arc::new(Self { target: Mutex::new(Arc::new(target)), answers: AtomicUsize::new(0) })
+    }
+
+    pub(super) fn replace(&self, target: Target) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(target);
     }
 
     /// One connection, for a visitor from the first of the two addresses to the second, where that is known.
     pub(super) async fn dial(self: Arc<Self>, visitor: Option<(SocketAddr, SocketAddr)>) -> Connected {
-        let deadline = Instant::now() + self.timeout;
+        let target = Arc::clone(&self.target.lock().unwrap_or_else(PoisonError::into_inner));
+        let deadline = Instant::now() + target.timeout;
         let options = ConnectOptions::default();
-        let stream = match &self.service {
+        let stream = match &target.service {
             Service::Unix(path) => connect_unix(&UnixAddress::Path(path.clone()), deadline).await?,
             Service::Tcp(host, port) => connect_tcp(host, *port, &options, deadline).await?,
             Service::Local(port) => {
@@ -69,7 +80,7 @@ impl Dialer {
             }
         };
         let mut stream: BoxStream = Box::new(stream);
-        if let Some(version) = self.proxy {
+        if let Some(version) = target.proxy {
             let header = header(version, visitor);
             let told = timeout_at(deadline, ops::write_all(stream.as_mut(), &header)).await;
             told.unwrap_or_else(|_| {

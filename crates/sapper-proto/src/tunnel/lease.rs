@@ -145,6 +145,12 @@ impl Leases {
         never.or_else(lapsed)
     }
 
+    /// Other ports, and another time, for those who come from here on; who has one keeps it.
+    pub fn reload(&mut self, first: u16, last: u16, keep: Duration) {
+        (self.first, self.last) = (first.max(1), last.max(first).max(1));
+        self.keep = keep;
+    }
+
     /// The tunnel of that port ended. The lease stays its token's.
     pub fn release(&mut self, port: u16, now: u64) {
         if let Some(lease) = self.by_port.get_mut(&port) {
@@ -258,6 +264,16 @@ mod tests {
         assert_eq!((leases.len(), leases.owner(40_000)), (3, None));
         leases.lost(40_001);
         assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 1), Ok(40_001));
+    }
+
+    #[test]
+    fn other_ports_are_for_those_who_come() {
+        let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
+        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(1), 0, 0), Ok(1));
+        leases.reload(7, 7, Duration::from_secs(DAY));
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, 0, 0), Ok(7));
+        assert_eq!(leases.owner(1), Some(ANN), "who has one keeps it");
+        assert_eq!(leases.take(BOB, 1, Wanted::Any, 0, 0), Err(LeaseError::Exhausted));
     }
 
     #[test]

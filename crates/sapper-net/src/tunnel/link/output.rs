@@ -11,7 +11,7 @@ use super::{End, Link};
 use crate::error::Error;
 use crate::stream::{BoxStream, RecordMarks};
 use crate::tunnel::canonical;
-use crate::tunnel::notice::VISITORS;
+use crate::tunnel::notice::{DATA, Notice, VISITORS};
 use crate::tunnel::payload::{self, Payload};
 
 /// The most that one write takes. Several quanta share it.
@@ -105,6 +105,7 @@ impl Link {
                     }
                 }
                 Poll::Ready(Ok(n)) => {
+                    self.teller.copy(&mut slot.copied.0, &block[..n]);
                     let taken = self.mux.send(key, Payload::new(block, n), now);
                     debug_assert!(taken, "a turn is a promise");
                     self.note_data(key, n as u64, 0);
@@ -140,6 +141,12 @@ impl Link {
             let from = slices.iter().take_while(|slice| slice.is_empty()).count();
             match stream.poll_write(&mut context, &slices[from..]) {
                 Poll::Ready(Ok(n)) => {
+                    let mut written = n;
+                    for slice in &slices {
+                        let part = written.min(slice.len());
+                        self.teller.copy(&mut slot.copied.1, &slice[..part]);
+                        written -= part;
+                    }
                     delivered += n;
                     let waited = n.min(slot.pending.len());
                     slot.pending.drain(..waited);
@@ -227,7 +234,7 @@ impl Link {
         if let Some(error) = error
             && self.teller.wants(VISITORS)
         {
-            self.tell_stream(FAILED, key, 0, Some(error));
+            self.tell_stream(FAILED, key, Notice { error: Some(error), ..Notice::default() });
         }
         self.tell_if_wanted(DISCONNECTED, key);
         if let Some(mut slot) = self.slots.remove(key)
@@ -245,7 +252,7 @@ impl Link {
         };
         let visitor = info.and_then(|info| info.visitor);
         let dial = std::sync::Arc::clone(dialer).dial(visitor);
-        self.slots.insert(key, None, visitor, &self.awake);
+        self.slots.insert(key, None, visitor, &self.awake, &self.live);
         self.start(Box::pin(async move { Done::Dialled(key, dial.await) }));
     }
 
@@ -320,7 +327,7 @@ impl Link {
             stream.reset(0);
             return;
         };
-        self.slots.insert(key, Some(stream), visitor, &self.awake);
+        self.slots.insert(key, Some(stream), visitor, &self.awake, &self.live);
         self.tell_if_wanted(CONNECTED, key);
         self.mux.ready(key);
     }
@@ -328,11 +335,11 @@ impl Link {
     /// A visitor who never got a stream.
     fn tell_stranger(&mut self, error: Error) {
         if self.teller.wants(VISITORS) {
-            self.teller.tell(crate::tunnel::notice::Notice {
+            self.teller.tell(Notice {
                 name: FAILED[0],
                 tunnel: self.info.clone(),
                 error: Some(error),
-                ..Default::default()
+                ..Notice::default()
             });
         }
     }
@@ -342,7 +349,7 @@ impl Link {
             // A service that never answered was never connected.
             let was_there = self.slots.get(key).is_some_and(|slot| slot.stream.is_some());
             if was_there {
-                self.tell_stream(names, key, 0, None);
+                self.tell_stream(names, key, Notice::default());
             }
         }
     }
@@ -357,12 +364,17 @@ impl Link {
     fn tell_untold(&mut self, key: StreamKey) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         let (from, to) = std::mem::take(&mut slot.untold);
-        if self.teller.wants(crate::tunnel::notice::DATA) {
+        let copied = std::mem::take(&mut slot.copied);
+        if self.teller.wants(DATA) {
             if from > 0 {
-                self.tell_stream(DATA_FROM, key, from, None);
+                self.tell_stream(
+                    DATA_FROM,
+                    key,
+                    Notice { bytes: from, payload: copied.0, ..Notice::default() },
+                );
             }
             if to > 0 {
-                self.tell_stream(DATA_TO, key, to, None);
+                self.tell_stream(DATA_TO, key, Notice { bytes: to, payload: copied.1, ..Notice::default() });
             }
         }
     }

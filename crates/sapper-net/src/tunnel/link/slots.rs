@@ -8,6 +8,8 @@ use std::task::Waker;
 use sapper_proto::tunnel::mux::StreamKey;
 
 use crate::stream::BoxStream;
+use crate::tunnel::live::{Listed, Live};
+use crate::tunnel::notice::Copied;
 use crate::tunnel::wake::{Awake, Token};
 
 /// A stream's end in this process.
@@ -27,8 +29,12 @@ pub(super) struct Slot {
     /// Both directions are over; what is pending is still to be delivered.
     pub(super) over: bool,
     pub(super) visitor: Option<(SocketAddr, SocketAddr)>,
+    /// Its place among those that can be asked for.
+    pub(super) listed: Listed,
     /// Bytes that were not told yet: from our socket, to it.
     pub(super) untold: (u64, u64),
+    /// The first of them, where somebody wants to see them.
+    pub(super) copied: (Option<Copied>, Option<Copied>),
     pub(super) read_waker: Waker,
     pub(super) write_waker: Waker,
 }
@@ -52,6 +58,7 @@ impl Slots {
         stream: Option<BoxStream>,
         visitor: Option<(SocketAddr, SocketAddr)>,
         awake: &Arc<Awake>,
+        live: &Arc<Live>,
     ) -> &mut Slot {
         let at = key.slot as usize;
         if self.by_slot.len() <= at {
@@ -68,7 +75,9 @@ impl Slots {
             local_ended: false,
             over: false,
             visitor,
+            listed: live.list(self.numbers, visitor.map(|(from, _)| from)),
             untold: (0, 0),
+            copied: (None, None),
             read_waker: awake.waker(Token::Read(key.slot)),
             write_waker: awake.waker(Token::Write(key.slot)),
         };

@@ -13,9 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::{ServerOptions, no_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::BoxStream;
+use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
-use crate::tunnel::public::{PublicOptions, PublicPort};
-use crate::tunnel::{Live, TunnelStats, entropy};
+use crate::tunnel::public::{Gate, PublicPort};
+use crate::tunnel::{TunnelStats, VisitorStats, entropy};
 
 /// Ports that are tried where the system has given away those that the table names.
 const TRIES: u32 = 32;
@@ -69,15 +70,18 @@ pub(super) struct Registry {
 impl Registry {
     pub(super) fn open(options: &ServerOptions) -> Result<Self> {
         let (first, last) = options.public_ports;
-        if first == 0 || first > last {
-            return Err(Error::config("public_ports", format!("{first} to {last} is no range of ports")));
-        }
         let mut leases = Leases::new(first, last, MOST_PER_TOKEN, options.lease_time);
         if let Some(file) = &options.lease_file {
             read(file, &mut leases)?;
         }
         let file = options.lease_file.clone();
         Ok(Self { leases, file, dirty: false, tunnels: BTreeMap::new(), used: Vec::new(), next: 0 })
+    }
+
+    /// Other ports for those who come; who has one keeps it.
+    pub(super) fn reload(&mut self, options: &ServerOptions) {
+        let (first, last) = options.public_ports;
+        self.leases.reload(first, last, options.lease_time);
     }
 
     pub(super) fn next_id(&mut self) -> u64 {
@@ -184,6 +188,15 @@ impl Registry {
         self.tunnels.values().map(one).collect()
     }
 
+    /// Visitors of one tunnel, or of all: the tunnel's number with each, at most so many.
+    pub(super) fn visitors(&self, id: Option<u64>, most: usize) -> Vec<(u64, VisitorStats)> {
+        let mut all = Vec::new();
+        for (number, entry) in self.tunnels.iter().filter(|(number, _)| id.is_none_or(|id| id == **number)) {
+            all.extend(entry.live.visitors(most - all.len()).into_iter().map(|one| (*number, one)));
+        }
+        all
+    }
+
     /// Writes the leases where they changed: whole, or not at all.
     pub(super) fn save(&mut self) -> Result<()> {
         let Some(file) = self.file.as_ref().filter(|_| std::mem::take(&mut self.dirty)) else {
@@ -205,13 +218,13 @@ pub(super) async fn bind(
     registry: &std::sync::Mutex<Registry>,
     owner: TokenHash,
     service: Option<u16>,
-    options: &PublicOptions,
+    gate: &Arc<Gate>,
 ) -> Result<(PublicPort, Place)> {
     let mut last = None;
     for _ in 0..TRIES {
         let place =
             super::lock(registry).take(owner, service, Wanted::Any).map_err(|error| no_port(&error))?;
-        match PublicPort::bind(place.port, options).await {
+        match PublicPort::bind(place.port, gate).await {
             Ok(port) => return Ok((port, place)),
             Err(error) => {
                 super::lock(registry).forget(place);

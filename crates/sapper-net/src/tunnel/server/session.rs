@@ -23,9 +23,10 @@ use crate::tls::Role;
 use crate::tunnel::client::drained;
 use crate::tunnel::greeting::{self, ClientWords, server_words};
 use crate::tunnel::link::{End, Exit, Link};
+use crate::tunnel::live::Live;
 use crate::tunnel::notice::{Notice, TunnelInfo};
 use crate::tunnel::public::{PublicPort, shake};
-use crate::tunnel::{Live, canonical, random};
+use crate::tunnel::{canonical, random};
 
 /// How long a server that made an offer waits for a hello, before the client counts as an original one.
 const HELLO: Duration = Duration::from_millis(300);
@@ -79,7 +80,7 @@ fn tell(shared: &Shared, name: &'static str, info: &TunnelInfo, error: Option<Er
         port: info.port,
         negotiated: info.negotiated,
     }));
-    let secure = shared.options.visitor_tls.is_some();
+    let secure = shared.options().visitor_tls.is_some();
     shared.tell(Notice { name, tunnel, error, secure, ..Notice::default() });
 }
 
@@ -92,7 +93,7 @@ struct Admitted {
 }
 
 async fn admit(shared: &Shared, stream: BoxStream, info: &mut TunnelInfo) -> Result<Admitted> {
-    let deadline = shared.options.common.handshake_timeout;
+    let deadline = shared.options().common.handshake_timeout;
     let (mut carrier, credentials) =
         timeout(deadline, introduce(shared, stream, info)).await.unwrap_or_else(|_| {
             let text = format!("the client's handshake took more than {:.0} s", deadline.as_secs_f64());
@@ -107,7 +108,7 @@ async fn admit(shared: &Shared, stream: BoxStream, info: &mut TunnelInfo) -> Res
         return Err(error);
     }
     let owner = hash(b"credentials:", credentials.text.as_bytes());
-    let public = match registry::bind(&shared.registry, owner, None, &shared.public).await {
+    let public = match registry::bind(&shared.registry, owner, None, &shared.gate).await {
         Ok(bound) => Some(bound),
         Err(error) => {
             let port = lock(&shared.registry).port_of(owner);
@@ -139,9 +140,9 @@ async fn introduce(
     mut carrier: BoxStream,
     info: &TunnelInfo,
 ) -> Result<(BoxStream, Credentials)> {
-    let deadline = shared.options.common.handshake_timeout;
+    let deadline = shared.options().common.handshake_timeout;
     let mut bytes = Vec::new();
-    if let Some(tls) = &shared.options.tls {
+    if let Some(tls) = shared.options().tls.clone() {
         while recognise(&bytes).is_none() {
             if greeting::more(&mut carrier, &mut bytes).await? == 0 {
                 return Err(greeting::ended("before it said anything"));
@@ -157,7 +158,7 @@ async fn introduce(
             .with_reason("plain_at_tls_port"));
         }
         let initial = std::mem::take(&mut bytes);
-        carrier = shake(carrier, Arc::clone(tls), Role::Server, initial, deadline).await?;
+        carrier = shake(carrier, tls, Role::Server, initial, deadline).await?;
     }
     let mut handshake = ServerHandshake::new(deadline);
     let confirmed = || tell(shared, "client-protocol-confirmed", info, None);
@@ -167,7 +168,7 @@ async fn introduce(
 
 /// The filter's answer. A client that leaves, or says more, while it is being decided about is out.
 async fn allowed(shared: &Shared, carrier: &mut BoxStream, info: &TunnelInfo) -> Result<()> {
-    let Some(deadline) = shared.options.filter else { return Ok(()) };
+    let Some(deadline) = shared.options().filter else { return Ok(()) };
     let (mailbox, key) = shared.teller.mailbox();
     let subject = Subject::TunnelClient {
         id: info.id,
@@ -231,13 +232,13 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
         ops::write_all(carrier.as_mut(), &answer.encode()).await?;
         ops::flush(carrier.as_mut()).await
     };
-    let sent = timeout(shared.options.common.handshake_timeout, talk).await;
+    let sent = timeout(shared.options().common.handshake_timeout, talk).await;
     if !matches!(sent, Ok(Ok(()))) {
         return tunnel.end(None, None);
     }
     let id = random::<4>().map_or(2, u32::from_ne_bytes) >> 1;
     let mut mux =
-        Mux::acceptor(shared.options.common.mux(), Some(began.elapsed() + HELLO), id, Duration::ZERO);
+        Mux::acceptor(shared.options().common.mux(), Some(began.elapsed() + HELLO), id, Duration::ZERO);
     mux.share(Arc::clone(crate::tunnel::budget()));
     let mut link = Link::new(mux, carrier, &[], End::Server(None), Arc::clone(&shared.teller), began);
     link.set_live(Arc::clone(&tunnel.live));
@@ -349,7 +350,7 @@ impl Tunnel<'_> {
             lock(&self.shared.registry).forget(place);
         }
         let (public, place) =
-            registry::bind(&self.shared.registry, owner, Some(service), &self.shared.public).await?;
+            registry::bind(&self.shared.registry, owner, Some(service), &self.shared.gate).await?;
         self.shared.leases_changed();
         self.place = Some(place);
         Ok(Some(public))

@@ -1,0 +1,456 @@
+"""Runs what ``sapper tunnel serve`` and ``sapper expose`` say, tells what happens, and asks one that runs.
+
+Not here: options, which are :mod:`sapper.cli.tunnel`'s; when streams and sessions end, which is native.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from sapper import _notify
+from sapper.cli._limits import raise_limit
+from sapper.cli._output import amount, duration, error_values, write_json
+from sapper.errors import ConfigError, SapperError
+from sapper.tunnel import events
+
+if TYPE_CHECKING:
+    from sapper.tunnel.config import ClientConfig, ServerConfig
+    from sapper.tunnel.fleet import Fleet
+
+__all__ = ["TOKEN_VARIABLE", "Told", "run_clients", "run_server", "show_status"]
+
+#: Where a client's token is read from: a command line is seen by every user of the machine.
+TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
+
+#: Seconds between two looks at the files of a configuration.
+LOOK = 1.0
+#: Visitors that a status shows to people.
+_SHOWN = 20
+
+#: Reads a configuration anew; the files that it came from.
+Again = Callable[[], Any]
+Files = Callable[[], Iterable[Path | None]]
+
+
+class Told:
+    """Tells what happens: lines for people on standard error, or JSON lines on standard output.
+
+    Args:
+        as_json: Whether programs read it.
+        scheme: What a public address begins with, for ``http`` clients and the like.
+        qr: Whether the public address is shown as a QR code too; ``None``: where a terminal is.
+    """
+
+    def __init__(self, *, as_json: bool, scheme: str = "http", qr: bool | None = None) -> None:
+        self.as_json = as_json
+        self._scheme = scheme
+        self._console = Console(stderr=True, highlight=False)
+        self._qr = self._console.is_terminal if qr is None else qr
+
+    def note(self, event: str, text: str | None, **values: Any) -> None:
+        """Something happened to the program itself."""
+        if self.as_json:
+            write_json({"event": event, **values})
+        elif text is not None:
+            self._console.print(escape(text), soft_wrap=True)
+
+    def reloaded(self, error: SapperError | None) -> None:
+        """A configuration was read again."""
+        text = f"not reloaded, what was there stays in use: {error}" if error else "reloaded"
+        self.note("reload", text, error=error_values(error) if error is not None else None)
+
+    def event(self, event: events.TunnelEvent, name: str = "") -> None:
+        """Something happened to a tunnel; ``name`` is that of one of several clients."""
+        exposed = isinstance(event, events.AuthenticationAcknowledged)
+        url = self._url(event) if isinstance(event, events.AuthenticationAcknowledged) else None
+        if self.as_json:
+            values = {"event": event.name, **({"tunnel": name} if name else {}), **_values(event)}
+            if url is not None:
+                values |= {"url": url, "qr": _matrix(url)}
+            write_json(values)
+        elif (line := _line(event, url)) is not None:
+            self._console.print(escape(f"{name}: {line}" if name else line), soft_wrap=True)
+            if exposed and url is not None and self._qr:
+                self._console.print(_blocks(_matrix(url)), soft_wrap=True, highlight=False)
+
+    def _url(self, event: events.AuthenticationAcknowledged) -> str:
+        return f"{self._scheme}://{_joined(event.client_connection.tunnel_server_host, event.assigned_port)}"
+
+
+async def run_server(
+    config: ServerConfig,
+    again: Callable[[], ServerConfig],
+    files: Files,
+    *,
+    token: str | None,
+    metrics: tuple[str, ...],
+    drain: float,
+    told: Told,
+) -> None:
+    """Runs a server to its end.
+
+    Args:
+        config: What it does.
+        again: Reads that anew, for SIGHUP and where a file has changed.
+        files: The files that it comes from.
+        token: What a client has to say, for the command that is shown.
+        metrics: Where figures are asked for.
+        drain: Seconds that the end gives to open streams.
+        told: Hears what happens.
+
+    Raises:
+        SapperError: What ended it, where it was not stopped.
+    """
+    raise_limit()
+    server = config.server()
+    heard = server.events()
+
+    async def reload() -> None:
+        changed = again()
+        await changed.reload(server)
+        with watched.pop_all():
+            _watch_tls(watched, told, changed.tls, changed.visitor_tls)
+
+    async with contextlib.AsyncExitStack() as stack:
+        places = await _figures(stack, metrics, tunnels={"tunnel": server})
+        port = await server.start(config.port)
+        if places:
+            told.note("metrics", "\n".join(f"figures at {one}" for one in places), addresses=places)
+        if not told.as_json and token is not None:
+            ask_tls = " --tls" if config.tls is not None else ""
+            command = f"{TOKEN_VARIABLE}={shlex.quote(token)} sapper expose 3000 --to HOST:{port}{ask_tls}"
+            told.note("command", f"A client exposes its port 3000 with:\n  {command}")
+        watched = stack.enter_context(contextlib.ExitStack())
+        _watch_tls(watched, told, config.tls, config.visitor_tls)
+        cut = _hear_signals(server.stop, drain)
+        await stack.enter_async_context(_reloading(reload, files, told))
+        _notify.ready(f"listening at port {port}")
+        async for event in heard:
+            told.event(event)
+    _finish(server.error, cut)
+
+
+async def run_clients(
+    configs: Mapping[str, ClientConfig],
+    again: Callable[[], Mapping[str, ClientConfig]],
+    files: Files,
+    *,
+    metrics: tuple[str, ...],
+    drain: float,
+    told: Told,
+) -> None:
+    """Runs clients to their end; the arguments are those of :func:`run_server`.
+
+    Raises:
+        SapperError: What ended one of them, where it was not stopped.
+    """
+    from sapper.tunnel.fleet import Fleet
+
+    raise_limit()
+    fleet = Fleet(configs, lambda name, event: told.event(event, name), drain=drain)
+
+    async def reload() -> None:
+        changed = again()
+        await fleet.reload(changed)
+        with watched.pop_all():
+            _watch_tls(watched, told, *(one.tls for one in changed.values()))
+
+    async with contextlib.AsyncExitStack() as stack:
+        places = await _figures(stack, metrics, tunnel_clients=_Named(fleet))
+        if places:
+            told.note("metrics", "\n".join(f"figures at {one}" for one in places), addresses=places)
+        await fleet.start()
+        watched = stack.enter_context(contextlib.ExitStack())
+        _watch_tls(watched, told, *(one.tls for one in configs.values()))
+        cut = _hear_signals(fleet.stop, drain)
+        await stack.enter_async_context(_reloading(reload, files, told))
+        _notify.ready("exposing")
+        await fleet.wait_closed()
+    _finish(fleet.error, cut)
+
+
+async def _figures(stack: contextlib.AsyncExitStack, addresses: tuple[str, ...], **what: Any) -> list[str]:
+    """Answers for figures; where."""
+    if not addresses:
+        return []
+    from sapper.metrics import MetricsServer  # proxies and bridges come with it
+
+    servers = [MetricsServer(address, **what) for address in addresses]
+    return [(await stack.enter_async_context(one)).address for one in servers]
+
+
+class _Named(Mapping[str, Any]):
+    """The clients that run, as figures name them: one without a name is ``tunnel``."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def __getitem__(self, name: str) -> Any:
+        return {one or "tunnel": client for one, client in self._fleet.clients.items()}[name]
+
+    def __iter__(self) -> Any:
+        return iter([one or "tunnel" for one in self._fleet.clients])
+
+    def __len__(self) -> int:
+        return len(self._fleet.clients)
+
+
+class _Cut:
+    """Whether a second signal came."""
+
+    asked = again = False
+
+
+def _hear_signals(stop: Callable[[float], Awaitable[None]], drain: float) -> _Cut:
+    """The first Ctrl-C (or SIGTERM) lets open streams end, the second ends at once."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Future[None]] = set()
+    cut = _Cut()
+
+    def heard() -> None:
+        cut.asked, cut.again = True, cut.asked
+        _notify.stopping("draining")
+        task = asyncio.ensure_future(stop(0.0 if cut.again else drain))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, heard)
+    return cut
+
+
+def _finish(error: SapperError | None, cut: _Cut) -> None:
+    if error is not None:
+        raise error
+    if cut.again:
+        raise typer.Exit(130)
+
+
+@contextlib.asynccontextmanager
+async def _reloading(reload: Callable[[], Awaitable[None]], files: Files, told: Told) -> Any:
+    """Reloads at SIGHUP, and when one of the files has changed."""
+    hang_up = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
+
+    seen = _stamps(files())
+
+    async def work() -> None:
+        nonlocal seen
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hang_up.wait(), LOOK)
+            now = _stamps(files())
+            if not hang_up.is_set() and now == seen:
+                continue
+            hang_up.clear()
+            seen = now
+            _notify.reloading()
+            error: SapperError | None = None
+            try:
+                await reload()
+            except SapperError as failure:
+                error = failure
+            told.reloaded(error)
+            _notify.ready("reloaded")
+
+    task = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _stamps(paths: Iterable[Path | None]) -> dict[Path, tuple[int, ...] | None]:
+    """What tells that a file is another now."""
+    found: dict[Path, tuple[int, ...] | None] = {}
+    for path in paths:
+        if path is not None:
+            try:
+                at = path.stat()
+            except OSError:
+                found[path] = None
+            else:
+                found[path] = (at.st_mtime_ns, at.st_size, at.st_ino)
+    return found
+
+
+def _watch_tls(stack: contextlib.ExitStack, told: Told, *configs: Any) -> None:
+    """Certificates are read again when their files change."""
+    for config in {id(one): one for one in configs if not isinstance(one, bool | None)}.values():
+        with contextlib.suppress(ConfigError):  # nothing in it came from a file
+            stack.enter_context(config.watch(told.reloaded))
+
+
+def _line(event: events.TunnelEvent, url: str | None) -> str | None:
+    match event:
+        case events.MainServerStart(port=port, secure=secure):
+            return f"listening at port {port}{' with TLS' if secure else ''}"
+        case events.TunnelCreated(client_tunnel=one):
+            address = one.tunnel_address
+            return f"client {one.id} ({one.client_address}): public port {address.port if address else '-'}"
+        case events.ClientDisconnected(client_tunnel=one):
+            return f"client {one.id} ({one.client_address}): gone"
+        case events.ClientError(client_tunnel=one, err=err):
+            return f"client {one.id} ({one.client_address}): {err}"
+        case events.AuthenticationAcknowledged():
+            return f"exposed at {url}"
+        case events.TunnelError(err=err):
+            return f"tunnel: {err}"
+        case events.TunnelReconnectQueued(timeout=pause):
+            return f"connecting again in {pause:.1f} s"
+        case events.ServiceError(err=err):
+            return f"service: {err}"
+        case events.EventsLost(count=count):
+            return f"{count} events were lost"
+        case _:
+            return None
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _values(event: events.TunnelEvent) -> dict[str, Any]:
+    """An event for programs, without credentials."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, SapperError):
+            return error_values(value)
+        if is_dataclass(value):
+            return {one.name: plain(getattr(value, one.name)) for one in fields(value) if one.repr}
+        return value
+
+    found = plain(event)
+    return found if isinstance(found, dict) else {}
+
+
+def _matrix(text: str) -> list[str]:
+    """A QR code: a text for each row, ``1`` for a dark module, without the light border that it needs."""
+    import segno
+
+    code = segno.make(text, error="m", micro=False)
+    return ["".join("1" if dark else "0" for dark in row) for row in code.matrix]
+
+
+def _blocks(rows: list[str]) -> str:
+    """A QR code for a terminal, two rows in a line: light modules are drawn, so that it is right on black."""
+    width = len(rows[0]) + 8
+    light = "0" * width
+    framed = [light] * 4 + [f"0000{row}0000" for row in rows] + [light] * 4
+    if len(framed) % 2:
+        framed.append(light)
+    cells = {("0", "0"): "█", ("0", "1"): "▀", ("1", "0"): "▄", ("1", "1"): " "}
+    pairs = zip(framed[::2], framed[1::2], strict=True)
+    return "\n".join(
+        "".join(cells[pair] for pair in zip(upper, lower, strict=True)) for upper, lower in pairs
+    )
+
+
+# -- asking one that runs ------------------------------------------------------------------------------
+
+
+def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
+    """Asks a server or a client that runs and shows its answer; every ``watch`` seconds until Ctrl-C.
+
+    Raises:
+        ConnectError: Nobody answers there.
+        RemoteProtocolError: What answers is none of ours.
+    """
+    from sapper.cli._serve import ask
+
+    def said() -> dict[str, Any]:
+        return ask(address, "tunnel", "tunnels")
+
+    if watch is None:
+        if as_json:
+            write_json(said())
+        else:
+            Console(highlight=False).print(_tables(said()))
+        return
+    import time
+
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json:
+            while True:
+                write_json(said())
+                time.sleep(watch)
+        from rich.live import Live
+
+        with Live(_tables(said()), console=Console(highlight=False), auto_refresh=False) as shown:
+            while True:
+                time.sleep(watch)
+                shown.update(_tables(said()), refresh=True)
+
+
+def _tables(said: dict[str, Any]) -> Group:
+    parts: list[Any] = []
+    for server in said["tunnels"].values():
+        clients = server["clients"]
+        visitors = sum(one["streams"] for one in clients)
+        parts.append(
+            f"server at {', '.join(server['listen'])}: {len(clients):,} clients, {visitors:,} visitors"
+        )
+        if clients:
+            parts.append(_clients(clients))
+        parts += _visitors(
+            [(one["port"], visitor) for one in clients for visitor in one["visitors"]], visitors
+        )
+    for name, client in said["tunnel_clients"].items():
+        parts.append(f"client {name} of {client['server']}")
+        parts.append(_clients([{**client, "connected": client["port"] is not None}], "server"))
+        parts += _visitors([(client["port"], one) for one in client["visitors"]], client["streams"])
+    return Group(*parts or ["no tunnel runs there"])
+
+
+def _clients(clients: list[dict[str, Any]], other: str = "client") -> Table:
+    table = Table(box=None, pad_edge=False)
+    names = ("port", *(("client",) if other == "client" else ()), "there", "visitors", "visits")
+    for name in (*names, f"to {other}", f"from {other}", "rates", "in memory", "round trip"):
+        table.add_column(name)
+    for one in clients:
+        table.add_row(
+            "-" if one["port"] is None else str(one["port"]),
+            *((escape(one["client_address"]),) if other == "client" else ()),
+            "yes" if one["connected"] else "no",
+            f"{one['streams']:,}",
+            f"{one['opened']:,}",
+            amount(one["sent"]),
+            amount(one["received"]),
+            f"{amount(one['sent_rate'])}/s, {amount(one['received_rate'])}/s",
+            amount(one["held"]),
+            "-" if one["rtt"] is None else duration(one["rtt"]),
+        )
+    return table
+
+
+def _visitors(visitors: list[tuple[Any, dict[str, Any]]], count: int) -> list[Any]:
+    if not visitors:
+        return []
+    table = Table(box=None, pad_edge=False)
+    for name in ("port", "visitor", "here for", "from visitor", "to visitor"):
+        table.add_column(name)
+    for port, one in visitors[:_SHOWN]:
+        table.add_row(
+            "-" if port is None else str(port),
+            escape(one["visitor_address"] or "not known"),
+            duration(one["age"]),
+            amount(one["from_visitor"]),
+            amount(one["to_visitor"]),
+        )
+    more = count - min(len(visitors), _SHOWN)
+    return [table, *([f"and {more:,} more"] if more > 0 else [])]

@@ -1,0 +1,366 @@
+"""Configuration files of a tunnel's two ends: TOML, and the JSON of W3PTUNL's original watcher.
+
+::
+
+    [tunnel]                        # the server's: sapper tunnel serve --config
+    port = 9000
+    public_ports = [20000, 20999]
+    [tunnel.tls]
+    credentials = { kind = "certificate", chain = "chain.pem", key = "key.pem" }
+
+    [expose]                        # the client's: sapper expose --config
+    server = "tunnel.example:9000"
+    service = 3000
+    credentials = { token = "…" }
+
+Options have the names that they have in Python, and a mistake is told with the field's name. Not here: who
+reads a file again and when; :mod:`sapper.tunnel.fleet` runs what a client's file says.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, Strict, model_validator
+
+from sapper._options import Options, config_error
+from sapper.endpoint import split_address
+from sapper.errors import ConfigError, ErrorContext
+from sapper.tls.config import TlsConfig
+from sapper.tunnel.client import TunnelClient
+from sapper.tunnel.options import ClientOptions, ServerOptions
+from sapper.tunnel.server import TunnelServer
+
+__all__ = ["ClientConfig", "ServerConfig", "read_clients", "secret"]
+
+_Flag = Annotated[bool, Strict()]
+_Port = Annotated[int, Strict(), Field(ge=1, le=65_535)]
+
+
+def _as_tls(value: object) -> object:
+    if isinstance(value, dict):
+        return TlsConfig.from_mapping(value)
+    return value if value is None or isinstance(value, bool) else TlsConfig.of(value, field="")
+
+
+def _as_service(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise config_error(None, 'must be a port, "host:3000" or "unix:/path"', "wrong_type")
+    if isinstance(value, int) and not 1 <= value <= 65_535:
+        raise config_error(None, f"{value} is no port")
+    return value
+
+
+_Tls = Annotated[TlsConfig | None, BeforeValidator(_as_tls)]
+
+
+class ServerConfig(ServerOptions):
+    """What a server is told by a file: where it listens, whom it lets in, and all options.
+
+    Raises:
+        ConfigError: A value is wrong; ``field`` names it.
+    """
+
+    port: Annotated[int, Strict(), Field(ge=0, le=65_535)] = 9000
+    """The main port; 0 takes a free one."""
+    tls: _Tls = None
+    """TLS at the main port."""
+    visitor_tls: _Tls = None
+    """TLS at public ports."""
+    token_file: Path | None = None
+    """File with the token that clients say."""
+    clients: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
+    """Who is let in besides: each is a client's credentials, whole."""
+    danger_allow_anonymous: _Flag = False
+    """Everybody may have a tunnel."""
+
+    @model_validator(mode="after")
+    def _someone(self) -> Self:
+        if self.danger_allow_anonymous and (self.clients or self.token_file is not None):
+            name = "clients" if self.clients else "token_file"
+            raise config_error(name, "danger_allow_anonymous lets everybody in")
+        return self
+
+    def options(self) -> ServerOptions:
+        """Those of a server in Python."""
+        return ServerOptions(**{name: getattr(self, name) for name in ServerOptions.model_fields})
+
+    def allows(self, credentials: Mapping[str, Any]) -> bool:
+        """Whether a client with these credentials may have a tunnel. Reads the token each time."""
+        said = credentials.get("token")
+        if self.token_file is not None and isinstance(said, str):
+            token = secret(self.token_file, "token_file")
+            if hmac.compare_digest(said.encode(), token.encode()):
+                return True
+        text = _canonical(credentials)
+        return any(hmac.compare_digest(text, _canonical(one)) for one in self.clients)
+
+    def server(self) -> TunnelServer:
+        """A server that does so, not started."""
+        return TunnelServer(
+            None if self.danger_allow_anonymous else self.allows,
+            tls=self.tls,
+            visitor_tls=self.visitor_tls,
+            options=self.options(),
+            danger_allow_anonymous=self.danger_allow_anonymous,
+        )
+
+    async def reload(self, server: TunnelServer) -> None:
+        """Has a server that runs do so from now on.
+
+        Raises:
+            ConfigError: That cannot be; what was there stays in use.
+        """
+        if self.port not in (0, server.port):
+            raise config_error("port", "cannot be changed while the server runs")
+        before = server.connection_filter
+        server.connection_filter = None if self.danger_allow_anonymous else self.allows
+        try:
+            await server.reload(self.options(), tls=self.tls, visitor_tls=self.visitor_tls)
+        except BaseException:
+            server.connection_filter = before
+            raise
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        values = _nested(folder, values, "tls", "visitor_tls")
+        return _beside(folder, values, "token_file", "lease_file")
+
+
+class ClientConfig(ClientOptions):
+    """What a client is told by a file: its server, its service, who it is, and all options.
+
+    Raises:
+        ConfigError: A value is wrong; ``field`` names it.
+    """
+
+    server: str
+    """``"tunnel.example:9000"``."""
+    service: Annotated[int | str, BeforeValidator(_as_service)]
+    """A port of this machine, ``"host:3000"``, or ``"unix:/path"``."""
+    credentials: dict[str, Any] | None = Field(default=None, repr=False)
+    """What the client says of itself."""
+    token_file: Path | None = None
+    """File with the server's token, which is said instead."""
+    tls: Annotated[TlsConfig | bool, BeforeValidator(_as_tls)] = False
+    """TLS to the server: ``true``, or a table."""
+    server_hostname: str | None = None
+    """Name to check, where it is not the server's host."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.credentials is not None and self.token_file is not None:
+            raise config_error("credentials", "and token_file do not go together")
+        self.place()
+        self.where()
+        return self
+
+    def place(self) -> tuple[str, int]:
+        """The server's host and port."""
+        return _address(self.server, "server")
+
+    def where(self) -> dict[str, Any]:
+        """The service, as a client's arguments."""
+        if isinstance(self.service, int):
+            return {"local_service_port": self.service}
+        if self.service.startswith("unix:"):
+            return {"local_service_path": self.service.removeprefix("unix:")}
+        if self.service.isascii() and self.service.isdigit():
+            return {"local_service_port": int(self.service)}
+        host, port = _address(self.service, "service")
+        return {"local_service_host": host, "local_service_port": port}
+
+    def said(self) -> dict[str, Any]:
+        """What it says of itself. Reads the token's file.
+
+        Raises:
+            ConfigError: That file cannot be read.
+        """
+        if self.token_file is not None:
+            return {"token": secret(self.token_file, "token_file")}
+        return self.credentials or {}
+
+    def client(self) -> TunnelClient:
+        """A client that does so, not started.
+
+        Raises:
+            ConfigError: The token's file cannot be read.
+        """
+        return TunnelClient(
+            *self.place(),
+            authentication_credentials=self.said(),
+            tls=self.tls,
+            server_hostname=self.server_hostname,
+            options=ClientOptions(**{name: getattr(self, name) for name in ClientOptions.model_fields}),
+            **self.where(),
+        )
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        tunnels = values.get("tunnels")
+        if isinstance(tunnels, dict):
+            own = {
+                name: cls._relative_to(folder, one) for name, one in tunnels.items() if isinstance(one, dict)
+            }
+            values = {**values, "tunnels": {**tunnels, **own}}
+        return _beside(folder, _nested(folder, values, "tls"), "token_file")
+
+
+class _Clients(Options):
+    """A table of one client, or of several that share what is said above them."""
+
+    tunnels: dict[str, ClientConfig]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, values: Any) -> Any:
+        common = dict(values)
+        tunnels = common.pop("tunnels", None)
+        if tunnels is None:
+            return {"tunnels": {"": ClientConfig(**common)}}
+        if not isinstance(tunnels, dict) or not all(isinstance(one, dict) for one in tunnels.values()):
+            raise config_error("tunnels", "must be tables: [expose.tunnels.NAME]", "wrong_type")
+        return {"tunnels": {name: {**common, **one} for name, one in tunnels.items()}}
+
+    @classmethod
+    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+        return ClientConfig._relative_to(folder, values)
+
+
+class _WatchedTls(Options):
+    """TLS as the original's watcher has it."""
+
+    enabled: _Flag
+    ca: str | None = None
+    rejectUnauthorized: _Flag = True  # noqa: N815 - the file's word, which an error names
+
+
+class _WatchedTunnel(Options):
+    """One tunnel of the original's watcher."""
+
+    enabled: _Flag = True
+    name: str
+    serverHost: str | None = None  # noqa: N815
+    serverPort: _Port | None = None  # noqa: N815
+    localServicePort: _Port  # noqa: N815
+    authenticationCredentials: dict[str, Any] = Field(default={}, repr=False)  # noqa: N815
+    tls: _WatchedTls = _WatchedTls(enabled=False)
+
+    def config(self, host: str | None, port: int | None) -> ClientConfig:
+        """The same in our words."""
+        tls: TlsConfig | bool = self.tls.enabled
+        if self.tls.enabled and (self.tls.ca is not None or not self.tls.rejectUnauthorized):
+            # Who is believed whatever he shows needs nobody to vouch for him.
+            ca = self.tls.ca.encode() if self.tls.ca is not None and self.tls.rejectUnauthorized else None
+            try:
+                tls = TlsConfig(roots=ca, danger_accept_any_certificate=not self.tls.rejectUnauthorized)
+            except ConfigError as error:
+                raise _inside(error, "tls.ca") from None
+        host, port = self.serverHost or host, self.serverPort or port
+        if host is None or port is None:
+            raise config_error("serverHost" if host is None else "serverPort", "is required")
+        return ClientConfig(
+            server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            service=self.localServicePort,
+            credentials=self.authenticationCredentials,
+            tls=tls,
+        )
+
+
+class _Watched(Options):
+    """The whole file: the server, and tunnels; or tunnels alone, each with its server."""
+
+    serverHost: str | None = None  # noqa: N815
+    serverPort: _Port | None = None  # noqa: N815
+    tunnels: tuple[_WatchedTunnel, ...]
+
+    def configs(self) -> dict[str, ClientConfig]:
+        """Those that are enabled, by name."""
+        found: dict[str, ClientConfig] = {}
+        for number, one in enumerate(self.tunnels):
+            if not one.enabled:
+                continue
+            if one.name in found:
+                raise config_error(f"tunnels.{number}.name", f"{one.name!r} is another tunnel's too")
+            try:
+                found[one.name] = one.config(self.serverHost, self.serverPort)
+            except ConfigError as error:
+                raise _inside(error, f"tunnels.{number}") from None
+        return found
+
+
+def read_clients(path: Path, *, table: str = "expose") -> dict[str, ClientConfig]:
+    """Reads the clients of a file, by name; one that has none is called ``""``.
+
+    Args:
+        path: TOML, or the JSON of the original's watcher. Paths in it are relative to its folder.
+        table: The table of a TOML file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a value is wrong; ``field`` is its dotted path.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        context = ErrorContext(field=None, errno=error.errno)
+        raise ConfigError(f"cannot read {path}: {error.strerror}", context) from error
+    except ValueError as error:
+        raise config_error(None, f"{path} is no text: {error}") from error
+    if path.suffix != ".json" and not text.lstrip().startswith("{"):
+        return _Clients.from_toml(path, table=table).tunnels
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise config_error(None, f"{path} is not JSON: {error}") from error
+    if isinstance(said, list):
+        said = {"tunnels": said}
+    if not isinstance(said, dict):
+        raise config_error(None, f"{path} holds neither an object nor a list of tunnels", "wrong_type")
+    return _Watched.from_mapping(said).configs()
+
+
+def secret(path: Path, name: str) -> str:
+    """What a file holds, without the white space around it.
+
+    Raises:
+        ConfigError: It cannot be read, or is empty; ``field`` is ``name``.
+    """
+    try:
+        text = path.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise config_error(name, f"cannot read {path}: {error}") from None
+    if not text:
+        raise config_error(name, f"{path} is empty")
+    return text
+
+
+def _address(text: str, name: str) -> tuple[str, int]:
+    try:
+        return split_address(text)
+    except ValueError as error:
+        raise config_error(name, str(error)) from None
+
+
+def _inside(error: ConfigError, field: str) -> ConfigError:
+    """The same error with the way to its field."""
+    inner = error.field if error.field and not field.endswith(".ca") else None
+    context = ErrorContext(field=f"{field}.{inner}" if inner else field, reason=error.reason)
+    return ConfigError(error.message, context)
+
+
+def _nested(folder: Path, values: dict[str, Any], *names: str) -> dict[str, Any]:
+    inside = {name: values[name] for name in names if isinstance(values.get(name), dict)}
+    return {**values, **{name: TlsConfig._relative_to(folder, one) for name, one in inside.items()}}
+
+
+def _beside(folder: Path, values: dict[str, Any], *names: str) -> dict[str, Any]:
+    paths = {name: values[name] for name in names if isinstance(values.get(name), str)}
+    return {**values, **{name: folder / one for name, one in paths.items()}}
+
+
+def _canonical(credentials: Mapping[str, Any]) -> bytes:
+    return json.dumps(credentials, sort_keys=True, default=str).encode()

@@ -1,0 +1,128 @@
+"""What a tunnel does as of now. Not here: what happens to it, which is :mod:`sapper.tunnel.events`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapper import _native
+
+__all__ = ["ClientStatus", "TunnelStatus", "VisitorStatus", "tunnel_status", "visitor_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelStatus:
+    """One tunnel as of now.
+
+    Attributes:
+        id: The client's number.
+        client_address: Where it comes from.
+        port: Its public port.
+        negotiated: Whether it is one of our own kind.
+        connected: Whether it is there; its visitors wait where it is not.
+        streams: Visitors now.
+        opened: Visitors since the beginning.
+        sent: Bytes to the client.
+        received: Bytes from it.
+        sent_rate: Bytes a second to the client, over the last one or two.
+        received_rate: The same of bytes from it.
+        held: Bytes in memory.
+        rtt: Seconds of a round trip to the client, where it is known.
+        resumes: How often the session went on over a new connection.
+        age: Seconds since the tunnel was made.
+    """
+
+    id: int
+    client_address: str
+    port: int
+    negotiated: bool
+    connected: bool
+    streams: int
+    opened: int
+    sent: int
+    received: int
+    sent_rate: int
+    received_rate: int
+    held: int
+    rtt: float | None
+    resumes: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """A client as of now.
+
+    Attributes:
+        port: Its public port, while it has one.
+        streams: Visitors now.
+        opened: Visitors since its session began.
+        sent: Bytes to the server.
+        received: Bytes from it.
+        sent_rate: Bytes a second to the server, over the last one or two.
+        received_rate: The same of bytes from it.
+        held: Bytes in memory.
+        rtt: Seconds of a round trip to the server, where it is known.
+        resumes: How often the session went on over a new connection.
+        age: Seconds since it was started.
+    """
+
+    port: int | None
+    streams: int
+    opened: int
+    sent: int
+    received: int
+    sent_rate: int
+    received_rate: int
+    held: int
+    rtt: float | None
+    resumes: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorStatus:
+    """One visitor as of now.
+
+    Attributes:
+        tunnel: The ``id`` of its tunnel at a server; 0 at a client.
+        number: Counted from 1 in each tunnel, as in events.
+        visitor_address: Where it comes from; an original server does not say.
+        age: Seconds since it came.
+        from_visitor: Bytes from it.
+        to_visitor: Bytes to it.
+    """
+
+    tunnel: int
+    number: int
+    visitor_address: str | None
+    age: float
+    from_visitor: int
+    to_visitor: int
+
+
+def visitor_status(one: _native.TunnelVisitorDict, *, at_client: bool = False) -> VisitorStatus:
+    """As the binding tells it. What a client reads from its service is for the visitor."""
+    read, written = one["from_socket"], one["to_socket"]
+    ways = (written, read) if at_client else (read, written)
+    return VisitorStatus(one["tunnel"], one["number"], one["address"], one["age"], *ways)
+
+
+def tunnel_status(one: _native.TunnelStatusDict) -> TunnelStatus:
+    """As the binding tells it."""
+    return TunnelStatus(
+        id=one["id"],
+        client_address=one["client"],
+        port=one["port"],
+        negotiated=one["negotiated"],
+        connected=one["connected"],
+        streams=one["streams"],
+        opened=one["opened"],
+        sent=one["sent"],
+        received=one["received"],
+        sent_rate=one["sent_rate"],
+        received_rate=one["received_rate"],
+        held=one["held"],
+        rtt=one["rtt"],
+        resumes=one["resumes"],
+        age=one["age"],
+    )
