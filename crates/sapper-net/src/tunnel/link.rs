@@ -82,6 +82,7 @@ pub(super) struct Link {
     data_at: Option<Instant>,
     began: Instant,
     leaving: bool,
+    peer_leaves: bool,
     exit: Option<Exit>,
     teller: Arc<Teller>,
     info: Option<Arc<TunnelInfo>>,
@@ -119,6 +120,7 @@ impl Link {
             data_at: None,
             began,
             leaving: false,
+            peer_leaves: false,
             exit: None,
             teller,
             info: None,
@@ -332,7 +334,7 @@ impl Link {
                 let error = reset_by_peer(code, &reason);
                 self.cut(key, Some(error));
             }
-            Event::GoAway(..) => {}
+            Event::GoAway(..) => self.peer_leaves = true,
             Event::CarrierDead => {
                 let error = Error::new(ErrorKind::IdleDeadline, "the other end of the tunnel is silent")
                     .with_phase(Phase::Transfer);
@@ -353,7 +355,8 @@ impl Link {
         self.carrier = None;
         self.input = Buffer::new();
         let now = self.now();
-        let waits = self.mux.handle_carrier_lost(now);
+        // Who said goodbye does not come back to the session.
+        let waits = self.mux.handle_carrier_lost(now) && !self.peer_leaves;
         self.drain_events(&[]);
         self.exit = Some(Exit::CarrierLost(error, waits));
     }

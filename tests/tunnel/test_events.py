@@ -1,4 +1,4 @@
-"""``data-*`` events: counts for whoever listens, bytes for whoever asks for them."""
+"""Events: the original's names, an order that ends, and payload for those alone who ask for it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ConfigError
+from sapper.errors import ConfigError, CredentialsRejected
 from sapper.events import EventsLost
-from sapper.tunnel import TunnelServer, events
+from sapper.tunnel import TunnelClient, TunnelServer, events
 from support.tunnels import LATEST, Service, asked, client, echo, server
 
 
@@ -23,6 +23,60 @@ async def collected(heard: Any, name: str, count: int) -> list[Any]:
                 if sum(one.bytes for one in found) >= count:
                     return found
     raise AssertionError("the events ended")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (
+            TunnelServer,
+            (
+                "main-server-start main-server-end main-server-error client-connected "
+                "client-protocol-confirmed client-disconnected client-authentication-failed client-error "
+                "tunnel-error tunnel-created tunnel-destroyed visitor-connected visitor-disconnected "
+                "visitor-error data-from-visitor data-to-visitor error"
+            ),
+        ),
+        (
+            lambda: TunnelClient("localhost", 9000, 3000),
+            (
+                "tunnel-connection-established tunnel-protocol-confirmed authentication-credentials-sent "
+                "authentication-acknowledged tunnel-error tunnel-disconnected tunnel-reconnect-queued "
+                "tunnel-client-end service-connected service-disconnected service-error data-to-service "
+                "data-from-service error"
+            ),
+        ),
+    ],
+)
+async def test_the_original_s_names(kind: Any, names: str) -> None:
+    one = kind()
+    for name in names.split():
+        one.on(name, print)
+    with pytest.raises(ConfigError):
+        one.on("tunnel-made", print)
+
+
+async def test_what_ends_a_client_is_its_error(leak_check: None) -> None:
+    async with server() as ours:
+        refused = TunnelClient("127.0.0.1", ours.port or 0, 1, {"id": "nobody"})
+        heard = refused.events()
+        await refused.start()
+        async with asyncio.timeout(LATEST):
+            told = [event async for event in heard]
+        assert [event.name for event in told] == [
+            "tunnel-connection-established",
+            "authentication-credentials-sent",
+            "tunnel-protocol-confirmed",
+            "tunnel-error",
+            "error",
+            "tunnel-client-end",
+        ]
+        way = events.ClientConnection("127.0.0.1", ours.port or 0, secure=False)
+        for event in told[:4]:
+            assert event.client_connection == way  # type: ignore[attr-defined]
+        last = told[4]
+        assert isinstance(last, events.GenericError)
+        assert isinstance(last.err, CredentialsRejected)
 
 
 async def test_the_bytes_come_to_who_asks_for_them(leak_check: None) -> None:
