@@ -47,13 +47,22 @@ def test_every_option_of_the_proxy_is_documented() -> None:
 
 
 def test_every_option_and_event_of_the_tunnel_is_documented() -> None:
-    from sapper.tunnel import ClientOptions, ServerOptions, TunnelClient, TunnelServer, events
+    from sapper.tunnel import (
+        ClientOptions,
+        Limits,
+        ServerOptions,
+        Service,
+        TunnelClient,
+        TunnelServer,
+        VisitorLimits,
+        events,
+    )
 
     page = (DOCS / "tunnel.md").read_text()
     for part in (TunnelServer, TunnelClient):
         for name in inspect.signature(part).parameters:
             assert f"`{name}`" in page, f"docs/tunnel.md does not explain {name}"
-    for options in (ServerOptions, ClientOptions):
+    for options in (ServerOptions, ClientOptions, Service, Limits, VisitorLimits):
         for name in options.model_fields:
             assert f"`{name}`" in page, f"docs/tunnel.md does not explain {name}"
     for one in events.__all__:

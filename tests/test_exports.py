@@ -34,6 +34,7 @@ MODULES = [
     "sapper.tunnel.hearing",
     "sapper.tunnel.options",
     "sapper.tunnel.server",
+    "sapper.tunnel.status",
 ]
 PUBLIC = [name for name in MODULES if "._" not in name]
 

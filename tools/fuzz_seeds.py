@@ -188,8 +188,11 @@ def seeds() -> dict[str, list[bytes]]:
         "client_hello": [bytes([7]) + records(client_hello(), size) for size in (10, 16384)],
         "w3p": [
             w3p('{"id":"secret"}'),
-            w3p('{"port":34567,"sapper":{"versions":[1,1],"capabilities":15}}'),
+            w3p('{"port":34567,"sapper":{"versions":[1,1],"capabilities":31}}'),
             w3p('{"error":{"code":"rejected","message":"no","retry":1.5}}'),
+            b'{"instance":"i","lease":"l","services":[{"name":""},{"name":"b","ports":[1,9],"host":"::1"}]}',
+            b'{"port":1,"ports":[1,2]}',
+            b'{"error":{"code":"no_port","message":"no","retry":true,"service":1}}',
         ],
         "tunnel_frame": tunnel()[0],
         "tunnel_mux": tunnel()[1],

@@ -28,7 +28,13 @@ fuzz_target!(|text: &str| {
     let entropy = text.len() as u64;
     let mut given = Vec::new();
     for who in 0..6 {
-        let wanted = [Wanted::Any, Wanted::Exactly(FIRST + 1), Wanted::Rather(LAST)][usize::from(who) % 3];
+        let all = [
+            Wanted::Any,
+            Wanted::Exactly(FIRST + 1),
+            Wanted::Rather(LAST),
+            Wanted::Within(FIRST + 1, LAST),
+        ];
+        let wanted = all[usize::from(who) % 4];
         if let Ok(port) = leases.take([who; 32], 0, wanted, NOW, entropy) {
             assert_eq!(leases.owner(port), Some([who; 32]));
             assert!((FIRST..=LAST).contains(&port) && !given.contains(&port));

@@ -429,20 +429,35 @@ class TunnelCommonDict(TypedDict):
     overflow: Literal["pause", "reset"]
     linger: float
 
+class TunnelLimitsDict(TypedDict):
+    bytes_per_second: int | None
+    total_bytes: int | None
+    visitors: int | None
+    visits: tuple[float, int] | None
+    total_visits: int | None
+
 class TunnelServerDict(TypedDict):
     host: str | None
     port: int
     visitor_host: str | None
     public_ports: tuple[int, int]
+    asked_ports: list[tuple[int, int]] | None
+    asked_hosts: list[str]
+    max_services: int
     tls: TlsConfig | None
     visitor_tls: TlsConfig | None
     filter: float | None
     visitor_filter: float | None
+    service_filter: float | None
     allow_visitors: list[str] | None
     deny_visitors: list[str]
     visitor_rate: tuple[float, int] | None
     max_clients: int
     max_visitors: int
+    max_streams: int
+    visitor_limits: TunnelLimitsDict
+    client_limits: TunnelLimitsDict
+    service_limits: TunnelLimitsDict
     lease_file: str | PathLike[str] | None
     lease_time: float
     common: TunnelCommonDict
@@ -454,6 +469,17 @@ class TunnelVisitorDict(TypedDict):
     age: float
     from_socket: int
     to_socket: int
+
+class TunnelServiceStatsDict(TypedDict):
+    name: str
+    port: int
+    visitors: int
+    visits: int
+    sent: int
+    received: int
+    refused: int
+    paused: int
+    cut: int
 
 class TunnelStatusDict(TypedDict):
     streams: int
@@ -471,6 +497,7 @@ class TunnelStatusDict(TypedDict):
     port: int
     negotiated: bool
     connected: bool
+    services: list[TunnelServiceStatsDict]
 
 class TunnelClientStatsDict(TypedDict):
     streams: int
@@ -484,6 +511,7 @@ class TunnelClientStatsDict(TypedDict):
     resumes: int
     age: float
     port: int | None
+    services: list[TunnelServiceStatsDict]
 
 @final
 class TunnelServer:
@@ -495,18 +523,27 @@ class TunnelServer:
     def tunnels(self) -> list[TunnelStatusDict]: ...
     def visitors(self, tunnel: int | None, most: int) -> list[TunnelVisitorDict]: ...
 
+class TunnelServiceDict(TypedDict):
+    name: str
+    host: str | None
+    port: int
+    path: str | PathLike[str] | None
+    public_ports: tuple[int, int] | None
+    public_host: str | None
+    limits: TunnelLimitsDict
+
 class TunnelClientDict(TypedDict):
     host: str
     port: int
-    service_host: str | None
-    service_port: int
-    service_path: str | PathLike[str] | None
+    services: list[TunnelServiceDict]
     credentials: str
     tls: tuple[TlsConfig, str | None] | None
     lease: str | None
     reconnect: tuple[float, float] | None
     dial_timeout: float
     send_proxy: Literal["v1", "v2"] | None
+    max_streams: int
+    limits: TunnelLimitsDict
     common: TunnelCommonDict
 
 @final

@@ -85,6 +85,32 @@ def test_one_command_on_each_side(web: int, tmp_path: Path) -> None:
     assert token not in json.dumps(leases)
 
 
+def test_several_services_with_the_ports_that_they_ask_for(web: int, tmp_path: Path) -> None:
+    path = tmp_path / "web"
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+    with started(*serve, "--ask-ports", "20000-29999", "--ask-host", "127.0.0.2") as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (tmp_path / "tunnel-token").read_text().strip()
+        services = (str(web), f"page=127.0.0.1:{web}@20000-29999", f"unix:{path}@127.0.0.2:20000-29999")
+        expose = ("expose", *services, "--to", f"127.0.0.1:{port}", "--bytes-per-second", "1000000", "--json")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            said = event(client.stdout, "authentication-acknowledged")["services"]
+            assert [one["name"] for one in said] == ["", "page", f"unix:{path}"]
+            assert all(20_000 <= one["port"] <= 29_999 for one in said[1:])
+            for one in said[:2]:
+                with urllib.request.urlopen(f"http://127.0.0.1:{one['port']}/page", timeout=20) as page:
+                    assert page.read() == b"seen through a tunnel"
+            with socket.create_connection(("127.0.0.2", said[2]["port"]), 20):
+                pass
+            client.send_signal(signal.SIGINT)
+            assert client.wait(20) == 0
+        refused = ("expose", f"{web}@80", "--to", f"127.0.0.1:{port}")
+        with started(*refused, SAPPER_TUNNEL_TOKEN=token) as client:
+            assert client.wait(20) == 10
+            assert client.stderr is not None
+            assert "port 80 is not one that this server gives" in client.stderr.read()
+
+
 def test_the_first_start_prints_the_client_s_command(tmp_path: Path) -> None:
     with started("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path)) as server:
         assert server.stderr is not None
@@ -345,6 +371,10 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
     [
         (("expose", "3000", "--to", "nowhere"), "to"),
         (("expose", "x", "--to", "host:1"), "SERVICE"),
+        (("expose", "1@9-8", "--to", "host:1"), "SERVICE"),
+        (("expose", "a=1", "a=2", "--to", "host:1"), "services"),
+        (("tunnel", "serve", "--ask-ports", "x"), "ask-ports"),
+        (("tunnel", "serve", "--port", "0", "--ask-host", "x"), "--ask-host"),
         (("tunnel", "serve", "--public-ports", "9-1"), "public"),
         (("tunnel", "serve", "--cert", "x"), "cert"),
         (("tunnel", "serve", "--port", "0", "--allow", "10.0.0.0/33"), "--allow"),

@@ -79,6 +79,10 @@ impl Question {
     }
 }
 
+/// A service that a tunnel's client wants to expose: its name, first and last public port that will do, the
+/// address at which that is to listen.
+pub type AskedService = (String, Option<(u16, u16)>, Option<String>);
+
 /// What a policy decides on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
@@ -104,6 +108,17 @@ pub enum Subject {
         credentials: String,
         /// Where it connects from.
         address: String,
+    },
+    /// Whether a client may expose what it names, where it asks for it.
+    TunnelServices {
+        /// Its number among the server's.
+        id: u64,
+        /// What it says of itself, a JSON object.
+        credentials: String,
+        /// Where it connects from.
+        client: String,
+        /// Each of them.
+        services: Vec<AskedService>,
     },
     /// Whether somebody may visit a tunnel.
     TunnelVisitor {

@@ -172,6 +172,14 @@ impl Question {
                 subject.set_item("credentials", credentials)?;
                 subject.set_item("address", address)?;
             }
+            Subject::TunnelServices { id, credentials, client, services } => {
+                subject.set_item("id", id)?;
+                subject.set_item("credentials", credentials)?;
+                subject.set_item("client", client)?;
+                subject.set_item("tunnel_port", 0)?;
+                subject.set_item("negotiated", true)?;
+                subject.set_item("asked", services.clone())?;
+            }
             Subject::TunnelVisitor { id, credentials, client, port, negotiated, visitor } => {
                 subject.set_item("id", id)?;
                 subject.set_item("credentials", credentials)?;

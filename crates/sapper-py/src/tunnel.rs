@@ -1,6 +1,7 @@
 //! The tunnel's handles. Every method returns at once; what takes time answers into a mailbox, and what
 //! happens is told there as `"tunnel"`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,14 +9,17 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use sapper_net::proxy::Rate;
 use sapper_net::tunnel::client::{Client, ClientOptions};
-use sapper_net::tunnel::notice::Notice;
-use sapper_net::tunnel::server::{Server, ServerOptions};
-use sapper_net::tunnel::service::Service;
+use sapper_net::tunnel::limit::Limits;
+use sapper_net::tunnel::notice::{Notice, ServiceInfo};
+use sapper_net::tunnel::served::ServiceStats;
+use sapper_net::tunnel::server::{Server, ServerOptions, TunnelSnapshot};
+use sapper_net::tunnel::service::{Exposed, Service};
 use sapper_net::tunnel::{Common, TunnelStats, VisitorStats};
 use sapper_net::{Error, Result};
 use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::ip_list::{IpList, VisitorRule};
 use sapper_proto::tunnel::mux::Overflow;
+use sapper_proto::tunnel::words::Asked;
 
 use crate::errors::{self, OrRaise};
 use crate::mailbox::Mailbox;
@@ -23,6 +27,28 @@ use crate::payload;
 use crate::process::Local;
 use crate::tls::{TlsConfig, word};
 use crate::values::seconds;
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct LimitValues {
+    bytes_per_second: Option<u64>,
+    total_bytes: Option<u64>,
+    visitors: Option<u32>,
+    visits: Option<(f64, u32)>,
+    total_visits: Option<u64>,
+}
+
+impl From<LimitValues> for Limits {
+    fn from(values: LimitValues) -> Self {
+        Self {
+            bytes_per_second: values.bytes_per_second,
+            total_bytes: values.total_bytes,
+            visitors: values.visitors,
+            visits: values.visits.map(|(per_second, burst)| Rate { per_second, burst }),
+            total_visits: values.total_visits,
+        }
+    }
+}
 
 /// What both ends have.
 #[derive(FromPyObject)]
@@ -53,6 +79,12 @@ fn addresses(field: &'static str, entries: &[String]) -> Result<IpList> {
     IpList::parse(entries.iter().map(String::as_str)).map_err(|error| Error::config(field, error.to_string()))
 }
 
+fn address(field: &'static str, text: &str) -> Result<IpAddr> {
+    text.parse::<IpAddr>()
+        .map(|address| address.to_canonical())
+        .map_err(|_| Error::config(field, format!("{text} is no IP address")))
+}
+
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 struct ServerValues {
@@ -60,15 +92,23 @@ struct ServerValues {
     port: u16,
     visitor_host: Option<String>,
     public_ports: (u16, u16),
+    asked_ports: Option<Vec<(u16, u16)>>,
+    asked_hosts: Vec<String>,
+    max_services: u32,
     tls: Option<Py<TlsConfig>>,
     visitor_tls: Option<Py<TlsConfig>>,
     filter: Option<f64>,
     visitor_filter: Option<f64>,
+    service_filter: Option<f64>,
     allow_visitors: Option<Vec<String>>,
     deny_visitors: Vec<String>,
     visitor_rate: Option<(f64, u32)>,
     max_clients: u32,
     max_visitors: u32,
+    max_streams: u32,
+    visitor_limits: LimitValues,
+    client_limits: LimitValues,
+    service_limits: LimitValues,
     lease_file: Option<PathBuf>,
     lease_time: f64,
     common: CommonValues,
@@ -81,10 +121,18 @@ impl ServerValues {
             port: self.port,
             visitor_host: self.visitor_host,
             public_ports: self.public_ports,
+            asked_ports: self.asked_ports,
+            asked_hosts: self
+                .asked_hosts
+                .iter()
+                .map(|host| address("asked_hosts", host))
+                .collect::<Result<_>>()?,
+            max_services: self.max_services,
             tls: self.tls.map(|config| Arc::clone(&config.get().inner)),
             visitor_tls: self.visitor_tls.map(|config| Arc::clone(&config.get().inner)),
             filter: self.filter.map(seconds("filter_timeout")).transpose()?,
             visitor_filter: self.visitor_filter.map(seconds("filter_timeout")).transpose()?,
+            service_filter: self.service_filter.map(seconds("filter_timeout")).transpose()?,
             visitor_rate: self.visitor_rate.map(|(per_second, burst)| Rate { per_second, burst }),
             visitors: VisitorRule {
                 allow: self
@@ -95,6 +143,10 @@ impl ServerValues {
             },
             max_clients: self.max_clients,
             max_visitors: self.max_visitors,
+            max_streams: self.max_streams,
+            visitor_limits: self.visitor_limits.into(),
+            client_limits: self.client_limits.into(),
+            service_limits: self.service_limits.into(),
             lease_file: self.lease_file,
             lease_time: seconds("lease_time")(self.lease_time)?,
             common: self.common.read()?,
@@ -151,13 +203,14 @@ impl TunnelServer {
         let tunnels = self.inner.get(py)?.tunnels();
         tunnels
             .into_iter()
-            .map(|(info, attached, stats)| {
+            .map(|TunnelSnapshot { info, connected, stats, services }| {
                 let values = stats_values(py, &stats)?;
+                values.set_item("services", service_values(py, &services)?)?;
                 values.set_item("id", info.id)?;
                 values.set_item("client", &info.client)?;
                 values.set_item("port", info.port)?;
                 values.set_item("negotiated", info.negotiated)?;
-                values.set_item("connected", attached)?;
+                values.set_item("connected", connected)?;
                 Ok(values)
             })
             .collect()
@@ -177,28 +230,48 @@ impl TunnelServer {
 
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
+struct ServiceValues {
+    name: String,
+    host: Option<String>,
+    port: u16,
+    path: Option<PathBuf>,
+    public_ports: Option<(u16, u16)>,
+    public_host: Option<String>,
+    limits: LimitValues,
+}
+
+impl ServiceValues {
+    fn read(self) -> Result<Exposed> {
+        let service = match (self.path, self.host) {
+            (Some(path), _) => Service::Unix(path),
+            (None, Some(host)) => Service::Tcp(host, self.port),
+            (None, None) => Service::Local(self.port),
+        };
+        let host = self.public_host.as_deref().map(|host| address("public_host", host)).transpose()?;
+        let asked = Asked { name: self.name, ports: self.public_ports, host };
+        Ok(Exposed { service, asked, limits: self.limits.into() })
+    }
+}
+
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
 struct ClientValues {
     host: String,
     port: u16,
-    service_host: Option<String>,
-    service_port: u16,
-    service_path: Option<PathBuf>,
+    services: Vec<ServiceValues>,
     credentials: String,
     tls: Option<(Py<TlsConfig>, Option<String>)>,
     lease: Option<String>,
     reconnect: Option<(f64, f64)>,
     dial_timeout: f64,
     send_proxy: Option<String>,
+    max_streams: u32,
+    limits: LimitValues,
     common: CommonValues,
 }
 
 impl ClientValues {
     fn read(self) -> Result<ClientOptions> {
-        let service = match (self.service_path, self.service_host) {
-            (Some(path), _) => Service::Unix(path),
-            (None, Some(host)) => Service::Tcp(host, self.service_port),
-            (None, None) => Service::Local(self.service_port),
-        };
         let pauses = |(first, longest)| -> Result<_> {
             let first = seconds("reconnect_delay")(first)?;
             let longest = seconds("reconnect_delay")(longest)?;
@@ -211,13 +284,15 @@ impl ClientValues {
         Ok(ClientOptions {
             host: self.host,
             port: self.port,
-            service,
+            services: self.services.into_iter().map(ServiceValues::read).collect::<Result<_>>()?,
             credentials: self.credentials,
             tls: self.tls.map(|(config, name)| (Arc::clone(&config.get().inner), name)),
             lease: self.lease,
             reconnect: self.reconnect.map(pauses).transpose()?,
             dial_timeout: seconds("dial_timeout")(self.dial_timeout)?,
             send_proxy: self.send_proxy.map(|text| word("send_proxy", &text, &versions)).transpose()?,
+            max_streams: self.max_streams,
+            limits: self.limits.into(),
             common: self.common.read()?,
         })
     }
@@ -266,11 +341,12 @@ impl TunnelClient {
         self.inner.get(py)?.reload(options).or_raise(py)
     }
 
-    /// The public port while there is one, and what the tunnel does now.
+    /// The public port and the services while there are some, and what the tunnel does now.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (port, stats) = self.inner.get(py)?.stats();
+        let (services, stats) = self.inner.get(py)?.stats();
         let values = stats_values(py, &stats)?;
-        values.set_item("port", port)?;
+        values.set_item("port", services.first().map(|service| service.info.port))?;
+        values.set_item("services", service_values(py, &services)?)?;
         Ok(values)
     }
 
@@ -306,6 +382,28 @@ fn stats_values<'py>(py: Python<'py>, stats: &TunnelStats) -> PyResult<Bound<'py
     Ok(values)
 }
 
+fn service_values<'py>(py: Python<'py>, services: &[ServiceStats]) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    let one = |service: &ServiceStats| {
+        let values = PyDict::new(py);
+        values.set_item("name", &service.info.name)?;
+        values.set_item("port", service.info.port)?;
+        values.set_item("visitors", service.visitors)?;
+        values.set_item("visits", service.visits)?;
+        values.set_item("sent", service.sent)?;
+        values.set_item("received", service.received)?;
+        values.set_item("refused", service.refused)?;
+        values.set_item("paused", service.paused)?;
+        values.set_item("cut", service.cut)?;
+        Ok(values)
+    };
+    services.iter().map(one).collect()
+}
+
+/// Names and public ports.
+fn ports(services: &[ServiceInfo]) -> Vec<(&str, u16)> {
+    services.iter().map(|service| (&*service.name, service.port)).collect()
+}
+
 /// An event as plain values.
 pub(crate) fn notice(py: Python<'_>, notice: Notice) -> PyResult<Bound<'_, PyDict>> {
     let values = PyDict::new(py);
@@ -316,8 +414,11 @@ pub(crate) fn notice(py: Python<'_>, notice: Notice) -> PyResult<Bound<'_, PyDic
         values.set_item("credentials", &info.credentials)?;
         values.set_item("tunnel_port", info.port)?;
         values.set_item("negotiated", info.negotiated)?;
+        values.set_item("tunnel_services", ports(&info.services))?;
     }
-    values.set_item("stream", notice.stream)?;
+    let stream = notice.stream.map(|stream| (stream.number, stream.visitor, stream.service));
+    values.set_item("stream", stream)?;
+    values.set_item("services", ports(&notice.services))?;
     values.set_item("bytes", notice.bytes)?;
     values.set_item("payload", notice.payload.map(|copied| payload::to_python(py, &copied)))?;
     values.set_item("port", notice.port)?;

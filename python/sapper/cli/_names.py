@@ -37,6 +37,8 @@ OPTIONS: Mapping[str, str] = {
     **dict.fromkeys(("dns", "uri", "email", "ip", "cn", "ou", "pin"), "--allow"),
     "allow_visitors": "--allow",
     "deny_visitors": "--deny",
+    "asked_ports": "--ask-ports",
+    "asked_hosts": "--ask-host",
     "crls": "--crl",
     "ocsp": "--ocsp",
     "pins": "--pin",

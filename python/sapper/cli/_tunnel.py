@@ -73,20 +73,25 @@ class Told:
 
     def event(self, event: events.TunnelEvent, name: str = "") -> None:
         """Something happened to a tunnel; ``name`` is that of one of several clients."""
-        exposed = isinstance(event, events.AuthenticationAcknowledged)
-        url = self._url(event) if isinstance(event, events.AuthenticationAcknowledged) else None
+        urls = self._urls(event) if isinstance(event, events.AuthenticationAcknowledged) else ()
         if self.as_json:
             values = {"event": event.name, **({"tunnel": name} if name else {}), **_values(event)}
-            if url is not None:
+            for _, url in urls[:1]:
                 values |= {"url": url, "qr": _matrix(url)}
             write_json(values)
-        elif (line := _line(event, url)) is not None:
+        elif urls:
+            for service, url in urls:
+                whose = "".join(f"{one}: " for one in (name, service) if one)
+                self._console.print(escape(f"{whose}exposed at {url}"), soft_wrap=True)
+                if self._qr:
+                    self._console.print(_blocks(_matrix(url)), soft_wrap=True, highlight=False)
+        elif (line := _line(event)) is not None:
             self._console.print(escape(f"{name}: {line}" if name else line), soft_wrap=True)
-            if exposed and url is not None and self._qr:
-                self._console.print(_blocks(_matrix(url)), soft_wrap=True, highlight=False)
 
-    def _url(self, event: events.AuthenticationAcknowledged) -> str:
-        return f"{self._scheme}://{_joined(event.client_connection.tunnel_server_host, event.assigned_port)}"
+    def _urls(self, event: events.AuthenticationAcknowledged) -> tuple[tuple[str, str], ...]:
+        """Each service with its public address."""
+        host = event.client_connection.tunnel_server_host
+        return tuple((one.name, f"{self._scheme}://{_joined(host, one.port)}") for one in event.services)
 
 
 async def run_server(
@@ -296,19 +301,17 @@ def _watch_tls(stack: contextlib.ExitStack, told: Told, *configs: Any) -> None:
             stack.enter_context(config.watch(told.reloaded))
 
 
-def _line(event: events.TunnelEvent, url: str | None) -> str | None:
+def _line(event: events.TunnelEvent) -> str | None:
     match event:
         case events.MainServerStart(port=port, secure=secure):
             return f"listening at port {port}{' with TLS' if secure else ''}"
         case events.TunnelCreated(client_tunnel=one):
-            address = one.tunnel_address
-            return f"client {one.id} ({one.client_address}): public port {address.port if address else '-'}"
+            ports = ", ".join(f"{each.port} {each.name}".rstrip() for each in one.services)
+            return f"client {one.id} ({one.client_address}): public port {ports}"
         case events.ClientDisconnected(client_tunnel=one):
             return f"client {one.id} ({one.client_address}): gone"
         case events.ClientError(client_tunnel=one, err=err):
             return f"client {one.id} ({one.client_address}): {err}"
-        case events.AuthenticationAcknowledged():
-            return f"exposed at {url}"
         case events.TunnelError(err=err):
             return f"tunnel: {err}"
         case events.TunnelReconnectQueued(timeout=pause):
@@ -333,6 +336,8 @@ def _values(event: events.TunnelEvent) -> dict[str, Any]:
             return error_values(value)
         if is_dataclass(value):
             return {one.name: plain(getattr(value, one.name)) for one in fields(value) if one.repr}
+        if isinstance(value, tuple):
+            return [plain(one) for one in value]
         return value
 
     found = plain(event)

@@ -32,10 +32,14 @@ __all__ = ["TOKEN_VARIABLE", "expose", "tunnel"]
 TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
 
 #: What is typed for an option of the API.
-_SERVER_WORDS = {
-    name: f"--{name.replace('_', '-')}"
-    for name in ("host", "port", "visitor_host", "public_ports", "visitor_rate", "visitor_burst")
-} | {"lease_file": "--state", "address": "--metrics"}
+_SERVER_WORDS = (
+    {
+        name: f"--{name.replace('_', '-')}"
+        for name in ("host", "port", "visitor_host", "public_ports", "visitor_rate", "visitor_burst")
+    }
+    | {"asked_ports": "--ask-ports", "asked_hosts": "--ask-host"}
+    | {"lease_file": "--state", "address": "--metrics"}
+)
 _CLIENT_WORDS = {
     "server": "--to",
     "service": "SERVICE",
@@ -73,6 +77,19 @@ def serve(
     public_ports: Annotated[
         str | None, typer.Option(help="Public ports: 20000-20999, or one.", metavar="FIRST-LAST")
     ] = None,
+    ask_ports: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Public ports that a client may ask for; repeatable. Those of --public-ports without it.",
+            metavar="FIRST-LAST",
+        ),
+    ] = None,
+    ask_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where a client may ask its public ports to listen; repeatable.", metavar="ADDRESS"
+        ),
+    ] = None,
     cert: Annotated[Path | None, typer.Option(help="TLS at the main port: certificate chain.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     visitor_cert: Annotated[Path | None, typer.Option(help="TLS at public ports: certificate chain.")] = None,
@@ -92,6 +109,15 @@ def serve(
         float | None, typer.Option(help="Visits of one address a second; no limit without it.")
     ] = None,
     visitor_burst: Annotated[int | None, typer.Option(help="How many of them may come at once.")] = None,
+    visitor_bytes_per_second: Annotated[
+        int | None, typer.Option(help="Bytes a second of one address, in each direction.", min=1)
+    ] = None,
+    client_bytes_per_second: Annotated[
+        int | None, typer.Option(help="The same of one client.", min=1)
+    ] = None,
+    service_bytes_per_second: Annotated[
+        int | None, typer.Option(help="The same of one service.", min=1)
+    ] = None,
     state: Annotated[
         Path | None,
         typer.Option(help="Folder of the token and the leases; ~/.local/state/sapper without it."),
@@ -123,7 +149,10 @@ def serve(
         "deny_visitors": None if deny is None else tuple(deny),
         "visitor_rate": visitor_rate,
         "visitor_burst": visitor_burst,
-        "public_ports": None if public_ports is None else _range(public_ports),
+        "public_ports": None if public_ports is None else _range(public_ports, "--public-ports"),
+        "asked_ports": None if ask_ports is None else tuple(_range(one, "--ask-ports") for one in ask_ports),
+        "asked_hosts": None if ask_host is None else tuple(ask_host),
+        **_rates(visitor_bytes_per_second, client_bytes_per_second, service_bytes_per_second),
         "danger_allow_anonymous": danger_allow_anonymous or None,
     }
     if visitor_burst is not None and visitor_rate is None and config is None:
@@ -187,8 +216,13 @@ def status(
 
 
 def expose(
-    service: Annotated[
-        str | None, typer.Argument(metavar="SERVICE", help="3000, host:3000, or unix:/path.")
+    services: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SERVICE…",
+            help="3000, host:3000, or unix:/path; web=3000 with a name; 3000@8080, 3000@8000-8099 or "
+            "3000@203.0.113.5:8080 for a public port.",
+        ),
     ] = None,
     to: Annotated[str | None, typer.Option(help="The server: host:9000.", metavar="HOST:PORT")] = None,
     config: Annotated[
@@ -219,6 +253,10 @@ def expose(
         Literal["v1", "v2"] | None,
         typer.Option(help="Tell the service who visits, in a PROXY header of that version."),
     ] = None,
+    bytes_per_second: Annotated[
+        int | None, typer.Option(help="Bytes a second in each direction, of all visitors.", min=1)
+    ] = None,
+    max_visitors: Annotated[int | None, typer.Option(help="Visitors at a time.", min=1)] = None,
     reconnect: Annotated[bool | None, typer.Option(help="Connect again when the connection is gone.")] = None,
     scheme: Annotated[str, typer.Option(help="What the public address begins with.")] = "http",
     qr: Annotated[
@@ -228,24 +266,28 @@ def expose(
     metrics: _Metrics = None,
     as_json: _Json = False,
 ) -> None:
-    """Expose a service of this machine at a public port of a server.
+    """Expose services of this machine, each at a public port of a server.
 
     SIGHUP, or a change of the file, reads --config again; no stream is cut by that. SIGTERM and Ctrl-C drain,
     a second one ends at once.
     """
     from sapper.cli._tunnel import Told, run_clients
 
-    if config is None and (service is None or to is None):
-        name = "SERVICE" if service is None else "--to"
+    if config is None and (not services or to is None):
+        name = "SERVICE" if not services else "--to"
         raise config_error(name, "say what to expose, and where: sapper expose 3000 --to host:9000")
     given: dict[str, Any] = {
-        "service": service,
+        **_exposed(services or []),
         "server": to,
         "server_hostname": server_name,
         "lease": lease,
         "send_proxy": send_proxy,
         "reconnect": reconnect,
     }
+    if bytes_per_second is not None or max_visitors is not None:
+        from sapper.tunnel import Limits
+
+        given["limits"] = Limits(bytes_per_second=bytes_per_second, visitors=max_visitors)
     given = {name: value for name, value in given.items() if value is not None}
 
     files: list[Path | None] = [config, token_file]
@@ -264,7 +306,7 @@ def expose(
             if config.suffix == ".toml":
                 _only(config, "expose")
             bases = read_clients(config)
-        if service is not None and len(bases) > 1:
+        if services and len(bases) > 1:
             raise config_error("SERVICE", f"{config} has several tunnels: each has its own")
         made = {name: _merged(base, own) for name, base in bases.items()}
         files[:] = [config, token_file, *(one.token_file for one in made.values())]
@@ -277,6 +319,19 @@ def expose(
         asyncio.run(run_clients(first, read, lambda: files, metrics=places, drain=drain, told=told))
 
 
+def _exposed(services: list[str]) -> dict[str, Any]:
+    """One service as ever; several, or one that asks for something, as such."""
+    from sapper.tunnel import Service
+
+    try:
+        found = tuple(Service.parse(one) for one in services)
+    except SapperError as error:
+        raise config_error("SERVICE", error.message) from None
+    if len(found) == 1 and found[0].name is None and found[0].public_port is None:
+        return {"service": services[0]}
+    return {"services": found} if found else {}
+
+
 def _credentials(cert: Path | None, key: Path | None, name: str) -> Credentials | None:
     from sapper.tls import Credentials
 
@@ -287,12 +342,22 @@ def _credentials(cert: Path | None, key: Path | None, name: str) -> Credentials 
     return Credentials.certificate(cert, key)
 
 
-def _range(text: str) -> tuple[int, int]:
+def _rates(visitor: int | None, client: int | None, service: int | None) -> dict[str, Any]:
+    from sapper.tunnel import Limits, VisitorLimits
+
+    return {
+        "visitor_limits": None if visitor is None else VisitorLimits(bytes_per_second=visitor),
+        "client_limits": None if client is None else Limits(bytes_per_second=client),
+        "service_limits": None if service is None else Limits(bytes_per_second=service),
+    }
+
+
+def _range(text: str, name: str) -> tuple[int, int]:
     first, dash, last = text.partition("-")
     try:
         return int(first), int(last if dash else first)
     except ValueError:
-        raise config_error("--public-ports", f"{text!r} is no range: write FIRST-LAST") from None
+        raise config_error(name, f"{text!r} is no range: write FIRST-LAST") from None
 
 
 def _state_folder() -> Path:
@@ -346,6 +411,8 @@ def _merged(base: ClientConfig, own: dict[str, Any]) -> ClientConfig:
     kept = {name: getattr(base, name) for name in base.model_fields_set}
     if own.keys() & {"token_file", "credentials"}:
         kept = {name: value for name, value in kept.items() if name not in ("token_file", "credentials")}
+    if own.keys() & {"service", "services"}:
+        kept = {name: value for name, value in kept.items() if name not in ("service", "services")}
     if own.get("tls") is True and kept.get("tls"):
         own = {name: value for name, value in own.items() if name != "tls"}  # the file says how
     with _words(_CLIENT_WORDS):

@@ -7,18 +7,30 @@ Both speak W3PTUNL with the peers that are deployed, and more with each other.
 """
 
 from sapper.tunnel.client import TunnelClient
-from sapper.tunnel.options import ClientOptions, ServerOptions
-from sapper.tunnel.server import ConnectionFilter, TunnelServer, VisitorFilter
-from sapper.tunnel.status import ClientStatus, TunnelStatus, VisitorStatus
+from sapper.tunnel.options import ClientOptions, Limits, ServerOptions, Service, VisitorLimits
+from sapper.tunnel.server import (
+    ConnectionFilter,
+    ServiceFilter,
+    ServiceRequest,
+    TunnelServer,
+    VisitorFilter,
+)
+from sapper.tunnel.status import ClientStatus, ServiceStatus, TunnelStatus, VisitorStatus
 
 __all__ = [
     "ClientOptions",
     "ClientStatus",
     "ConnectionFilter",
+    "Limits",
     "ServerOptions",
+    "Service",
+    "ServiceFilter",
+    "ServiceRequest",
+    "ServiceStatus",
     "TunnelClient",
     "TunnelServer",
     "TunnelStatus",
     "VisitorFilter",
+    "VisitorLimits",
     "VisitorStatus",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
 from sapper import _native
@@ -15,9 +16,9 @@ from sapper._options import config_error
 from sapper.errors import ClosedError
 from sapper.tls.config import Credentials, Material, TlsConfig
 from sapper.tunnel import events
-from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of
-from sapper.tunnel.options import ClientOptions
-from sapper.tunnel.status import ClientStatus, VisitorStatus, visitor_status
+from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of, public_services
+from sapper.tunnel.options import ClientOptions, Service
+from sapper.tunnel.status import ClientStatus, VisitorStatus, client_status, visitor_status
 
 __all__ = ["TunnelClient"]
 
@@ -33,6 +34,8 @@ class TunnelClient(TunnelObject):
         authentication_credentials: What the client says of itself; anything that JSON can say.
         local_service_host: The service's host, where it is not this machine.
         local_service_path: A Unix socket instead of a port.
+        services: Several services instead, each with a public port of its own. Servers of the original take
+            one.
         tls: TLS to the server: ``True``, credentials of a client, or a :class:`~sapper.tls.TlsConfig`.
         ca: Whom to believe about the server's certificate: PEM, DER, or a file; the system's authorities
             without it. It asks for TLS.
@@ -46,7 +49,7 @@ class TunnelClient(TunnelObject):
 
     _kinds = _CLIENT
     #: What the constructor was told.
-    _SETTINGS = ("_host", "_port", "_service", "_credentials", "_said", "_tls", "_name", "_options")
+    _SETTINGS = ("_host", "_port", "_services", "_credentials", "_said", "_tls", "_name", "_options")
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class TunnelClient(TunnelObject):
         *,
         local_service_host: str | None = None,
         local_service_path: str | PathLike[str] | None = None,
+        services: Iterable[Service] | None = None,
         tls: TlsConfig | Credentials | bool = False,
         ca: Material | None = None,
         server_hostname: str | None = None,
@@ -66,15 +70,7 @@ class TunnelClient(TunnelObject):
         super().__init__()
         self._host = text(tunnel_server_host, "tunnel_server_host")
         self._port = whole(tunnel_server_port, "tunnel_server_port", 1, 65_535)
-        if (local_service_port is None) == (local_service_path is None):
-            raise config_error("local_service_port", "a port or a path is needed, and one of them alone")
-        if local_service_path is not None and local_service_host is not None:
-            raise config_error("local_service_host", "a Unix socket has no host")
-        self._service = (
-            None if local_service_host is None else text(local_service_host, "local_service_host"),
-            0 if local_service_port is None else whole(local_service_port, "local_service_port", 1, 65_535),
-            None if local_service_path is None else str(file_path(local_service_path, "local_service_path")),
-        )
+        self._services = _exposed(local_service_port, local_service_host, local_service_path, services)
         given: object = {} if authentication_credentials is None else authentication_credentials
         if not isinstance(given, Mapping):
             raise config_error("authentication_credentials", "must be a mapping", "wrong_type")
@@ -99,8 +95,13 @@ class TunnelClient(TunnelObject):
 
     @property
     def assigned_port(self) -> int | None:
-        """The public port, while there is one."""
+        """The public port of the first service, while there is one."""
         return self.status().port
+
+    @property
+    def assigned_ports(self) -> tuple[int, ...]:
+        """The public ports of all services in their order, while there are some."""
+        return tuple(service.port for service in self.status().services)
 
     async def start(self) -> None:
         """Starts it, and returns before it is connected: events say how that goes.
@@ -123,8 +124,9 @@ class TunnelClient(TunnelObject):
     async def reload(self, like: TunnelClient | None = None) -> None:
         """Does from now on what another client would do; no stream is cut.
 
-        The service is another from the next visitor on; the server, credentials and all else are from the
-        next connection to the server on.
+        The address of a service is another from the next visitor on; the server, credentials and all else are
+        from the next connection to the server on, services of other names, other ports to ask for and other
+        limits from the next session on.
 
         Args:
             like: Another client, which is not started. Without it the files of the TLS configuration are read
@@ -151,19 +153,18 @@ class TunnelClient(TunnelObject):
     def _values(self) -> _native.TunnelClientDict:
         """As the binding takes it."""
         options = self._options
-        host, port, path = self._service
         return {
             "host": self._host,
             "port": self._port,
-            "service_host": host,
-            "service_port": port,
-            "service_path": path,
+            "services": self._services,
             "credentials": self._said,
             "tls": None if self._tls is None else (self._tls.native, self._name or self._host),
             "lease": options.lease,
             "reconnect": options.reconnect_delay if options.reconnect else None,
             "dial_timeout": options.dial_timeout,
             "send_proxy": options.send_proxy,
+            "max_streams": options.max_streams,
+            "limits": options.limits._native(),
             "common": options._common(),
         }
 
@@ -171,7 +172,7 @@ class TunnelClient(TunnelObject):
         """Starts it and waits for the public port.
 
         Returns:
-            The public port.
+            The public port of the first service.
 
         If cancelled, the client is stopped.
 
@@ -211,7 +212,7 @@ class TunnelClient(TunnelObject):
         """The client as of now."""
         if not isinstance(self._native, _native.TunnelClient):
             return ClientStatus(None, 0, 0, 0, 0, 0, 0, 0, None, 0, 0.0)
-        return ClientStatus(**self._native.stats())
+        return client_status(self._native.stats())
 
     def visitors(self, *, most: int = 1000) -> tuple[VisitorStatus, ...]:
         """Its visitors as of now, those who came first, at most so many."""
@@ -246,12 +247,46 @@ class TunnelClient(TunnelObject):
         if name == "authentication-credentials-sent":
             return events.AuthenticationCredentialsSent(way, self._credentials)
         if name == "authentication-acknowledged":
-            return events.AuthenticationAcknowledged(way, values["port"])
+            return events.AuthenticationAcknowledged(way, values["port"], public_services(values["services"]))
         if name == "tunnel-disconnected":
             return events.TunnelDisconnected(way, values["error"] is not None)
         if name == "tunnel-error":
             return events.TunnelError(values["error"], client_connection=way)
         return kind(way)
+
+
+def _exposed(
+    port: int | None, host: str | None, path: str | PathLike[str] | None, services: Iterable[Service] | None
+) -> list[_native.TunnelServiceDict]:
+    if services is None:
+        if (port is None) == (path is None):
+            raise config_error("local_service_port", "a port or a path is needed, and one of them alone")
+        if path is not None and host is not None:
+            raise config_error("local_service_host", "a Unix socket has no host")
+        service = Service(
+            port=None if port is None else whole(port, "local_service_port", 1, 65_535),
+            host=None if host is None else text(host, "local_service_host"),
+            path=None if path is None else Path(file_path(path, "local_service_path")),
+        )
+        return [service._native(first=True)]
+    for name, value in (
+        ("local_service_port", port),
+        ("local_service_host", host),
+        ("local_service_path", path),
+    ):
+        if value is not None:
+            raise config_error(name, "and services do not go together")
+    several: list[object] = list(services)
+    if not several:
+        raise config_error("services", "must be at least one")
+    found = []
+    for at, one in enumerate(several):
+        if not isinstance(one, Service):
+            raise config_error(f"services[{at}]", "must be a Service", "wrong_type")
+        found.append(one._native(first=at == 0))
+        if any(found[at]["name"] == other["name"] for other in found[:at]):
+            raise config_error(f"services[{at}].name", f"{found[at]['name']} is the name of another one")
+    return found
 
 
 def _client_tls(

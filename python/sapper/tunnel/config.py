@@ -32,7 +32,7 @@ from sapper.endpoint import split_address
 from sapper.errors import ConfigError, ErrorContext
 from sapper.tls.config import TlsConfig
 from sapper.tunnel.client import TunnelClient
-from sapper.tunnel.options import ClientOptions, ServerOptions
+from sapper.tunnel.options import ClientOptions, ServerOptions, Service
 from sapper.tunnel.server import TunnelServer
 
 __all__ = ["ClientConfig", "ServerConfig", "read_clients", "secret"]
@@ -48,10 +48,18 @@ def _as_tls(value: object) -> object:
 
 
 def _as_service(value: object) -> object:
+    if value is None:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise config_error(None, 'must be a port, "host:3000" or "unix:/path"', "wrong_type")
     if isinstance(value, int) and not 1 <= value <= 65_535:
         raise config_error(None, f"{value} is no port")
+    return value
+
+
+def _as_exposed(value: object) -> object:
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return Service.parse(str(value))
     return value
 
 
@@ -140,8 +148,11 @@ class ClientConfig(ClientOptions):
 
     server: str
     """``"tunnel.example:9000"``."""
-    service: Annotated[int | str, BeforeValidator(_as_service)]
+    service: Annotated[int | str | None, BeforeValidator(_as_service)] = None
     """A port of this machine, ``"host:3000"``, or ``"unix:/path"``."""
+    services: tuple[Annotated[Service, BeforeValidator(_as_exposed)], ...] = ()
+    """Several instead: each as ``service``, with a name and a public port (``"db=5432@8432"``), or a
+    table."""
     credentials: dict[str, Any] | None = Field(default=None, repr=False)
     """What the client says of itself."""
     token_file: Path | None = None
@@ -156,6 +167,8 @@ class ClientConfig(ClientOptions):
         if self.credentials is not None and self.token_file is not None:
             raise config_error("credentials", "and token_file do not go together")
         self.place()
+        if (self.service is None) == (not self.services):
+            raise config_error("service", "one is needed, or several services, and one of the two alone")
         self.where()
         return self
 
@@ -165,6 +178,8 @@ class ClientConfig(ClientOptions):
 
     def where(self) -> dict[str, Any]:
         """The service, as a client's arguments."""
+        if self.service is None:
+            return {"services": self.services}
         if isinstance(self.service, int):
             return {"local_service_port": self.service}
         if self.service.startswith("unix:"):
@@ -207,6 +222,10 @@ class ClientConfig(ClientOptions):
                 name: cls._relative_to(folder, one) for name, one in tunnels.items() if isinstance(one, dict)
             }
             values = {**values, "tunnels": {**tunnels, **own}}
+        services = values.get("services")
+        if isinstance(services, list):
+            tables = (_beside(folder, one, "path") if isinstance(one, dict) else one for one in services)
+            values = {**values, "services": [*tables]}
         return _beside(folder, _nested(folder, values, "tls"), "token_file")
 
 

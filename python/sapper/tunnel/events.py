@@ -36,6 +36,7 @@ __all__ = [
     "MainServerEnd",
     "MainServerError",
     "MainServerStart",
+    "PublicService",
     "ServiceConnected",
     "ServiceDisconnected",
     "ServiceError",
@@ -68,6 +69,19 @@ class TunnelAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class PublicService:
+    """A service of a client, and where its visitors come in.
+
+    Attributes:
+        name: What it is called; empty for the client's own.
+        port: Its public port.
+    """
+
+    name: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientTunnel:
     """One client of a server and its tunnel.
 
@@ -75,8 +89,9 @@ class ClientTunnel:
         id: Counted from 1 at each server.
         client_address: Where the client comes from.
         authentication_credentials: What it said of itself; ``None`` before its handshake. Not in ``repr``.
-        tunnel_address: Where its visitors come in; ``None`` before it has a port.
+        tunnel_address: Where visitors of its first service come in; ``None`` before it has a port.
         negotiated: Whether the client is one of our own kind.
+        services: All of its services, once they have their ports.
     """
 
     id: int
@@ -84,6 +99,7 @@ class ClientTunnel:
     authentication_credentials: Mapping[str, Any] | None = field(default=None, repr=False)
     tunnel_address: TunnelAddress | None = None
     negotiated: bool = False
+    services: tuple[PublicService, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +109,12 @@ class StreamEnd:
     Attributes:
         number: Counted from 1 in each tunnel.
         visitor_address: Where the visitor comes from; an original server does not say.
+        service: The name of the service; empty for the client's own.
     """
 
     number: int
     visitor_address: str | None = None
+    service: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,11 +351,17 @@ class TunnelProtocolConfirmed(TunnelEvent):
 
 @dataclass(frozen=True, slots=True)
 class AuthenticationAcknowledged(TunnelEvent):
-    """Visitors may come, at this public port."""
+    """Visitors may come.
+
+    Attributes:
+        assigned_port: The public port of the first service.
+        services: All of them.
+    """
 
     name: ClassVar[str] = "authentication-acknowledged"
     client_connection: ClientConnection
     assigned_port: int
+    services: tuple[PublicService, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar
@@ -25,12 +25,21 @@ from sapper.tunnel.events import (
     ClientTunnel,
     DataEvent,
     EventsLost,
+    PublicService,
     StreamEnd,
     TunnelAddress,
     TunnelEvent,
 )
 
-__all__ = ["Listener", "TunnelEvents", "TunnelObject", "answer_later", "end_of", "tunnel_of"]
+__all__ = [
+    "Listener",
+    "TunnelEvents",
+    "TunnelObject",
+    "answer_later",
+    "end_of",
+    "public_services",
+    "tunnel_of",
+]
 
 #: Hears an event; what it returns may be awaitable.
 Listener = Callable[[Any], object]
@@ -286,7 +295,7 @@ class TunnelObject(ABC):
 def end_of(values: dict[str, Any]) -> StreamEnd | None:
     """The visitor, or the connection to a service, that an event is about."""
     stream = values["stream"]
-    return None if stream is None else StreamEnd(stream[0], stream[1] or None)
+    return None if stream is None else StreamEnd(stream[0], stream[1] or None, stream[2])
 
 
 def tunnel_of(values: Mapping[str, Any]) -> ClientTunnel:
@@ -301,7 +310,13 @@ def tunnel_of(values: Mapping[str, Any]) -> ClientTunnel:
         json.loads(credentials) if credentials else None,
         TunnelAddress(port) if port else None,
         values["negotiated"],
+        public_services(values.get("tunnel_services", ())),
     )
+
+
+def public_services(services: Iterable[tuple[str, int]]) -> tuple[PublicService, ...]:
+    """Services with their public ports."""
+    return tuple(PublicService(name, port) for name, port in services)
 
 
 async def answer_later(question: _native.Question, answer: Awaitable[object], deadline: float) -> None:

@@ -2,19 +2,165 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
 from sapper import _native
 from sapper._options import Options, config_error
+from sapper.endpoint import split_address
 
-__all__ = ["ClientOptions", "ServerOptions"]
+__all__ = ["ClientOptions", "Limits", "ServerOptions", "Service", "VisitorLimits"]
 
 _Seconds = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
+_Bytes = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
 _Port = Annotated[int, Strict(), Field(ge=1, le=65_535)]
+
+
+class VisitorLimits(Options):
+    """What visitors from one address may do, to all tunnels together.
+
+    One IPv6 address is its /64. A limit that is ``None`` is none.
+
+    Raises:
+        ConfigError: A value is wrong; ``field`` names it.
+    """
+
+    bytes_per_second: _Bytes | None = None
+    """Bytes a second in each direction, of all visits of the address. Beyond it the bytes wait."""
+    total_bytes: _Bytes | None = None
+    """Bytes of one visit, both directions together. Behind the last one it is reset."""
+    visitors: _Count | None = None
+    """Visits at a time. More are reset."""
+
+    def _native(self) -> _native.TunnelLimitsDict:
+        return {
+            "bytes_per_second": self.bytes_per_second,
+            "total_bytes": self.total_bytes,
+            "visitors": self.visitors,
+            "visits": None,
+            "total_visits": None,
+        }
+
+
+class Limits(Options):
+    """What may pass through a client, or to a service. A limit that is ``None`` is none.
+
+    Raises:
+        ConfigError: A value is wrong; ``field`` names it.
+    """
+
+    bytes_per_second: _Bytes | None = None
+    """Bytes a second in each direction, of all visitors. Beyond it the bytes wait; visitors take turns."""
+    total_bytes: _Bytes | None = None
+    """Bytes in all, both directions together. Behind the last one all visitors are reset."""
+    visitors: _Count | None = None
+    """Visitors at a time. More are reset."""
+    visits_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Visits a second. More are reset."""
+    visit_burst: _Count = 20
+    """How many of them may come at once after a pause."""
+    total_visits: _Bytes | None = None
+    """Visits in all. More are reset."""
+
+    def _native(self) -> _native.TunnelLimitsDict:
+        rate = self.visits_per_second
+        return {
+            "bytes_per_second": self.bytes_per_second,
+            "total_bytes": self.total_bytes,
+            "visitors": self.visitors,
+            "visits": None if rate is None else (rate, self.visit_burst),
+            "total_visits": self.total_visits,
+        }
+
+
+class Service(Options):
+    """A service that a client exposes: a port of this machine, of another one, or a Unix socket.
+
+    Raises:
+        ConfigError: A value is wrong; ``field`` names it.
+    """
+
+    port: _Port | None = None
+    """The service's port, on 127.0.0.1 or ::1, whichever listens; or at ``host``."""
+    host: str | None = None
+    """The service's host, where it is not this machine."""
+    path: Path | None = None
+    """A Unix socket instead of a port."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """What the server calls it, and whose public port it gets again. Without one the first service of a
+    client is the client's own, and each other one is called as its address."""
+    public_port: _Port | tuple[_Port, _Port] | None = None
+    """The public port to ask for, or the first and the last that will do. ``None``: any of the server's."""
+    public_host: str | None = None
+    """The address at which the public port is to listen. ``None``: where the server's do."""
+    limits: Limits = Limits()
+    """What may pass to it; this end sees to that, whatever the server allows. Limits in all are of the
+    client's whole life."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.port is None) == (self.path is None):
+            raise config_error("port", "a port or a path is needed, and one of them alone")
+        if self.path is not None and self.host is not None:
+            raise config_error("host", "a Unix socket has no host")
+        if isinstance(self.public_port, tuple) and self.public_port[0] > self.public_port[1]:
+            raise config_error("public_port", "the first is above the last")
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads what the command line takes: ``[NAME=]SERVICE[@[ADDRESS:]PORT[-PORT]]``.
+
+        Args:
+            text: ``3000``, ``host:3000`` or ``unix:/path``; ``db=5432@8432``, ``3000@8000-8099``,
+                ``3000@[::1]:8080``.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        given: dict[str, Any] = {}
+        rest = text
+        if named := re.fullmatch(r"([\w.-]+)=(.+)", rest):
+            given["name"], rest = named.groups()
+        if asked := re.fullmatch(r"(.+)@(?:([\d.]+|\[[\da-fA-F:.]+\]):)?(\d+)(?:-(\d+))?", rest):
+            rest, host, first, last = asked.groups()
+            given["public_host"] = host and host.strip("[]")
+            given["public_port"] = int(first) if last is None else (int(first), int(last))
+        if rest.startswith("unix:"):
+            given["path"] = rest.removeprefix("unix:")
+        elif rest.isascii() and rest.isdigit():
+            given["port"] = int(rest)
+        else:
+            try:
+                given["host"], given["port"] = split_address(rest)
+            except ValueError as error:
+                raise config_error(None, str(error)) from None
+        return cls(**given)
+
+    @property
+    def address(self) -> str:
+        """Where it is, as the command line says it: ``3000``, ``host:3000``, ``unix:/path``."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        if self.host is None:
+            return str(self.port)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def _native(self, first: bool) -> _native.TunnelServiceDict:
+        port = self.public_port
+        return {
+            "name": self.name or ("" if first else self.address),
+            "host": self.host,
+            "port": self.port or 0,
+            "path": None if self.path is None else str(self.path),
+            "public_ports": (port, port) if isinstance(port, int) else port,
+            "public_host": self.public_host,
+            "limits": self.limits._native(),
+        }
 
 
 class _Common(Options):
@@ -52,6 +198,13 @@ class ServerOptions(_Common):
     public_ports: tuple[_Port, _Port] = (10_000, 32_767)
     """First and last public port; twice the same is a fixed one. The default is below the ports that systems
     give to outgoing connections, so that a client finds its port free again."""
+    asked_ports: tuple[tuple[_Port, _Port], ...] | None = None
+    """Public ports that a client may ask for, first and last each; an empty one allows none. ``None``: those
+    of ``public_ports``. A port outside of those is given to nobody who does not ask for it."""
+    asked_hosts: tuple[str, ...] = ()
+    """Addresses at which a client may ask its public ports to listen, besides ``visitor_host``."""
+    max_services: _Count = 64
+    """Services of one client; with more it gets none."""
     filter_timeout: _Seconds = 10.0
     """Seconds that a filter has for an answer; none means no."""
     allow_visitors: tuple[str, ...] | None = None
@@ -67,6 +220,14 @@ class ServerOptions(_Common):
     """Clients at a time; more wait to be accepted."""
     max_visitors: _Count = 4_096
     """Visitors of one client at a time; more wait to be accepted."""
+    max_streams: _Count = 65_536
+    """Visitors of all clients at a time; more are reset."""
+    visitor_limits: VisitorLimits = VisitorLimits()
+    """What visitors from one address may do."""
+    client_limits: Limits = Limits()
+    """What may pass through one client. Limits in all are of one tunnel."""
+    service_limits: Limits = Limits()
+    """What may pass to one service. Limits in all are of one tunnel."""
     lease_file: Path | None = None
     """Where it is kept which public port belongs to whom, so that a restart changes nothing."""
     lease_time: _Seconds = 604_800.0
@@ -76,6 +237,8 @@ class ServerOptions(_Common):
     def _in_order(self) -> Self:
         if self.public_ports[0] > self.public_ports[1]:
             raise config_error("public_ports", "the first is above the last")
+        if any(first > last for first, last in self.asked_ports or ()):
+            raise config_error("asked_ports", "the first is above the last")
         return self
 
 
@@ -95,6 +258,10 @@ class ClientOptions(_Common):
     send_proxy: Literal["v1", "v2"] | None = None
     """The version of the PROXY header by which the service hears who visits; ``None``: it hears nothing.
     Servers of the original do not tell who visits: then the header says that it is not known."""
+    max_streams: Annotated[int, Strict(), Field(ge=1, le=16_384)] = 16_384
+    """Visitors of all services at a time; our own servers reset more."""
+    limits: Limits = Limits()
+    """What may pass to all services together; this end sees to that, whatever the server allows."""
     lease: str | None = None
     """A name whose public port this client gets at our own servers, whatever its credentials are. Who else
     uses it takes the port over."""

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, t
 from sapper.tunnel.options import ServerOptions
 from sapper.tunnel.status import TunnelStatus, VisitorStatus, tunnel_status, visitor_status
 
-__all__ = ["ConnectionFilter", "TunnelServer", "VisitorFilter"]
+__all__ = ["ConnectionFilter", "ServiceFilter", "ServiceRequest", "TunnelServer", "VisitorFilter"]
 
 logger = logging.getLogger("sapper")
 
@@ -31,6 +32,25 @@ ConnectionFilter = Callable[[dict[str, Any]], bool | Awaitable[bool]]
 
 #: Decides about a visitor by the tunnel and the visitor's address (``host:port``); only True lets it in.
 VisitorFilter = Callable[[events.ClientTunnel, str], bool | Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRequest:
+    """A service that a client wants to expose.
+
+    Attributes:
+        name: What it is called; empty for the client's own.
+        ports: First and last public port that will do; ``None``: any.
+        host: The address at which its public port is to listen; ``None``: the server's.
+    """
+
+    name: str
+    ports: tuple[int, int] | None
+    host: str | None
+
+
+#: Decides about what a client of our own kind wants to expose, all of it together; only True lets it.
+ServiceFilter = Callable[[events.ClientTunnel, tuple[ServiceRequest, ...]], bool | Awaitable[bool]]
 
 #: Without a filter everybody may have a tunnel: then only this machine is everybody.
 LOOPBACK = "localhost"
@@ -44,7 +64,11 @@ class TunnelServer(TunnelObject):
             replaced while the server runs. Without one everybody who reaches the main port gets a tunnel,
             so the server listens on loopback alone.
         visitor_filter: Decides about each visitor when it connects, synchronously or not, after the lists of
-            addresses among the options. Everybody may visit without one.
+            addresses among the options. Everybody may visit without one. It may be replaced while the
+            server runs.
+        service_filter: Decides about the services of each client of our own kind and the public ports that
+            they ask for, synchronously or not, within what the options allow. All of that is granted without
+            one. It may be replaced while the server runs.
         tls: TLS at the main port: credentials of a server, or a :class:`~sapper.tls.TlsConfig`.
         visitor_tls: The same at public ports.
         options: Further options.
@@ -61,6 +85,7 @@ class TunnelServer(TunnelObject):
         connection_filter: ConnectionFilter | None = None,
         *,
         visitor_filter: VisitorFilter | None = None,
+        service_filter: ServiceFilter | None = None,
         tls: TlsConfig | Credentials | None = None,
         visitor_tls: TlsConfig | Credentials | None = None,
         options: ServerOptions | None = None,
@@ -71,8 +96,10 @@ class TunnelServer(TunnelObject):
         self._tls = None if tls is None else TlsConfig.of(tls, field="tls")
         self._visitor_tls = None if visitor_tls is None else TlsConfig.of(visitor_tls, field="visitor_tls")
         self._anonymous = danger_allow_anonymous
-        check_callback(visitor_filter, "visitor_filter")
-        self._visitor_filter = visitor_filter
+        self._visitor_filter: VisitorFilter | None = None
+        self._service_filter: ServiceFilter | None = None
+        self.visitor_filter = visitor_filter
+        self.service_filter = service_filter
         self._filter: ConnectionFilter | None = None
         self._addresses: tuple[str, ...] = ()
         self._port: int | None = None
@@ -94,6 +121,33 @@ class TunnelServer(TunnelObject):
             )
         self._filter = value
         self._hosts()
+
+    @property
+    def visitor_filter(self) -> VisitorFilter | None:
+        """Decides about each visitor that comes from now on."""
+        return self._visitor_filter
+
+    @visitor_filter.setter
+    def visitor_filter(self, value: VisitorFilter | None) -> None:
+        check_callback(value, "visitor_filter")
+        self._visitor_filter = value
+        self._meet()
+
+    @property
+    def service_filter(self) -> ServiceFilter | None:
+        """Decides about the services of each client that comes from now on."""
+        return self._service_filter
+
+    @service_filter.setter
+    def service_filter(self, value: ServiceFilter | None) -> None:
+        check_callback(value, "service_filter")
+        self._service_filter = value
+        self._meet()
+
+    def _meet(self) -> None:
+        """A running server hears of what has changed."""
+        if isinstance(self._native, _native.TunnelServer):
+            self._native.reload(self._values())
 
     def _hosts(self) -> tuple[str | None, str | None]:
         """Where the main port and the public ports listen."""
@@ -174,8 +228,8 @@ class TunnelServer(TunnelObject):
         arguments the files of its TLS configurations are read again.
 
         Args:
-            options: All of them. ``host``, ``max_clients`` and ``lease_file`` have to be what they were: they
-                need another server.
+            options: All of them. ``host``, ``max_clients``, ``max_streams`` and ``lease_file`` have to be
+                what they were: they need another server.
             visitor_filter: ``...`` is the one that it has; so for the next two.
             tls: TLS at the main port.
             visitor_tls: TLS at public ports.
@@ -229,10 +283,14 @@ class TunnelServer(TunnelObject):
             "port": port,
             "visitor_host": visitor_host,
             "public_ports": options.public_ports,
+            "asked_ports": None if options.asked_ports is None else [*options.asked_ports],
+            "asked_hosts": [*options.asked_hosts],
+            "max_services": options.max_services,
             "tls": None if self._tls is None else self._tls.native,
             "visitor_tls": None if self._visitor_tls is None else self._visitor_tls.native,
             "filter": options.filter_timeout,
             "visitor_filter": None if self._visitor_filter is None else options.filter_timeout,
+            "service_filter": None if self._service_filter is None else options.filter_timeout,
             "allow_visitors": None if options.allow_visitors is None else [*options.allow_visitors],
             "deny_visitors": [*options.deny_visitors],
             "visitor_rate": None
@@ -240,6 +298,10 @@ class TunnelServer(TunnelObject):
             else (options.visitor_rate, options.visitor_burst),
             "max_clients": options.max_clients,
             "max_visitors": options.max_visitors,
+            "max_streams": options.max_streams,
+            "visitor_limits": options.visitor_limits._native(),
+            "client_limits": options.client_limits._native(),
+            "service_limits": options.service_limits._native(),
             "lease_file": options.lease_file,
             "lease_time": options.lease_time,
             "common": options._common(),
@@ -325,7 +387,12 @@ class TunnelServer(TunnelObject):
     def _decide(self, subject: Mapping[str, Any]) -> bool | Awaitable[bool]:
         if "visitor" in subject:
             about_visitors = self._visitor_filter
-            return about_visitors is not None and about_visitors(tunnel_of(subject), subject["visitor"])
+            # Taken away while the question was on its way: everybody may visit.
+            return about_visitors is None or about_visitors(tunnel_of(subject), subject["visitor"])
+        if "asked" in subject:
+            about_services = self._service_filter
+            wanted = tuple(ServiceRequest(*one) for one in subject["asked"])
+            return about_services is None or about_services(tunnel_of(subject), wanted)
         about_clients = self._filter
         return True if about_clients is None else about_clients(json.loads(subject["credentials"]))
 

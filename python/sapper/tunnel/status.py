@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sapper import _native
 
-__all__ = ["ClientStatus", "TunnelStatus", "VisitorStatus", "tunnel_status", "visitor_status"]
+__all__ = [
+    "ClientStatus",
+    "ServiceStatus",
+    "TunnelStatus",
+    "VisitorStatus",
+    "client_status",
+    "service_statuses",
+    "tunnel_status",
+    "visitor_status",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One service of a client as of now.
+
+    Attributes:
+        name: What it is called; empty for the client's own.
+        port: Its public port.
+        visitors: Visitors now.
+        visits: Visitors since the tunnel began.
+        sent: Bytes to the other end of the tunnel.
+        received: Bytes from it.
+        refused: Visitors that were sent away, for whatever reason.
+        paused: Times that a visitor's bytes waited for a limit of bytes a second.
+        cut: Visitors whose bytes in all were used up.
+    """
+
+    name: str
+    port: int
+    visitors: int
+    visits: int
+    sent: int
+    received: int
+    refused: int
+    paused: int
+    cut: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +53,7 @@ class TunnelStatus:
     Attributes:
         id: The client's number.
         client_address: Where it comes from.
-        port: Its public port.
+        port: The public port of its first service.
         negotiated: Whether it is one of our own kind.
         connected: Whether it is there; its visitors wait where it is not.
         streams: Visitors now.
@@ -29,6 +66,7 @@ class TunnelStatus:
         rtt: Seconds of a round trip to the client, where it is known.
         resumes: How often the session went on over a new connection.
         age: Seconds since the tunnel was made.
+        services: Each of its services.
     """
 
     id: int
@@ -46,6 +84,7 @@ class TunnelStatus:
     rtt: float | None
     resumes: int
     age: float
+    services: tuple[ServiceStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +92,7 @@ class ClientStatus:
     """A client as of now.
 
     Attributes:
-        port: Its public port, while it has one.
+        port: The public port of its first service, while it has one.
         streams: Visitors now.
         opened: Visitors since its session began.
         sent: Bytes to the server.
@@ -64,6 +103,7 @@ class ClientStatus:
         rtt: Seconds of a round trip to the server, where it is known.
         resumes: How often the session went on over a new connection.
         age: Seconds since it was started.
+        services: Each of its services, while they are exposed.
     """
 
     port: int | None
@@ -77,6 +117,7 @@ class ClientStatus:
     rtt: float | None
     resumes: int
     age: float
+    services: tuple[ServiceStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,4 +166,41 @@ def tunnel_status(one: _native.TunnelStatusDict) -> TunnelStatus:
         rtt=one["rtt"],
         resumes=one["resumes"],
         age=one["age"],
+        services=service_statuses(one["services"]),
+    )
+
+
+def client_status(one: _native.TunnelClientStatsDict) -> ClientStatus:
+    """As the binding tells it."""
+    return ClientStatus(
+        port=one["port"],
+        streams=one["streams"],
+        opened=one["opened"],
+        sent=one["sent"],
+        received=one["received"],
+        sent_rate=one["sent_rate"],
+        received_rate=one["received_rate"],
+        held=one["held"],
+        rtt=one["rtt"],
+        resumes=one["resumes"],
+        age=one["age"],
+        services=service_statuses(one["services"]),
+    )
+
+
+def service_statuses(services: Iterable[_native.TunnelServiceStatsDict]) -> tuple[ServiceStatus, ...]:
+    """What native code says of services."""
+    return tuple(
+        ServiceStatus(
+            name=one["name"],
+            port=one["port"],
+            visitors=one["visitors"],
+            visits=one["visits"],
+            sent=one["sent"],
+            received=one["received"],
+            refused=one["refused"],
+            paused=one["paused"],
+            cut=one["cut"],
+        )
+        for one in services
     )

@@ -51,7 +51,7 @@ struct Bucket {
 impl Buckets {
     /// Whether one more connection of `address` may come now.
     pub(crate) fn take(&mut self, address: IpAddr, rate: &Rate, now: Instant) -> bool {
-        let key = key(address);
+        let key = network(address);
         let burst = f64::from(rate.burst);
         let mut bucket = match self.newer.get(&key).or_else(|| self.older.get(&key)) {
             Some(bucket) => *bucket,
@@ -77,8 +77,8 @@ impl Buckets {
     }
 }
 
-/// IPv4 addresses and IPv6 networks in one space: the former begin with a byte that no network has.
-fn key(address: IpAddr) -> u64 {
+/// An IPv4 address or an IPv6 network (/64) in one space: the former begin with a byte that no network has.
+pub(crate) fn network(address: IpAddr) -> u64 {
     match address.to_canonical() {
         IpAddr::V4(address) => u64::from(address.to_bits()) | 0xff << 56 | 1 << 40,
         IpAddr::V6(address) => (address.to_bits() >> 64) as u64,

@@ -2,24 +2,26 @@
 //!
 //! What is not here: what a link does while it works ([`link`](super::link)).
 
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::backoff::Backoff;
 use sapper_proto::tunnel::frame::{Capabilities, Code};
-use sapper_proto::tunnel::mux::Mux;
+use sapper_proto::tunnel::mux::{Config, Mux};
 use sapper_proto::tunnel::w3p::{Acknowledgement, ClientHandshake, Refusal, Retry};
+use sapper_proto::tunnel::words::{Asked, ClientWords, MOST_SERVICES, ServerWords};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::greeting::{self, ClientWords, final_port};
+use super::greeting;
+use super::limit::{Limits, Meter, Quota, Scope};
 use super::link::{End, Exit, Link};
 use super::live::Live;
-use super::notice::{Notice, Teller};
+use super::notice::{Notice, ServiceInfo, Teller};
 use super::public::shake;
-use super::service::{Dialer, Service, Target};
+use super::served::{Served, ServiceStats};
+use super::service::{Dialer, Exposed, Target};
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -41,8 +43,8 @@ pub struct ClientOptions {
     pub host: String,
     /// Its main port.
     pub port: u16,
-    /// What is exposed.
-    pub service: Service,
+    /// What is exposed, at least one. Original servers take no more.
+    pub services: Vec<Exposed>,
     /// What it says of itself, a JSON object.
     pub credentials: String,
     /// TLS to the server, and the name to check.
@@ -55,6 +57,10 @@ pub struct ClientOptions {
     pub dial_timeout: Duration,
     /// The service hears who visits, in a header of this version.
     pub send_proxy: Option<Version>,
+    /// Visitors at a time; a server of ours sends more away.
+    pub max_streams: u32,
+    /// What may pass to all services together.
+    pub limits: Limits,
     /// What both ends have.
     pub common: Common,
 }
@@ -66,12 +72,19 @@ impl ClientOptions {
         if let Some((config, name)) = &self.tls {
             config.check(&Role::Client { server_name: name.clone() })?;
         }
+        if self.services.is_empty() || self.services.len() > MOST_SERVICES {
+            return Err(Error::config("services", format!("must be 1 to {MOST_SERVICES}")));
+        }
+        self.limits.check("limits")?;
+        self.services.iter().try_for_each(|exposed| exposed.limits.check("services"))?;
+        if self.max_streams == 0 {
+            return Err(Error::config("max_streams", "must be at least 1"));
+        }
         Ok(())
     }
 
-    fn target(&self) -> Target {
-        let Self { service, dial_timeout, send_proxy, .. } = self;
-        Target { service: service.clone(), timeout: *dial_timeout, proxy: *send_proxy }
+    fn target(&self, exposed: &Exposed) -> Target {
+        Target { service: exposed.service.clone(), timeout: self.dial_timeout, proxy: self.send_proxy }
     }
 }
 
@@ -82,14 +95,21 @@ pub struct Client {
 
 struct Shared {
     options: Mutex<Arc<ClientOptions>>,
-    dialer: Arc<Dialer>,
+    stock: Mutex<Stock>,
     /// Others are there: a pause is over.
     reloaded: Notify,
     stopping: watch::Sender<Option<Duration>>,
     waiting: Mutex<Waiting>,
     teller: Arc<Teller>,
     live: Arc<Live>,
-    port: AtomicU16,
+    /// The services with their public ports, while they have them.
+    exposed: Mutex<Vec<ServiceInfo>>,
+}
+
+impl Shared {
+    fn exposed(&self) -> MutexGuard<'_, Vec<ServiceInfo>> {
+        lock(&self.exposed)
+    }
 }
 
 #[derive(Default)]
@@ -111,25 +131,30 @@ impl Client {
         let teller = Arc::new(Teller::new(mailbox, key));
         teller.watch(watched);
         let shared = Arc::new(Shared {
-            dialer: Dialer::new(options.target()),
+            stock: Mutex::new(Stock::default().renewed(&options)),
             options: Mutex::new(Arc::new(options)),
             reloaded: Notify::new(),
             stopping: watch::Sender::new(None),
             waiting: Mutex::default(),
             teller,
             live: Arc::default(),
-            port: AtomicU16::new(0),
+            exposed: Mutex::default(),
         });
         runtime::spawn("tunnel client", run(Arc::clone(&shared)))?;
         Ok(Self { shared })
     }
 
-    /// Another service from the next visitor on; another server, other credentials and all else from the next
-    /// connection to the server on. Streams that are there stay.
+    /// Another address of a service from the next visitor on; another server, other credentials and all else from
+    /// the next connection to the server on, other services and limits from the next session on. Streams that
+    /// are there stay.
     pub fn reload(&self, options: ClientOptions) -> Result<()> {
         options.check()?;
-        self.shared.dialer.replace(options.target());
-        *lock(&self.shared.options) = Arc::new(options);
+        // Both at once: one says what the other has.
+        let mut current = lock(&self.shared.options);
+        let mut stock = lock(&self.shared.stock);
+        *stock = std::mem::take(&mut *stock).renewed(&options);
+        *current = Arc::new(options);
+        drop((stock, current));
         self.shared.reloaded.notify_one();
         Ok(())
     }
@@ -156,10 +181,15 @@ impl Client {
         }
     }
 
-    /// What it does, and its public port while it has one.
-    pub fn stats(&self) -> (Option<u16>, TunnelStats) {
-        let port = self.shared.port.load(Ordering::Relaxed);
-        ((port != 0).then_some(port), self.shared.live.stats())
+    /// What it does, and its services with their public ports while they have them.
+    pub fn stats(&self) -> (Vec<ServiceStats>, TunnelStats) {
+        let services = self.shared.live.services();
+        let exposed = self.shared.exposed();
+        let named = |info: &ServiceInfo| {
+            let stats = services.iter().find(|stats| stats.info.name == info.name).cloned();
+            ServiceStats { info: info.clone(), ..stats.unwrap_or_default() }
+        };
+        (exposed.iter().map(named).collect(), self.shared.live.stats())
     }
 
     /// Its visitors, those who came first, at most so many.
@@ -206,7 +236,7 @@ async fn run(shared: Arc<Shared>) {
     if stopping.borrow().is_some() {
         error = None;
     }
-    shared.port.store(0, Ordering::Relaxed);
+    shared.exposed().clear();
     if error.is_some() {
         shared.teller.tell(Notice { name: "error", error: error.clone(), ..Notice::default() });
     }
@@ -233,14 +263,17 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
     let mut pauses = None;
     let mut link: Option<Link> = None;
     loop {
-        let options = Arc::clone(&lock(&shared.options));
+        let (options, mine) = {
+            let options = lock(&shared.options);
+            let mine = lock(&shared.stock).mine(&instance, &options);
+            (Arc::clone(&options), mine)
+        };
         let options = &*options;
         if pauses != options.reconnect {
             let (first, longest) = options.reconnect.unwrap_or_default();
             backoff = Backoff::new(first, longest);
             pauses = options.reconnect;
         }
-        let words = ClientWords { instance: instance.clone(), lease: options.lease.clone() }.encode();
         let began = Instant::now();
         let granted = tokio::select! {
             biased;
@@ -249,17 +282,17 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
             () = keep_alive(&mut link) => unreachable!("it never returns"),
         };
         let (mut ended, mut retry) = match granted {
-            Ok(granted) => match attach(&mut link, granted, &words, options, shared) {
+            Ok(granted) => match attach(&mut link, granted, &mine, options, shared) {
                 Ok(()) => {
                     let working = link.as_mut().expect("it was attached");
-                    let ended = tunnel(working, shared, stopping).await;
-                    if !ended.1 {
+                    let ended = tunnel(working, options, shared, stopping).await;
+                    if !ended.waits {
                         link = None;
                     }
                     if stopping.borrow().is_some() {
                         return Ok(());
                     }
-                    (ended.0, Retry::Usual)
+                    (ended.error, ended.retry)
                 }
                 Err(error) => (Some(error), Retry::Usual),
             },
@@ -273,7 +306,7 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
             }
         };
         if link.is_none() {
-            shared.port.store(0, Ordering::Relaxed);
+            shared.exposed().clear();
         }
         if began.elapsed() >= WORKED {
             backoff.reset();
@@ -339,23 +372,131 @@ async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Resul
         Acknowledgement::Refused(refusal) => Err(refused(refusal)),
         Acknowledgement::Accepted { port, offer } => {
             let capabilities = offer.and_then(|offer| offer.common(Capabilities::ALL));
+            if !capabilities.is_some_and(|common| common.has(Capabilities::SERVICES)) {
+                takes_one(&options.services, port)?;
+            }
             Ok(Granted { carrier, rest, port, capabilities })
         }
     }
 }
 
+/// A server of the original has one port for its client, and cannot be asked for another.
+fn takes_one(services: &[Exposed], port: u16) -> std::result::Result<(), Refused> {
+    let no = |text: String| Error::new(ErrorKind::IncompatiblePeer, text).with_phase(Phase::Handshake);
+    let never = |error| Err(Refused { error, retry: Retry::Never });
+    if services.len() > 1 {
+        let text = format!("the server takes one service of a client, not {}", services.len());
+        return never(no(text).with_reason("one_service"));
+    }
+    let Some(Asked { ports, host, .. }) = services.first().map(|exposed| &exposed.asked) else {
+        return Ok(());
+    };
+    if host.is_some() || ports.is_some_and(|(first, last)| !(first..=last).contains(&port)) {
+        let text = format!("the server cannot be asked for a public port, and gave {port}");
+        return never(no(text).with_reason("public_port"));
+    }
+    Ok(())
+}
+
 fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
-    let kind = if code == "rejected" { ErrorKind::CredentialsRejected } else { ErrorKind::Connect };
+    // Words that a server of ours says; of others only the text is passed on.
+    let word = &*code;
+    let reason = match word {
+        "no_port" => "no_port",
+        "port_taken" | "in_use" => "port_taken",
+        "port_not_allowed" => "port_not_allowed",
+        "host_not_allowed" => "host_not_allowed",
+        "too_many_services" => "too_many_services",
+        "service_rejected" => "service_rejected",
+        _ => "refused",
+    };
+    let kind = match reason {
+        "refused" if word == "rejected" => ErrorKind::CredentialsRejected,
+        "refused" | "no_port" | "port_taken" => ErrorKind::Connect,
+        _ => ErrorKind::PolicyDenied,
+    };
     let text = if message.is_empty() { code } else { message };
-    let error = Error::new(kind, text).with_phase(Phase::Handshake).with_reason("refused");
+    let error = Error::new(kind, text).with_phase(Phase::Handshake).with_reason(reason);
     Refused { error, retry }
+}
+
+/// What a client has for all of its sessions: what was used up in one is used up in the next.
+#[derive(Default)]
+struct Stock {
+    limits: Limits,
+    meter: Option<Arc<Meter>>,
+    services: Vec<Stocked>,
+}
+
+/// The same for a service, which is known by its name.
+struct Stocked {
+    name: String,
+    dialer: Arc<Dialer>,
+    limits: Limits,
+    meter: Option<Arc<Meter>>,
+}
+
+impl Stock {
+    /// The same for other options: what has its name, or its limits, goes on.
+    fn renewed(mut self, options: &ClientOptions) -> Self {
+        if self.limits != options.limits {
+            self.limits = options.limits.clone();
+            self.meter = Meter::new(Scope::Client, &self.limits);
+        }
+        let mut before = std::mem::take(&mut self.services);
+        let renew = |exposed: &Exposed| {
+            let (name, limits) = (exposed.asked.name.clone(), exposed.limits.clone());
+            let known = before.iter().position(|one| one.name == name).map(|at| before.swap_remove(at));
+            let target = options.target(exposed);
+            match known {
+                Some(known) if known.limits == limits => {
+                    known.dialer.replace(target);
+                    known
+                }
+                Some(known) => {
+                    known.dialer.replace(target);
+                    let meter = Meter::new(Scope::Service, &limits);
+                    Stocked { name, dialer: known.dialer, limits, meter }
+                }
+                None => {
+                    let meter = Meter::new(Scope::Service, &limits);
+                    Stocked { name, dialer: Dialer::new(target), limits, meter }
+                }
+            }
+        };
+        self.services = options.services.iter().map(renew).collect();
+        self
+    }
+
+    /// For a connection to the server with these options.
+    fn mine(&self, instance: &str, options: &ClientOptions) -> Mine {
+        let asked = options.services.iter().map(|exposed| exposed.asked.clone()).collect();
+        let words =
+            ClientWords { instance: instance.to_owned(), lease: options.lease.clone(), services: asked };
+        Mine {
+            dialers: self.services.iter().map(|one| Arc::clone(&one.dialer)).collect(),
+            quota: Quota { meters: self.meter.iter().cloned().collect(), ..Quota::default() },
+            meters: self.services.iter().map(|one| one.meter.clone()).collect(),
+            words: words.encode(),
+        }
+    }
+}
+
+/// What a session begins with.
+struct Mine {
+    dialers: Arc<[Arc<Dialer>]>,
+    quota: Quota,
+    /// Of each service.
+    meters: Vec<Option<Arc<Meter>>>,
+    /// Our hello's.
+    words: Vec<u8>,
 }
 
 /// Puts the carrier under the session that waits for it, or under a new one.
 fn attach(
     link: &mut Option<Link>,
     granted: Granted,
-    words: &[u8],
+    mine: &Mine,
     options: &ClientOptions,
     shared: &Shared,
 ) -> Result<()> {
@@ -364,7 +505,7 @@ fn attach(
         && let Some(waiting) = link
     {
         let now = waiting.now();
-        if waiting.mux().reattach(words.to_vec(), now) {
+        if waiting.mux().reattach(mine.words.clone(), now) {
             waiting.set_carrier(carrier, &rest);
             return Ok(());
         }
@@ -372,39 +513,57 @@ fn attach(
     // What was before is over: streams are cut when it is dropped.
     *link = None;
     let began = Instant::now();
-    let application = capabilities.map(|_| words.to_vec());
-    let mut mux = Mux::initiator(options.common.mux(), application, Duration::ZERO);
+    let application = capabilities.map(|_| mine.words.clone());
+    let config = Config { max_streams: options.max_streams, ..options.common.mux() };
+    let mut mux = Mux::initiator(config, application, Duration::ZERO);
     mux.share(Arc::clone(super::budget()));
-    let end = End::Client(Arc::clone(&shared.dialer));
-    *link = Some(Link::new(mux, carrier, &rest, end, Arc::clone(&shared.teller), began));
+    let end = End::Client(Arc::clone(&mine.dialers));
+    let made = link.insert(Link::new(mux, carrier, &rest, end, Arc::clone(&shared.teller), began));
+    made.set_live(Arc::clone(&shared.live));
+    made.set_quota(mine.quota.clone());
+    let infos = named(&options.services, &[]).into_iter();
+    made.set_services(infos.zip(&mine.meters).map(|(info, meter)| Served::new(info, meter.clone())));
     if capabilities.is_none() {
-        acknowledged(shared, port);
+        acknowledged(shared, named(&options.services, &[port]));
     }
     Ok(())
 }
 
-fn acknowledged(shared: &Shared, port: u16) {
-    shared.port.store(port, Ordering::Relaxed);
-    shared.teller.tell(Notice { name: "authentication-acknowledged", port: Some(port), ..Notice::default() });
+/// The services by their names, with the ports that are known.
+fn named(services: &[Exposed], ports: &[u16]) -> Vec<ServiceInfo> {
+    let ports = ports.iter().copied().chain(std::iter::repeat(0));
+    let name = |(exposed, port): (&Exposed, u16)| ServiceInfo { name: exposed.asked.name.clone(), port };
+    services.iter().zip(ports).map(name).collect()
 }
 
-/// Works until the carrier is gone; what was wrong, and whether the streams wait for another one.
+fn acknowledged(shared: &Shared, services: Vec<ServiceInfo>) {
+    shared.exposed().clone_from(&services);
+    let port = services.first().map(|service| service.port);
+    shared.teller.tell(Notice { name: "authentication-acknowledged", port, services, ..Notice::default() });
+}
+
+/// How a tunnel ended.
+struct Ended {
+    error: Option<Error>,
+    /// Whether the streams wait for another carrier.
+    waits: bool,
+    retry: Retry,
+}
+
+/// Works until the carrier is gone, or the server refuses.
 async fn tunnel(
     link: &mut Link,
+    options: &ClientOptions,
     shared: &Shared,
     stopping: &mut watch::Receiver<Option<Duration>>,
-) -> (Option<Error>, bool) {
-    link.set_live(Arc::clone(&shared.live));
-    let disconnected = |error: &Option<Error>| {
-        if let Some(error) = error {
-            shared.teller.tell(Notice {
-                name: "tunnel-error",
-                error: Some(error.clone()),
-                ..Notice::default()
-            });
+) -> Ended {
+    let disconnected = |error: Option<Error>, waits, retry| {
+        if error.is_some() {
+            shared.teller.tell(Notice { name: "tunnel-error", error: error.clone(), ..Notice::default() });
         }
         let notice = Notice { name: "tunnel-disconnected", error: error.clone(), ..Notice::default() };
         shared.teller.tell(notice);
+        Ended { error, waits, retry }
     };
     loop {
         let exit = tokio::select! {
@@ -413,31 +572,42 @@ async fn tunnel(
                 let drain = stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the client stops");
                 let _ = timeout(drain, drained(link)).await;
-                disconnected(&None);
-                return (None, false);
+                return disconnected(None, false, Retry::Usual);
             }
             exit = link.run() => exit,
         };
         match exit {
-            Exit::Hello(hello) => {
-                let port = final_port(&hello.application);
-                acknowledged(shared, port.unwrap_or_default());
+            Exit::Hello(hello) => match ServerWords::parse(&hello.application, options.services.len()) {
+                Some(ServerWords::Granted(ports)) => acknowledged(shared, named(&options.services, &ports)),
+                Some(ServerWords::Refused { refusal, service }) => {
+                    let Refused { error, retry } = refused(about(refusal, service, &options.services));
+                    return disconnected(Some(error), false, retry);
+                }
+                None => {
+                    let text = "the server's hello does not say a public port for each service";
+                    let error = Error::new(ErrorKind::RemoteProtocol, text).with_phase(Phase::Handshake);
+                    return disconnected(Some(error), false, Retry::Usual);
+                }
+            },
+            Exit::Resumed => {
+                let services = shared.exposed().clone();
+                acknowledged(shared, services);
             }
-            Exit::Resumed => acknowledged(shared, shared.port.load(Ordering::Relaxed)),
             Exit::CarrierLost(error, waits) => {
-                disconnected(&error);
-                return (error, waits && lock(&shared.options).reconnect.is_some());
+                return disconnected(error, waits && lock(&shared.options).reconnect.is_some(), Retry::Usual);
             }
-            Exit::Broken(error) => {
-                let error = Some(error);
-                disconnected(&error);
-                return (error, false);
-            }
-            Exit::Expired | Exit::Idle => {
-                disconnected(&None);
-                return (None, false);
-            }
+            Exit::Broken(error) => return disconnected(Some(error), false, Retry::Usual),
+            Exit::Expired | Exit::Idle => return disconnected(None, false, Retry::Usual),
         }
+    }
+}
+
+/// A refusal whose text says which service it is about.
+fn about(refusal: Refusal, service: Option<u16>, services: &[Exposed]) -> Refusal {
+    let name = service.and_then(|at| services.get(usize::from(at))).map(|exposed| &exposed.asked.name);
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => Refusal { message: format!("service {name}: {}", refusal.message), ..refusal },
+        None => refusal,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The handshake of W3PTUNL over a stream, in both roles, and what our own ends say in their hellos.
+//! The handshake of W3PTUNL over a stream, in both roles.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use sapper_proto::tunnel::w3p::{
     Acknowledgement, ClientHandshake, Credentials, LONGEST_HANDSHAKE, PREFIX, Parsed, ServerHandshake,
     Speech, TLS_ALERT, W3pError, recognise,
 };
-use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stream::{BoxStream, ops};
@@ -145,42 +144,4 @@ pub(super) async fn acknowledgement(
             return Err(ended("before it answered"));
         }
     }
-}
-
-/// What a client of ours says in its hello.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ClientWords {
-    /// Which client process: a connection of the same one is stale.
-    pub(super) instance: String,
-    /// Whose public port it wants.
-    pub(super) lease: Option<String>,
-}
-
-/// The longest of either that a server takes.
-const LONGEST_WORD: usize = 256;
-
-impl ClientWords {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        json!({"instance": self.instance, "lease": self.lease}).to_string().into_bytes()
-    }
-
-    /// Nothing of a stranger's words is believed that does not have its form.
-    pub(super) fn parse(bytes: &[u8]) -> Self {
-        let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let word = |key: &str| {
-            let word = value[key].as_str().filter(|word| !word.is_empty() && word.len() <= LONGEST_WORD);
-            word.map(str::to_owned)
-        };
-        Self { instance: word("instance").unwrap_or_default(), lease: word("lease") }
-    }
-}
-
-/// What a server of ours says in its hello: the final port.
-pub(super) fn server_words(port: u16) -> Vec<u8> {
-    json!({"port": port}).to_string().into_bytes()
-}
-
-pub(super) fn final_port(bytes: &[u8]) -> Option<u16> {
-    let value: Value = serde_json::from_slice(bytes).ok()?;
-    u16::try_from(value["port"].as_u64()?).ok()
 }

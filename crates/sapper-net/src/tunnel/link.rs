@@ -11,6 +11,7 @@ mod jobs;
 mod output;
 mod slots;
 
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,10 +24,12 @@ use tokio::time::{Instant, Sleep};
 
 use self::jobs::Jobs;
 use self::slots::Slots;
+use super::limit::Quota;
 use super::live::Live;
-use super::notice::{DATA, Notice, Teller, TunnelInfo};
+use super::notice::{DATA, Notice, StreamInfo, Teller, TunnelInfo};
 use super::payload::Payload;
 use super::public::PublicPort;
+use super::served::Served;
 use super::service::Dialer;
 use super::wake::{Awake, Token};
 use crate::buffer::Buffer;
@@ -56,10 +59,10 @@ pub(super) enum Exit {
 
 /// Which end of the tunnel this is.
 pub(super) enum End {
-    /// It takes visitors.
-    Server(Option<PublicPort>),
-    /// It dials a service.
-    Client(Arc<Dialer>),
+    /// It takes visitors: a port for each service, none before it is decided, and at the end.
+    Server(Vec<PublicPort>),
+    /// It dials services.
+    Client(Arc<[Arc<Dialer>]>),
 }
 
 /// The tunnel.
@@ -71,12 +74,22 @@ pub(super) struct Link {
     staging: Vec<u8>,
     input: Buffer,
     end: End,
+    /// The services, in the order of the client's hello.
+    services: Vec<Arc<Served>>,
+    /// What may pass through all of them.
+    quota: Quota,
+    /// Streams that wait for their limits, in which direction.
+    waiting: BTreeSet<(Instant, StreamKey, usize)>,
+    /// Visitors at a time, those that are still being let in included.
+    max_visitors: usize,
     slots: Slots,
     jobs: Jobs,
     awake: Arc<Awake>,
     tokens: Vec<Token>,
-    accept_waker: Waker,
-    may_accept: bool,
+    accept_wakers: Vec<Waker>,
+    /// Ports at which somebody may wait, and those at which somebody does while there is no room.
+    knocked: Vec<u16>,
+    full: Vec<u16>,
     timer: Pin<Box<Sleep>>,
     timer_at: Option<Instant>,
     data_at: Option<Instant>,
@@ -101,7 +114,6 @@ impl Link {
         began: Instant,
     ) -> Self {
         let awake = Arc::new(Awake::default());
-        let accept_waker = awake.waker(Token::Accept);
         let mut link = Self {
             mux,
             carrier: None,
@@ -109,12 +121,17 @@ impl Link {
             staging: Vec::new(),
             input: Buffer::new(),
             end,
+            services: Vec::new(),
+            quota: Quota::default(),
+            waiting: BTreeSet::new(),
+            max_visitors: usize::MAX,
             slots: Slots::default(),
             jobs: Jobs::default(),
             awake,
             tokens: Vec::new(),
-            accept_waker,
-            may_accept: true,
+            accept_wakers: Vec::new(),
+            knocked: Vec::new(),
+            full: Vec::new(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             timer_at: None,
             data_at: None,
@@ -150,10 +167,33 @@ impl Link {
         self.live = live;
     }
 
-    /// Another public port from here on; visitors that are there stay.
-    pub(super) fn set_public(&mut self, port: Option<PublicPort>) {
-        self.end = End::Server(port);
-        self.may_accept = true;
+    /// What may pass through all of its services together.
+    pub(super) fn set_quota(&mut self, quota: Quota) {
+        self.quota = quota;
+    }
+
+    /// The services from here on; streams that are there stay with theirs.
+    pub(super) fn set_services(&mut self, services: impl IntoIterator<Item = Served>) {
+        self.services = services.into_iter().map(Arc::new).collect();
+        self.live.set_services(self.services.clone());
+    }
+
+    /// The public ports of the services, in the same order, for so many visitors at a time.
+    pub(super) fn set_public(&mut self, ports: Vec<PublicPort>, max_visitors: u32) {
+        debug_assert_eq!(ports.len(), self.services.len());
+        let all = 0..ports.len() as u16;
+        self.accept_wakers = all.clone().map(|at| self.awake.waker(Token::Accept(at))).collect();
+        self.knocked = all.collect();
+        self.max_visitors = max_visitors as usize;
+        self.end = End::Server(ports);
+    }
+
+    /// Takes the public ports away: nobody new comes in.
+    pub(super) fn take_public(&mut self) -> Vec<PublicPort> {
+        match &mut self.end {
+            End::Server(ports) => std::mem::take(ports),
+            End::Client(_) => Vec::new(),
+        }
     }
 
     /// Goes on over another carrier; the old one is dropped.
@@ -175,8 +215,8 @@ impl Link {
     /// Takes no more visitors; [`Exit::Idle`] when the last one has gone.
     pub(super) fn leave(&mut self, code: sapper_proto::tunnel::frame::Code, reason: &str) {
         self.leaving = true;
-        if let End::Server(port) = &mut self.end {
-            *port = None;
+        if let End::Server(ports) = &mut self.end {
+            ports.clear();
         }
         self.mux.go_away(code, reason);
     }
@@ -196,11 +236,15 @@ impl Link {
             moved |= self.send(cx);
             self.drain_events(&[]);
             self.retire_closing();
+            if !self.full.is_empty() && self.has_room() {
+                self.knocked.append(&mut self.full);
+                moved = true;
+            }
             if let Some(exit) = self.exit.take() {
                 self.live.note(&self.mux);
                 return Poll::Ready(exit);
             }
-            if self.leaving && self.slots.is_empty() && self.jobs.is_empty() && self.mux.is_idle() {
+            if self.leaving && self.slots.len() == 0 && self.jobs.len() == 0 && self.mux.is_idle() {
                 self.live.note(&self.mux);
                 return Poll::Ready(Exit::Idle);
             }
@@ -232,13 +276,11 @@ impl Link {
                     }
                 }
                 Token::Job(job) => self.work(job),
-                Token::Accept => self.may_accept = true,
+                Token::Accept(port) => self.knocked.push(port),
             }
         }
         self.tokens = tokens;
-        if self.may_accept {
-            self.accept_visitors();
-        }
+        self.accept_visitors();
         woke
     }
 
@@ -372,7 +414,15 @@ impl Link {
             self.mux.handle_timeout(now);
             fired = true;
         }
-        if self.data_at.is_some_and(|at| at <= Instant::now()) {
+        let moment = Instant::now();
+        while let Some((at, key, direction)) = self.waiting.first().copied()
+            && at <= moment
+        {
+            self.waiting.pop_first();
+            self.is_due(key, direction);
+            fired = true;
+        }
+        if self.data_at.is_some_and(|at| at <= moment) {
             self.data_at = None;
             self.tell_data();
         }
@@ -382,7 +432,8 @@ impl Link {
     /// Sets the timer to the next moment at which something is due.
     fn arm(&mut self, cx: &mut Context<'_>) {
         let due = self.mux.poll_timeout().map(|at| self.began + at);
-        let next = [due, self.data_at].into_iter().flatten().min();
+        let turn = self.waiting.first().map(|(at, ..)| *at);
+        let next = [due, self.data_at, turn].into_iter().flatten().min();
         let Some(next) = next else {
             self.timer_at = None;
             return;
@@ -397,10 +448,11 @@ impl Link {
         }
     }
 
-    /// Bytes of a stream moved: told later, together with what else moves until then.
+    /// Bytes of a stream moved: counted now, told later, together with what else moves until then.
     fn note_data(&mut self, key: StreamKey, from: u64, to: u64) {
         let Some(slot) = self.slots.get_mut(key) else { return };
         slot.listed.moved(from, to);
+        slot.service.moved(from, to);
         if !self.teller.wants(DATA) {
             return;
         }
@@ -423,7 +475,11 @@ impl Link {
         self.teller.tell(Notice {
             name: names[usize::from(!self.is_server())],
             tunnel: self.info.clone(),
-            stream: Some((slot.number, slot.visitor.map_or_else(String::new, |(from, _)| from.to_string()))),
+            stream: Some(StreamInfo {
+                number: slot.number,
+                visitor: slot.visitor.map_or_else(String::new, |(from, _)| from.to_string()),
+                service: slot.service.info().name.clone(),
+            }),
             ..notice
         });
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sapper_proto::tunnel::mux::Mux;
 
 use super::payload::Payload;
+use super::served::{Served, ServiceStats};
 
 /// A rate is that of the last one to two of these.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -61,6 +62,7 @@ pub(super) struct Live {
     began: Instant,
     counted: Mutex<Counted>,
     visitors: Mutex<BTreeMap<u64, Arc<Moved>>>,
+    services: Mutex<Vec<Arc<Served>>>,
 }
 
 #[derive(Debug)]
@@ -98,7 +100,7 @@ impl Default for Live {
         let began = Instant::now();
         let mark = Mark { at: began, sent: 0, received: 0 };
         let counted = Counted { stats: TunnelStats::default(), before: mark, last: mark };
-        Self { began, counted: Mutex::new(counted), visitors: Mutex::default() }
+        Self { began, counted: Mutex::new(counted), visitors: Mutex::default(), services: Mutex::default() }
     }
 }
 
@@ -154,6 +156,15 @@ impl Live {
         let mut counted = lock(&self.counted);
         let (sent_rate, received_rate) = counted.look(Instant::now());
         TunnelStats { sent_rate, received_rate, age: self.began.elapsed(), ..counted.stats }
+    }
+
+    pub(super) fn set_services(&self, services: Vec<Arc<Served>>) {
+        *lock(&self.services) = services;
+    }
+
+    /// Each of its services, now.
+    pub(super) fn services(&self) -> Vec<ServiceStats> {
+        lock(&self.services).iter().map(|service| service.stats()).collect()
     }
 
     /// Those who came first, at most so many.

@@ -3,22 +3,26 @@
 //! - [`server`]: takes clients, gives each a public port, keeps their sessions and leases.
 //! - [`client`]: connects, shakes hands, connects again.
 //! - `link`: one tunnel at work, the same at both ends.
+//! - [`limit`]: how much may pass, how often; [`served`]: what a service did.
 //! - [`notice`]: what is told; `live`: what can be asked for; [`service`]: what a client exposes.
 //!
 //! The wire and every state machine are `sapper_proto::tunnel`'s; docs/tunnel.md has the behaviour.
 
 pub mod client;
 mod greeting;
+pub mod limit;
 mod link;
 mod live;
 pub mod notice;
 mod payload;
 mod public;
+pub mod served;
 pub mod server;
 pub mod service;
 mod wake;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sapper_proto::tunnel::mux::{Config, Overflow};
@@ -72,8 +76,7 @@ fn entropy() -> u64 {
 const MEMORY: usize = 512 * 1024 * 1024;
 
 /// The account that all tunnels share.
-fn budget() -> &'static std::sync::Arc<sapper_proto::tunnel::mux::Budget> {
-    static BUDGET: std::sync::OnceLock<std::sync::Arc<sapper_proto::tunnel::mux::Budget>> =
-        std::sync::OnceLock::new();
-    BUDGET.get_or_init(|| std::sync::Arc::new(sapper_proto::tunnel::mux::Budget::new(MEMORY)))
+fn budget() -> &'static Arc<sapper_proto::tunnel::mux::Budget> {
+    static BUDGET: std::sync::OnceLock<Arc<sapper_proto::tunnel::mux::Budget>> = std::sync::OnceLock::new();
+    BUDGET.get_or_init(|| Arc::new(sapper_proto::tunnel::mux::Budget::new(MEMORY)))
 }

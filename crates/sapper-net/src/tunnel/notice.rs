@@ -13,14 +13,16 @@ pub struct Notice {
     pub name: &'static str,
     /// Which client's tunnel, at a server.
     pub tunnel: Option<Arc<TunnelInfo>>,
-    /// Which stream, counted from 1 in each tunnel, and the address of its visitor.
-    pub stream: Option<(u64, String)>,
+    /// Which stream.
+    pub stream: Option<StreamInfo>,
     /// Bytes since the last such event of the stream.
     pub bytes: u64,
     /// The first of them, where they are wanted.
     pub payload: Option<Copied>,
     /// The main port, or the public one.
     pub port: Option<u16>,
+    /// A client's services with their public ports.
+    pub services: Vec<ServiceInfo>,
     /// Whether TLS is spoken there.
     pub secure: bool,
     /// Seconds until the next try.
@@ -29,8 +31,28 @@ pub struct Notice {
     pub error: Option<Error>,
 }
 
+/// A visitor, or the connection to a service that serves one.
+#[derive(Clone, Debug, Default)]
+pub struct StreamInfo {
+    /// Counted from 1 in each tunnel.
+    pub number: u64,
+    /// The visitor's address, where it is known.
+    pub visitor: String,
+    /// Which service, by its name.
+    pub service: String,
+}
+
+/// A service and where its visitors come in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceInfo {
+    /// Empty for the one that was not given a name.
+    pub name: String,
+    /// Its public port.
+    pub port: u16,
+}
+
 /// One client's tunnel.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct TunnelInfo {
     /// Counted from 1 at each server.
     pub id: u64,
@@ -38,10 +60,12 @@ pub struct TunnelInfo {
     pub client: String,
     /// What it said of itself, a JSON object.
     pub credentials: String,
-    /// Its public port.
+    /// The public port of its first service.
     pub port: u16,
     /// Whether the two ends are of our own kind.
     pub negotiated: bool,
+    /// All of its services, once they have their ports.
+    pub services: Vec<ServiceInfo>,
 }
 
 /// Events of visitors are wanted.

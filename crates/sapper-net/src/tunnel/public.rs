@@ -6,11 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sapper_proto::tunnel::ip_list::VisitorRule;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::canonical;
+use super::limit::Visitors;
 use super::link::{BoxFuture, Connected};
-use super::notice::{Teller, TunnelInfo};
+use super::notice::{ServiceInfo, Teller, TunnelInfo};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
 use crate::proxy::{Buckets, Rate};
@@ -65,6 +67,12 @@ pub(super) struct PublicOptions {
     pub(super) rule: VisitorRule,
     /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
     pub(super) ask: Option<Duration>,
+    /// The same about what each client of our own kind wants to expose.
+    pub(super) ask_services: Option<Duration>,
+    /// What visitors from one address may do.
+    pub(super) visitors: Option<Arc<Visitors>>,
+    /// Visitors of all tunnels.
+    pub(super) places: Arc<Semaphore>,
     /// How often one address may come, whichever port.
     pub(super) frequency: Option<Arc<Frequency>>,
 }
@@ -93,10 +101,11 @@ impl Frequency {
 }
 
 impl PublicPort {
-    /// Binds it on this thread's event loop.
-    pub(super) async fn bind(port: u16, gate: &Arc<Gate>) -> Result<Self> {
+    /// Binds it on this thread's event loop; at `host`, where that is not the usual one.
+    pub(super) async fn bind(port: u16, host: Option<IpAddr>, gate: &Arc<Gate>) -> Result<Self> {
         let options = gate.current();
-        let address = ListenAddress::Tcp { host: options.host.clone(), port };
+        let host = host.map_or_else(|| options.host.clone(), |host| Some(host.to_string()));
+        let address = ListenAddress::Tcp { host, port };
         let listen = ListenOptions { max_connections: options.max_visitors, ..ListenOptions::default() };
         let listener = Listener::bind(&address, &listen, Instant::now() + LOOK_UP).await?;
         Ok(Self { accepting: Box::pin(accept(listener)), gate: Arc::clone(gate) })
@@ -121,6 +130,7 @@ impl Visitor {
         self,
         teller: &Arc<Teller>,
         info: Option<&Arc<TunnelInfo>>,
+        service: &ServiceInfo,
     ) -> std::result::Result<BoxStream, BoxFuture<Connected>> {
         let Self { socket, door } = self;
         let from = match &socket.peer {
@@ -148,8 +158,9 @@ impl Visitor {
         }
         if let Some(deadline) = door.ask {
             let (teller, info) = (Arc::clone(teller), info.cloned().unwrap_or_default());
+            let port = service.port;
             return Err(Box::pin(async move {
-                if !asked(&teller, &info, from.to_string(), deadline).await {
+                if !asked(&teller, &info, port, from.to_string(), deadline).await {
                     stream.reset(0);
                     return Err(denied(&format!("the visitor filter did not let {from} in")));
                 }
@@ -174,14 +185,14 @@ fn denied(text: &str) -> Error {
     Error::new(ErrorKind::PolicyDenied, text).with_phase(Phase::Handshake).with_reason("visitor")
 }
 
-/// The program's answer about one visitor.
-async fn asked(teller: &Teller, info: &TunnelInfo, visitor: String, deadline: Duration) -> bool {
+/// The program's answer about one visitor, who came to `port`.
+async fn asked(teller: &Teller, info: &TunnelInfo, port: u16, visitor: String, deadline: Duration) -> bool {
     let (mailbox, key) = teller.mailbox();
     let subject = Subject::TunnelVisitor {
         id: info.id,
         credentials: info.credentials.clone(),
         client: info.client.clone(),
-        port: info.port,
+        port,
         negotiated: info.negotiated,
         visitor,
     };

@@ -6,17 +6,22 @@
 mod registry;
 mod session;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::tunnel::ip_list::VisitorRule;
-use tokio::sync::{Notify, mpsc, watch};
+use sapper_proto::tunnel::lease::LeaseError;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use self::registry::Registry;
+use super::limit::{Limits, Visitors};
 use super::notice::{Notice, Teller, TunnelInfo};
 use super::public::{Frequency, Gate, PublicOptions};
+use super::served::ServiceStats;
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +50,12 @@ pub struct ServerOptions {
     pub visitor_host: Option<String>,
     /// First and last public port.
     pub public_ports: (u16, u16),
+    /// Public ports that a client may ask for, first and last each; `None` is those of `public_ports`.
+    pub asked_ports: Option<Vec<(u16, u16)>>,
+    /// Where a client may ask its public ports to listen, besides `visitor_host`.
+    pub asked_hosts: Vec<IpAddr>,
+    /// Services of one client.
+    pub max_services: u32,
     /// TLS at the main port.
     pub tls: Option<SharedTlsConfig>,
     /// TLS at public ports.
@@ -55,12 +66,22 @@ pub struct ServerOptions {
     pub visitors: VisitorRule,
     /// Whether somebody is asked about each visitor, and how long an answer may take; none means no.
     pub visitor_filter: Option<Duration>,
+    /// The same about what each client of our own kind wants to expose.
+    pub service_filter: Option<Duration>,
     /// How often one address may visit, whichever tunnel.
     pub visitor_rate: Option<Rate>,
     /// Clients at a time.
     pub max_clients: u32,
     /// Visitors of one client at a time.
     pub max_visitors: u32,
+    /// Visitors of all clients at a time; more are sent away.
+    pub max_streams: u32,
+    /// What may pass for one address: bytes in all of one visit, no visits a second ([`Self::visitor_rate`]).
+    pub visitor_limits: Limits,
+    /// What may pass through one client.
+    pub client_limits: Limits,
+    /// What may pass to one service.
+    pub service_limits: Limits,
     /// Where leases of ports are kept.
     pub lease_file: Option<PathBuf>,
     /// How long a port belongs to a client that is not there.
@@ -82,6 +103,19 @@ impl ServerOptions {
         if self.max_visitors == 0 {
             return Err(Error::config("max_visitors", "must be at least 1"));
         }
+        for (number, field) in [(self.max_streams, "max_streams"), (self.max_services, "max_services")] {
+            if number == 0 {
+                return Err(Error::config(field, "must be at least 1"));
+            }
+        }
+        self.visitor_limits.check("visitor_limits")?;
+        self.client_limits.check("client_limits")?;
+        self.service_limits.check("service_limits")?;
+        for (first, last) in self.asked_ports.iter().flatten() {
+            if *first == 0 || first > last {
+                return Err(Error::config("asked_ports", format!("{first} to {last} is no range of ports")));
+            }
+        }
         if let Some(rate) = &self.visitor_rate {
             rate.check().map_err(|error| error.with_field("visitor_rate"))?;
         }
@@ -94,6 +128,8 @@ impl ServerOptions {
 
     /// What visitors meet. Who came too often `before` is remembered where the rate is the same.
     fn public(&self, before: Option<&PublicOptions>) -> PublicOptions {
+        let places = before.map(|before| Arc::clone(&before.places));
+        let visitors = before.and_then(|before| before.visitors.as_ref());
         let before = before.and_then(|before| before.frequency.as_ref());
         PublicOptions {
             host: self.visitor_host.clone(),
@@ -102,6 +138,9 @@ impl ServerOptions {
             handshake: self.common.handshake_timeout,
             rule: self.visitors.clone(),
             ask: self.visitor_filter,
+            ask_services: self.service_filter,
+            visitors: Visitors::kept(visitors, &self.visitor_limits),
+            places: places.unwrap_or_else(|| Arc::new(Semaphore::new(self.max_streams as usize))),
             frequency: self.visitor_rate.map(|rate| Frequency::kept(before, rate)),
         }
     }
@@ -112,6 +151,7 @@ impl ServerOptions {
             ("host", self.host == other.host),
             ("port", self.port == other.port),
             ("max_clients", self.max_clients == other.max_clients),
+            ("max_streams", self.max_streams == other.max_streams),
             ("lease_file", self.lease_file == other.lease_file),
         ];
         match fields.iter().find(|(_, same)| !same) {
@@ -119,6 +159,19 @@ impl ServerOptions {
             None => Ok(()),
         }
     }
+}
+
+/// One tunnel as of now.
+#[derive(Debug)]
+pub struct TunnelSnapshot {
+    /// Which.
+    pub info: Arc<TunnelInfo>,
+    /// Whether its client is there.
+    pub connected: bool,
+    /// What it does.
+    pub stats: TunnelStats,
+    /// What each of its services does.
+    pub services: Vec<ServiceStats>,
 }
 
 /// The handle. Dropped, the server stops.
@@ -204,7 +257,7 @@ impl Server {
     }
 
     /// Every tunnel, with what it does now.
-    pub fn tunnels(&self) -> Vec<(Arc<TunnelInfo>, bool, TunnelStats)> {
+    pub fn tunnels(&self) -> Vec<TunnelSnapshot> {
         lock(&self.shared.registry).tunnels()
     }
 
@@ -296,11 +349,15 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
         secure: options.tls.is_some(),
         ..Notice::default()
     });
+    let mut saving = pin!(leases_to_save(shared));
     loop {
         tokio::select! {
             biased;
             () = shared.stopped() => return Ok(()),
-            () = save_leases(shared) => {}
+            () = &mut saving => {
+                save_leases(shared);
+                saving.set(leases_to_save(shared));
+            }
             accepted = listener.accept_socket() => {
                 let client = session::run(Arc::clone(shared), accepted?, alive.clone());
                 runtime::spawn("tunnel", client)?;
@@ -309,15 +366,28 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     }
 }
 
-async fn save_leases(shared: &Shared) {
+async fn leases_to_save(shared: &Shared) {
     shared.changed.notified().await;
     tokio::time::sleep(SAVE_AFTER).await;
+}
+
+fn save_leases(shared: &Shared) {
     if let Err(failed) = lock(&shared.registry).save() {
         shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
     }
 }
 
-/// The client has to be told that it may come again.
-fn no_port(error: &sapper_proto::tunnel::lease::LeaseError) -> Error {
-    Error::new(ErrorKind::ResourceLimit, error.to_string()).with_reason("no_port")
+/// Why there is no port, in the words of a refusal.
+fn no_port(error: &LeaseError) -> Error {
+    let reason = match error {
+        LeaseError::OutOfRange(_) => "port_not_allowed",
+        LeaseError::Taken(_) => "port_taken",
+        LeaseError::Exhausted => "no_port",
+        LeaseError::TooMany(_) => "too_many_services",
+    };
+    let kind = match error {
+        LeaseError::OutOfRange(_) => ErrorKind::PolicyDenied,
+        _ => ErrorKind::ResourceLimit,
+    };
+    Error::new(kind, error.to_string()).with_reason(reason)
 }

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::{Addresses, Details, Header, Version};
+use sapper_proto::tunnel::words::Asked;
 use tokio::time::{Instant, timeout_at};
 
+use super::limit::Limits;
 use super::link::Connected;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::stream::address::UnixAddress;
@@ -24,6 +26,17 @@ pub enum Service {
     Tcp(String, u16),
     /// At a path.
     Unix(PathBuf),
+}
+
+/// A service that a client exposes, and the public port that it would like for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exposed {
+    /// Where it is.
+    pub service: Service,
+    /// Its name, and what is asked of the server.
+    pub asked: Asked,
+    /// What may pass to it.
+    pub limits: Limits,
 }
 
 /// This machine, in the order in which it is tried.

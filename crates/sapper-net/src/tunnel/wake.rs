@@ -13,8 +13,8 @@ pub(super) enum Token {
     Write(u32),
     /// A dial, a handshake or a goodbye can go on.
     Job(u32),
-    /// A visitor waits.
-    Accept,
+    /// A visitor waits at one of the public ports.
+    Accept(u16),
 }
 
 /// Tokens that woke. At most one of each waker: its size is bounded by the number of wakers.

@@ -188,8 +188,10 @@ impl Capabilities {
     pub const GO_AWAY: Self = Self(4);
     /// Counting, acknowledging, and going on over another carrier.
     pub const RESUME: Self = Self(8);
+    /// More than one service, and asking for public ports, in what the layer above says.
+    pub const SERVICES: Self = Self(16);
     /// What this crate speaks.
-    pub const ALL: Self = Self(15);
+    pub const ALL: Self = Self(31);
 
     /// Whether all of `other` is in it.
     pub fn has(self, other: Self) -> bool {

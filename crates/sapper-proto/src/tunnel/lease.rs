@@ -17,6 +17,8 @@ pub enum Wanted {
     Exactly(u16),
     /// This one, else any.
     Rather(u16),
+    /// One of these, first and last.
+    Within(u16, u16),
 }
 
 /// Why there is no port.
@@ -26,7 +28,7 @@ pub enum LeaseError {
     #[error("port {0} belongs to another token")]
     Taken(u16),
     /// It is not one that this server gives.
-    #[error("port {0} is not in the range of this server")]
+    #[error("port {0} is not one that this server gives to those who ask for it")]
     OutOfRange(u16),
     /// All are in use.
     #[error("no port is free")]
@@ -60,6 +62,8 @@ pub struct Leases {
     last: u16,
     most_per_token: usize,
     keep: Duration,
+    /// Ports that may be asked for besides.
+    asked: Vec<(u16, u16)>,
     by_port: BTreeMap<u16, Lease>,
 }
 
@@ -68,7 +72,23 @@ impl Leases {
     /// `keep` may be given to others.
     pub fn new(first: u16, last: u16, most_per_token: usize, keep: Duration) -> Self {
         let (first, last) = (first.max(1), last.max(first).max(1));
-        Self { first, last, most_per_token, keep, by_port: BTreeMap::new() }
+        let asked = vec![(first, last)];
+        Self { first, last, most_per_token, keep, asked, by_port: BTreeMap::new() }
+    }
+
+    /// Those who ask for ports may have these, first and last each, instead of any of `first..=last`. Who
+    /// does not ask gets none of them.
+    pub fn allow(&mut self, ranges: Vec<(u16, u16)>) {
+        self.asked = ranges;
+    }
+
+    fn may_be_asked_for(&self, port: u16) -> bool {
+        self.asked.iter().any(|(first, last)| (*first..=*last).contains(&port))
+    }
+
+    /// Whether a port that somebody has is one that it could still have: ranges change at a restart.
+    fn is_given(&self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port) || self.may_be_asked_for(port)
     }
 
     /// The port of a token's service. A lease that is in use by the same token is taken over: its old
@@ -81,13 +101,13 @@ impl Leases {
         now: u64,
         entropy: u64,
     ) -> Result<u16, LeaseError> {
-        let exactly = match wanted {
-            Wanted::Exactly(port) => Some(port),
-            _ => None,
+        let mine = self.port(token, service);
+        let will_do = |port: u16| match wanted {
+            Wanted::Exactly(exactly) => exactly == port && self.may_be_asked_for(port),
+            Wanted::Within(first, last) => (first..=last).contains(&port) && self.may_be_asked_for(port),
+            Wanted::Any | Wanted::Rather(_) => self.is_given(port),
         };
-        let mine = self.by_port.iter().find(|(_, lease)| lease.token == token && lease.service == service);
-        let mine = mine.map(|(port, _)| *port);
-        if let Some(port) = mine.filter(|port| exactly.is_none_or(|exactly| exactly == *port)) {
+        if let Some(port) = mine.filter(|port| will_do(*port)) {
             self.hold(port, token, service, now);
             return Ok(port);
         }
@@ -98,7 +118,7 @@ impl Leases {
         }
         let port = match wanted {
             Wanted::Exactly(port) => {
-                if !(self.first..=self.last).contains(&port) {
+                if !self.may_be_asked_for(port) {
                     return Err(LeaseError::OutOfRange(port));
                 }
                 if !self.is_free(port, now) {
@@ -106,10 +126,17 @@ impl Leases {
                 }
                 port
             }
-            Wanted::Rather(port) if (self.first..=self.last).contains(&port) && self.is_free(port, now) => {
-                port
+            Wanted::Within(first, last) => {
+                if !(first..=last).any(|port| self.may_be_asked_for(port)) {
+                    return Err(LeaseError::OutOfRange(first));
+                }
+                let allowed = |port| self.may_be_asked_for(port);
+                self.any((first, last), allowed, now, entropy).ok_or(LeaseError::Exhausted)?
             }
-            _ => self.any(now, entropy).ok_or(LeaseError::Exhausted)?,
+            Wanted::Rather(port) if self.may_be_asked_for(port) && self.is_free(port, now) => port,
+            Wanted::Rather(_) | Wanted::Any => {
+                self.any((self.first, self.last), |_| true, now, entropy).ok_or(LeaseError::Exhausted)?
+            }
         };
         if let Some(old) = mine {
             self.by_port.remove(&old);
@@ -133,16 +160,22 @@ impl Leases {
 
     /// From a place drawn by chance: ports that nobody ever had first, then the one that has been
     /// silent longest.
-    fn any(&self, now: u64, entropy: u64) -> Option<u16> {
-        let ports = u64::from(self.last - self.first) + 1;
-        let at = |step: u64| self.first + ((entropy % ports + step) % ports) as u16;
-        let never = (0..ports).map(at).find(|port| !self.by_port.contains_key(port));
+    fn any(
+        &self,
+        (first, last): (u16, u16),
+        allowed: impl Fn(u16) -> bool,
+        now: u64,
+        entropy: u64,
+    ) -> Option<u16> {
+        let ports = u64::from(last - first) + 1;
+        let at = |step: u64| first + ((entropy % ports + step) % ports) as u16;
+        let mut never = (0..ports).map(at).filter(|port| !self.by_port.contains_key(port) && allowed(*port));
         let lapsed = || {
-            let range = self.by_port.range(self.first..=self.last);
-            let old = range.filter(|(_, lease)| self.has_lapsed(lease, now));
+            let range = self.by_port.range(first..=last);
+            let old = range.filter(|(port, lease)| self.has_lapsed(lease, now) && allowed(**port));
             old.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
         };
-        never.or_else(lapsed)
+        never.next().or_else(lapsed)
     }
 
     /// Other ports, and another time, for those who come from here on; who has one keeps it.
@@ -161,6 +194,12 @@ impl Leases {
     /// The system does not give the port: the lease ends.
     pub fn lost(&mut self, port: u16) {
         self.by_port.remove(&port);
+    }
+
+    /// Which port a token's service has.
+    pub fn port(&self, token: TokenHash, service: u16) -> Option<u16> {
+        let mine = self.by_port.iter().find(|(_, lease)| lease.token == token && lease.service == service);
+        mine.map(|(port, _)| *port)
     }
 
     /// Whose a port is.
@@ -277,6 +316,30 @@ mod tests {
     }
 
     #[test]
+    fn ports_that_are_asked_for_are_those_that_the_server_allows() {
+        let mut leases = leases();
+        leases.allow(vec![(443, 443), (8000, 8009), (40_004, 40_004)]);
+        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(40_000), 0, 0), Err(LeaseError::OutOfRange(40_000)));
+        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(443), 0, 0), Ok(443));
+        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(443), 0, 0), Err(LeaseError::Taken(443)));
+        assert_eq!(leases.take(BOB, 0, Wanted::Within(1, 7_999), 0, 0), Err(LeaseError::Exhausted));
+        assert_eq!(leases.take(BOB, 0, Wanted::Within(444, 7_999), 0, 0), Err(LeaseError::OutOfRange(444)));
+        let port = leases.take(BOB, 0, Wanted::Within(8_005, 9_000), 0, 7).unwrap();
+        assert!((8_005..=8_009).contains(&port), "{port}");
+        assert_eq!(
+            leases.take(BOB, 0, Wanted::Within(8_000, 9_000), 1, 0),
+            Ok(port),
+            "it has one that will do"
+        );
+        assert_eq!(leases.take(ANN, 0, Wanted::Any, 1, 0), Ok(443), "it had asked for it");
+        // After a restart with other ranges.
+        let mut restarted = self::leases();
+        restarted.from_json(&leases.to_json()).unwrap();
+        assert_eq!(restarted.take(ANN, 0, Wanted::Any, 2, 0), Ok(40_000), "443 is nobody's now");
+        assert_eq!(restarted.owner(443), None);
+    }
+
+    #[test]
     fn ports_of_those_who_stay_away_go_to_others_when_there_is_no_other() {
         let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
         assert_eq!(leases.take(ANN, 0, Wanted::Any, 0, 0), Ok(1));
@@ -324,7 +387,8 @@ mod tests {
             let mut used: BTreeMap<u16, (u8, u16)> = BTreeMap::new();
             for (now, (who, service, wish, entropy, leave)) in steps.into_iter().enumerate() {
                 let now = now as u64 * 10;
-                let wanted = [Wanted::Any, Wanted::Exactly(wish + 9), Wanted::Rather(wish + 9)][usize::from(wish) % 3];
+                let wanted = [Wanted::Any, Wanted::Exactly(wish + 9), Wanted::Rather(wish + 9), Wanted::Within(wish + 9, wish + 11)];
+                let wanted = wanted[usize::from(wish) % 4];
                 if leave {
                     if let Some(port) = used.iter().find(|(_, user)| **user == (who, service)).map(|(port, _)| *port) {
                         leases.release(port, now);

@@ -46,6 +46,28 @@ impl Bucket {
         self.tokens -= n as f64;
     }
 
+    /// Takes `n` tokens, whether there are so many or not, for whoever waits until they are paid for: from
+    /// when that is. Those who come behind wait behind.
+    pub fn reserve(&mut self, n: u64, now: Duration) -> Duration {
+        self.take(n, now);
+        if self.tokens >= 0.0 {
+            return now;
+        }
+        let seconds = if self.rate == 0.0 { f64::MAX } else { -self.tokens / self.rate };
+        now + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4)
+    }
+
+    /// Tokens that were taken and not used.
+    pub fn give_back(&mut self, n: u64) {
+        self.tokens = (self.tokens + n as f64).min(self.burst);
+    }
+
+    /// Whether it is as it was at first.
+    pub fn is_full(&mut self, now: Duration) -> bool {
+        self.fill(now);
+        self.tokens >= self.burst
+    }
+
     /// When there is at least one token: now, later, or never.
     pub fn ready_at(&mut self, now: Duration) -> Option<Duration> {
         self.fill(now);
@@ -100,6 +122,26 @@ mod tests {
     }
 
     proptest! {
+        /// Who waits as long as it is told to passes no more than burst and rate allow, and what is given back
+        /// is there again.
+        #[test]
+        fn reservations_are_in_time(rate in 1u64..1_000, burst in 1u64..1_000, steps in proptest::collection::vec((0u64..50, 1u64..50, 0u64..50), 0..100)) {
+            let mut bucket = Bucket::new(rate, burst, SECOND);
+            let (mut now, mut passed, mut before) = (SECOND, 0, SECOND);
+            for (ms, n, unused) in steps {
+                now += Duration::from_millis(ms);
+                let at = bucket.reserve(n, now);
+                prop_assert!(at >= now && at >= before.min(at));
+                let unused = unused.min(n);
+                bucket.give_back(unused);
+                passed += n - unused;
+                let most = burst as f64 + (at - SECOND).as_secs_f64() * rate as f64;
+                prop_assert!(passed as f64 <= most + 1e-3, "{passed} {most}");
+                before = at;
+                now = at;
+            }
+        }
+
         /// In no time more passes than the burst and the rate allow.
         #[test]
         fn never_more(rate in 1u64..1_000, burst in 1u64..1_000, steps in proptest::collection::vec((0u64..500, 1u64..50), 0..100)) {

@@ -2,6 +2,7 @@
 //!
 //! - [`w3p`]: the handshake of W3PTUNL, as deployed peers speak it, in both roles.
 //! - [`frame`]: the frames that follow, theirs and our own.
+//! - [`words`]: what two ends of our own kind say above them: services, ports.
 //! - [`mux`]: streams over one ordered carrier; a module of its own, for other carriers too.
 //! - [`lease`], [`ip_list`], [`limits`], [`backoff`]: which port, who, how much, when again.
 //!
@@ -17,3 +18,4 @@ pub mod lease;
 pub mod limits;
 pub mod mux;
 pub mod w3p;
+pub mod words;

@@ -158,15 +158,7 @@ impl Acknowledgement {
                 r#"{{"port":{port},"{OFFER}":{{"versions":[{},{}],"capabilities":{}}}}}"#,
                 offer.oldest, offer.newest, offer.capabilities.0
             ),
-            Self::Refused(refusal) => {
-                let retry = match refusal.retry {
-                    Retry::Usual => json!(true),
-                    Retry::Never => json!(false),
-                    Retry::After(pause) => json!(pause.as_secs_f64()),
-                };
-                let error = json!({"code": refusal.code, "message": refusal.message, "retry": retry});
-                json!({"error": error}).to_string()
-            }
+            Self::Refused(refusal) => json!({"error": refusal_value(refusal)}).to_string(),
         };
         message(&body)
     }
@@ -202,7 +194,17 @@ fn read_offer(value: &Value) -> Option<Offer> {
     })
 }
 
-fn read_refusal(value: &Value) -> Option<Refusal> {
+/// A refusal as both answers of a server carry it.
+pub(super) fn refusal_value(refusal: &Refusal) -> Value {
+    let retry = match refusal.retry {
+        Retry::Usual => json!(true),
+        Retry::Never => json!(false),
+        Retry::After(pause) => json!(pause.as_secs_f64()),
+    };
+    json!({"code": refusal.code, "message": refusal.message, "retry": retry})
+}
+
+pub(super) fn read_refusal(value: &Value) -> Option<Refusal> {
     /// What a stranger says goes into our logs.
     const SHOWN: usize = 256;
     let text = |key: &str| {

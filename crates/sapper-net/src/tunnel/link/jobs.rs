@@ -22,8 +22,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub(super) enum Done {
     /// The service of a stream answered.
     Dialled(StreamKey, Connected),
-    /// A visitor's TLS handshake ended.
-    Visitor(Connected),
+    /// A visitor to that service was let in, with its TLS handshake, or was not.
+    Visitor(u16, Connected),
     /// A socket said goodbye.
     Gone,
 }
@@ -42,8 +42,8 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+    pub(super) fn len(&self) -> usize {
+        self.count
     }
 
     /// Adds one; it is polled when its token wakes, which it does now.

@@ -6,11 +6,15 @@ use std::task::{Context, Poll};
 use sapper_proto::tunnel::frame::{Code, OpenInfo};
 use sapper_proto::tunnel::mux::{StreamKey, Turn};
 
+use tokio::time::Instant;
+
 use super::jobs::{Done, goodbye};
+use super::slots::Slot;
 use super::{End, Link};
 use crate::error::Error;
 use crate::stream::{BoxStream, RecordMarks};
 use crate::tunnel::canonical;
+use crate::tunnel::limit::{FROM, May, Scope, TO};
 use crate::tunnel::notice::{DATA, Notice, VISITORS};
 use crate::tunnel::payload::{self, Payload};
 
@@ -87,13 +91,38 @@ impl Link {
                 self.mux.not_ready(key);
                 continue;
             };
+            // A stream that may send no more is still asked whether it has ended.
+            let (max, last) = match &mut slot.throttle {
+                None => (max, None),
+                Some(throttle) => match throttle.ask(FROM, max, Instant::now()) {
+                    May::Pass(n) => (n, None),
+                    May::Never(scope) => (1, Some(scope)),
+                    May::At(at) => {
+                        self.waiting.insert((at, key, FROM));
+                        slot.service.paused();
+                        self.mux.not_ready(key);
+                        continue;
+                    }
+                    May::Waits => {
+                        self.mux.not_ready(key);
+                        continue;
+                    }
+                },
+            };
             let mut block = payload::take(max as usize);
             let most = block.len().min(max as usize);
             let mut context = Context::from_waker(&slot.read_waker);
             match stream.poll_read(&mut context, &mut block[..most], &mut RecordMarks::ignored()) {
                 Poll::Pending => {
                     payload::give(block);
+                    if let Some(throttle) = &mut slot.throttle {
+                        throttle.unused(FROM);
+                    }
                     self.mux.not_ready(key);
+                }
+                Poll::Ready(Ok(1..)) if let Some(scope) = last => {
+                    payload::give(block);
+                    self.limit(key, scope);
                 }
                 Poll::Ready(Ok(0)) => {
                     payload::give(block);
@@ -106,6 +135,9 @@ impl Link {
                 }
                 Poll::Ready(Ok(n)) => {
                     self.teller.copy(&mut slot.copied.0, &block[..n]);
+                    if let Some(throttle) = &mut slot.throttle {
+                        throttle.used(FROM, n as u32);
+                    }
                     let taken = self.mux.send(key, Payload::new(block, n), now);
                     debug_assert!(taken, "a turn is a promise");
                     self.note_data(key, n as u64, 0);
@@ -134,13 +166,39 @@ impl Link {
             return;
         };
         let mut context = Context::from_waker(&slot.write_waker);
-        let (mut delivered, mut rest, mut failure) = (0, data, None);
+        let (mut delivered, mut rest, mut failure, mut limit) = (0, data, None, None);
         while !slot.pending.is_empty() || !rest.is_empty() {
+            let waiting = slot.pending.len() + rest.len();
+            let may = match &mut slot.throttle {
+                None => waiting,
+                Some(throttle) => match throttle.ask(TO, waiting as u32, Instant::now()) {
+                    May::Pass(n) => n as usize,
+                    May::Never(scope) => {
+                        limit = Some(scope);
+                        break;
+                    }
+                    May::At(at) => {
+                        self.waiting.insert((at, key, TO));
+                        slot.service.paused();
+                        break;
+                    }
+                    May::Waits => break,
+                },
+            };
             let (front, back) = slot.pending.as_slices();
-            let slices = [IoSlice::new(front), IoSlice::new(back), IoSlice::new(rest)];
+            let mut left = may;
+            let slices = [front, back, rest].map(|slice| {
+                let slice = &slice[..slice.len().min(left)];
+                left -= slice.len();
+                IoSlice::new(slice)
+            });
             let from = slices.iter().take_while(|slice| slice.is_empty()).count();
-            match stream.poll_write(&mut context, &slices[from..]) {
+            let to = slices.len() - slices.iter().rev().take_while(|slice| slice.is_empty()).count();
+            match stream.poll_write(&mut context, &slices[from..to]) {
                 Poll::Ready(Ok(n)) => {
+                    if let Some(throttle) = &mut slot.throttle {
+                        throttle.used(TO, n as u32);
+                    }
                     let mut written = n;
                     for slice in &slices {
                         let part = written.min(slice.len());
@@ -152,7 +210,12 @@ impl Link {
                     slot.pending.drain(..waited);
                     rest = &rest[n - waited..];
                 }
-                Poll::Pending => break,
+                Poll::Pending => {
+                    if let Some(throttle) = &mut slot.throttle {
+                        throttle.unused(TO);
+                    }
+                    break;
+                }
                 Poll::Ready(Err(error)) => {
                     failure = Some(error);
                     break;
@@ -179,6 +242,10 @@ impl Link {
         let now = self.now();
         if let Some(error) = failure {
             return self.fail(key, Code::CONNECTION_RESET, error);
+        }
+        if let Some(scope) = limit {
+            self.note_data(key, 0, delivered as u64);
+            return self.limit(key, scope);
         }
         if delivered > 0 {
             self.note_data(key, 0, delivered as u64);
@@ -212,13 +279,42 @@ impl Link {
         }
         self.tell_untold(key);
         self.tell_if_wanted(DISCONNECTED, key);
-        let Some(slot) = self.slots.remove(key) else { return };
-        match slot.stream {
+        let Some(mut slot) = self.forget(key) else { return };
+        match slot.stream.take() {
             // The peer has said its end and heard ours: nothing can get lost.
             Some(_) if slot.local_ended && slot.eof_sent => {}
             Some(stream) => self.start(Box::pin(goodbye(stream))),
             None => {}
         }
+    }
+
+    /// A stream has had all that it may have.
+    fn limit(&mut self, key: StreamKey, scope: Scope) {
+        if let Some(slot) = self.slots.get(key) {
+            slot.service.cut();
+        }
+        self.fail(key, Code::LIMIT, scope.reached("bytes left"));
+    }
+
+    /// A stream that waited for its limits has its turn.
+    pub(super) fn is_due(&mut self, key: StreamKey, direction: usize) {
+        let Some(throttle) = self.slots.get_mut(key).and_then(|slot| slot.throttle.as_mut()) else { return };
+        throttle.is_due(direction);
+        if direction == FROM {
+            self.mux.ready(key);
+        } else {
+            self.deliver(key, &[]);
+        }
+    }
+
+    /// A stream's place is free, and nothing waits for it.
+    fn forget(&mut self, key: StreamKey) -> Option<Box<Slot>> {
+        let slot = self.slots.remove(key)?;
+        let due = slot.throttle.as_ref().map(|throttle| throttle.due()).unwrap_or_default();
+        for (at, direction) in due.into_iter().zip([FROM, TO]) {
+            at.map(|at| self.waiting.remove(&(at, key, direction)));
+        }
+        Some(slot)
     }
 
     /// Our end of a stream broke.
@@ -237,7 +333,7 @@ impl Link {
             self.tell_stream(FAILED, key, Notice { error: Some(error), ..Notice::default() });
         }
         self.tell_if_wanted(DISCONNECTED, key);
-        if let Some(mut slot) = self.slots.remove(key)
+        if let Some(mut slot) = self.forget(key)
             && let Some(stream) = &mut slot.stream
         {
             stream.reset(0);
@@ -247,12 +343,24 @@ impl Link {
     /// The peer opened a stream: its service is dialled.
     pub(super) fn opened(&mut self, key: StreamKey, info: Option<&OpenInfo>) {
         let now = self.now();
-        let End::Client(dialer) = &self.end else {
+        let End::Client(dialers) = &self.end else {
             return self.mux.reset(key, Code::DENIED, "this end takes no streams", now);
         };
+        let at = usize::from(info.map_or(0, |info| info.service));
+        let Some((dialer, service)) = dialers.get(at).zip(self.services.get(at)) else {
+            return self.mux.reset(key, Code::UNREACHABLE, "there is no such service", now);
+        };
         let visitor = info.and_then(|info| info.visitor);
+        let throttle = match self.quota.admit(service.meter(), None) {
+            Ok(throttle) => throttle,
+            Err(error) => {
+                self.mux.reset(key, Code::LIMIT, error.message(), now);
+                return self.refused(at as u16, error);
+            }
+        };
         let dial = std::sync::Arc::clone(dialer).dial(visitor);
-        self.slots.insert(key, None, visitor, &self.awake, &self.live);
+        let service = std::sync::Arc::clone(service);
+        self.slots.insert(key, (service, throttle), None, visitor, &self.awake, &self.live);
         self.start(Box::pin(async move { Done::Dialled(key, dial.await) }));
     }
 
@@ -284,29 +392,42 @@ impl Link {
                     self.fail(key, code, error);
                 }
             }
-            Some(Done::Visitor(Ok(stream))) => self.admit(stream),
-            Some(Done::Visitor(Err(error))) => self.tell_stranger(error),
+            Some(Done::Visitor(service, Ok(stream))) => self.admit(service, stream),
+            Some(Done::Visitor(service, Err(error))) => self.refused(service, error),
         }
     }
 
-    /// Takes visitors that wait at the public port.
+    /// Whether one more visitor may come.
+    pub(super) fn has_room(&self) -> bool {
+        self.slots.len() + self.jobs.len() < self.max_visitors
+    }
+
+    /// Takes visitors that wait at the public ports.
     pub(super) fn accept_visitors(&mut self) {
+        for at in std::mem::take(&mut self.knocked) {
+            self.accept_at(at);
+        }
+    }
+
+    fn accept_at(&mut self, at: u16) {
         for _ in 0..ACCEPTS {
-            let End::Server(Some(port)) = &mut self.end else {
-                self.may_accept = false;
-                return;
-            };
-            match port.poll_accept(&mut Context::from_waker(&self.accept_waker)) {
-                Poll::Pending => {
-                    self.may_accept = false;
-                    return;
-                }
-                Poll::Ready(Ok(visitor)) => match visitor.greeting(&self.teller, self.info.as_ref()) {
-                    Ok(stream) => self.admit(stream),
-                    Err(greeting) => {
-                        self.start(Box::pin(async move { Done::Visitor(greeting.await) }));
+            if !self.has_room() {
+                // They wait in the system's queue until somebody leaves.
+                return self.full.push(at);
+            }
+            let End::Server(ports) = &mut self.end else { return };
+            let Some(port) = ports.get_mut(usize::from(at)) else { return };
+            let (service, waker) = (&self.services[usize::from(at)], &self.accept_wakers[usize::from(at)]);
+            match port.poll_accept(&mut Context::from_waker(waker)) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(visitor)) => {
+                    match visitor.greeting(&self.teller, self.info.as_ref(), service.info()) {
+                        Ok(stream) => self.admit(at, stream),
+                        Err(greeting) => {
+                            self.start(Box::pin(async move { Done::Visitor(at, greeting.await) }));
+                        }
                     }
-                },
+                }
                 Poll::Ready(Err(error)) => {
                     // A port that breaks does not mend by itself.
                     self.exit = Some(super::Exit::Broken(error));
@@ -315,28 +436,47 @@ impl Link {
             }
         }
         // The others after what those have to say.
-        self.accept_waker.wake_by_ref();
+        self.accept_wakers[usize::from(at)].wake_by_ref();
     }
 
-    fn admit(&mut self, mut stream: BoxStream) {
+    fn admit(&mut self, at: u16, mut stream: BoxStream) {
+        // Let in while the tunnel got other services: it is nobody's visitor any more.
+        let Some(service) = self.services.get(usize::from(at)) else { return stream.reset(0) };
+        let service = std::sync::Arc::clone(service);
         let visitor = stream.peer_address().zip(stream.local_address());
         let visitor = visitor.map(|(from, to)| (canonical(from), canonical(to)));
-        let now = self.now();
-        let Some(key) = self.mux.open(OpenInfo { visitor, ..OpenInfo::default() }, now) else {
-            // Too many, or nobody takes new ones: it hears so at once.
-            stream.reset(0);
-            return;
+        let from = visitor.map(|(from, _)| from.ip());
+        let admitted =
+            self.quota.place().and_then(|place| Ok((place, self.quota.admit(service.meter(), from)?)));
+        let (place, throttle) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                self.refused(at, error);
+                return stream.reset(0);
+            }
         };
-        self.slots.insert(key, Some(stream), visitor, &self.awake, &self.live);
+        let now = self.now();
+        let info = OpenInfo { service: at, visitor, ..OpenInfo::default() };
+        let Some(key) = self.mux.open(info, now) else {
+            // Too many, or nobody takes new ones: it hears so at once.
+            service.refused();
+            return stream.reset(0);
+        };
+        let slot =
+            self.slots.insert(key, (service, throttle), Some(stream), visitor, &self.awake, &self.live);
+        slot.place = place;
         self.tell_if_wanted(CONNECTED, key);
         self.mux.ready(key);
     }
 
     /// A visitor who never got a stream.
-    fn tell_stranger(&mut self, error: Error) {
+    fn refused(&mut self, at: u16, error: Error) {
+        if let Some(service) = self.services.get(usize::from(at)) {
+            service.refused();
+        }
         if self.teller.wants(VISITORS) {
             self.teller.tell(Notice {
-                name: FAILED[0],
+                name: FAILED[usize::from(!self.is_server())],
                 tunnel: self.info.clone(),
                 error: Some(error),
                 ..Notice::default()

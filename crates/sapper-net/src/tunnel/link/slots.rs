@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use sapper_proto::tunnel::mux::StreamKey;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::stream::BoxStream;
+use crate::tunnel::limit::Throttle;
 use crate::tunnel::live::{Listed, Live};
 use crate::tunnel::notice::Copied;
+use crate::tunnel::served::Served;
 use crate::tunnel::wake::{Awake, Token};
 
 /// A stream's end in this process.
@@ -17,6 +20,8 @@ pub(super) struct Slot {
     pub(super) key: StreamKey,
     /// Counted from 1 in each tunnel.
     pub(super) number: u64,
+    /// Which of the tunnel's services.
+    pub(super) service: Arc<Served>,
     /// `None` while it is being dialled.
     pub(super) stream: Option<BoxStream>,
     /// What the socket has not taken. Bounded by the stream's credit, or by the bound of plain streams.
@@ -35,6 +40,10 @@ pub(super) struct Slot {
     pub(super) untold: (u64, u64),
     /// The first of them, where somebody wants to see them.
     pub(super) copied: (Option<Copied>, Option<Copied>),
+    /// What it may do; nothing where there are no limits.
+    pub(super) throttle: Option<Box<Throttle>>,
+    /// Its place among the visitors of all tunnels.
+    pub(super) place: Option<OwnedSemaphorePermit>,
     pub(super) read_waker: Waker,
     pub(super) write_waker: Waker,
 }
@@ -55,6 +64,7 @@ impl Slots {
     pub(super) fn insert(
         &mut self,
         key: StreamKey,
+        (service, throttle): (Arc<Served>, Option<Box<Throttle>>),
         stream: Option<BoxStream>,
         visitor: Option<(SocketAddr, SocketAddr)>,
         awake: &Arc<Awake>,
@@ -65,9 +75,11 @@ impl Slots {
             self.by_slot.resize_with(at + 1, || None);
         }
         self.numbers += 1;
+        service.came();
         let slot = Slot {
             key,
             number: self.numbers,
+            service,
             stream,
             pending: VecDeque::new(),
             peer_ended: false,
@@ -78,6 +90,8 @@ impl Slots {
             listed: live.list(self.numbers, visitor.map(|(from, _)| from)),
             untold: (0, 0),
             copied: (None, None),
+            throttle,
+            place: None,
             read_waker: awake.waker(Token::Read(key.slot)),
             write_waker: awake.waker(Token::Write(key.slot)),
         };
@@ -87,8 +101,8 @@ impl Slots {
         self.by_slot[at].as_mut().expect("it was put there")
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+    pub(super) fn len(&self) -> usize {
+        self.count
     }
 
     /// Whose a slot is now. A waker may speak for one that is gone: then its successor is looked at in vain.
@@ -115,5 +129,13 @@ impl Slots {
         }
         self.count -= 1;
         place.take()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // Whoever sees that it has left may come in its place.
+        (self.throttle, self.place) = (None, None);
+        self.service.left();
     }
 }

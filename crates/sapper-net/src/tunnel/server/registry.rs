@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,13 +11,13 @@ use sapper_proto::tunnel::frame::Hello;
 use sapper_proto::tunnel::lease::{LeaseError, Leases, TokenHash, Wanted};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ServerOptions, no_port};
+use super::{ServerOptions, TunnelSnapshot, no_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::BoxStream;
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
 use crate::tunnel::public::{Gate, PublicPort};
-use crate::tunnel::{TunnelStats, VisitorStats, entropy};
+use crate::tunnel::{VisitorStats, entropy};
 
 /// Ports that are tried where the system has given away those that the table names.
 const TRIES: u32 = 32;
@@ -44,13 +45,17 @@ pub(super) struct Place {
     pub(super) owner: TokenHash,
     pub(super) service: u16,
     pub(super) port: u16,
+    /// Whether it had no lease before.
+    fresh: bool,
 }
 
 struct Entry {
     info: Arc<TunnelInfo>,
     live: Arc<Live>,
     orders: mpsc::Sender<Order>,
-    place: Place,
+    /// Its credentials.
+    owner: TokenHash,
+    places: Vec<Place>,
     session: Option<[u8; 16]>,
     instance: String,
     attached: bool,
@@ -71,6 +76,7 @@ impl Registry {
     pub(super) fn open(options: &ServerOptions) -> Result<Self> {
         let (first, last) = options.public_ports;
         let mut leases = Leases::new(first, last, MOST_PER_TOKEN, options.lease_time);
+        leases.allow(asked_ports(options));
         if let Some(file) = &options.lease_file {
             read(file, &mut leases)?;
         }
@@ -82,6 +88,7 @@ impl Registry {
     pub(super) fn reload(&mut self, options: &ServerOptions) {
         let (first, last) = options.public_ports;
         self.leases.reload(first, last, options.lease_time);
+        self.leases.allow(asked_ports(options));
     }
 
     pub(super) fn next_id(&mut self) -> u64 {
@@ -97,10 +104,12 @@ impl Registry {
                 .find(|service| !self.used.contains(&(owner, *service)))
                 .ok_or(LeaseError::Exhausted)?,
         };
+        let before = self.leases.port(owner, service);
         let port = self.leases.take(owner, service, wanted, seconds(), entropy())?;
+        let fresh = before != Some(port);
         self.dirty = true;
         self.used.push((owner, service));
-        Ok(Place { owner, service, port })
+        Ok(Place { owner, service, port, fresh })
     }
 
     /// The tunnel of that place ended; the port stays its owner's.
@@ -109,8 +118,17 @@ impl Registry {
         self.leases.release(place.port, seconds());
     }
 
-    /// The place was taken in vain: nobody's.
-    pub(super) fn forget(&mut self, place: Place) {
+    /// The place was taken in vain: as before.
+    pub(super) fn give_back(&mut self, place: Place) {
+        if place.fresh {
+            self.forget(place);
+        } else {
+            self.release(place);
+        }
+    }
+
+    /// The system does not give that port: nobody's.
+    fn forget(&mut self, place: Place) {
         self.leave(place);
         self.leases.lost(place.port);
     }
@@ -125,23 +143,32 @@ impl Registry {
         info: Arc<TunnelInfo>,
         live: Arc<Live>,
         orders: mpsc::Sender<Order>,
-        place: Place,
+        owner: TokenHash,
     ) {
-        let entry =
-            Entry { info, live, orders, place, session: None, instance: String::new(), attached: true };
+        let entry = Entry {
+            info,
+            live,
+            orders,
+            owner,
+            places: Vec::new(),
+            session: None,
+            instance: String::new(),
+            attached: true,
+        };
         self.tunnels.insert(entry.info.id, entry);
     }
 
-    /// A tunnel is one of our own kind: its session, and which client it is.
+    /// Where a tunnel is; of one of our own kind its session, and which client it is.
     pub(super) fn name(
         &mut self,
         info: &Arc<TunnelInfo>,
-        place: Place,
+        places: &[Place],
         session: Option<[u8; 16]>,
         instance: &str,
     ) {
         if let Some(entry) = self.tunnels.get_mut(&info.id) {
-            (entry.info, entry.place, entry.session) = (Arc::clone(info), place, session);
+            (entry.info, entry.session) = (Arc::clone(info), session);
+            places.clone_into(&mut entry.places);
             instance.clone_into(&mut entry.instance);
         }
     }
@@ -162,29 +189,35 @@ impl Registry {
         entry.map(|entry| entry.orders.clone())
     }
 
-    /// The tunnel of the same client process, or of the same lease.
+    /// The tunnel of the same client process, or of the same lease, whoever of them has it.
     pub(super) fn stale(
         &self,
         id: u64,
         instance: &str,
-        owner: Option<TokenHash>,
-    ) -> Option<(mpsc::Sender<Order>, Place)> {
+        owners: &[TokenHash],
+    ) -> Option<(u64, mpsc::Sender<Order>, Vec<Place>)> {
         let same = |entry: &&Entry| {
             entry.info.id != id
                 && (!instance.is_empty() && entry.instance == instance
-                    || owner.is_some_and(|owner| entry.place.owner == owner))
+                    || entry.places.iter().any(|place| owners.contains(&place.owner)))
         };
-        self.tunnels.values().find(same).map(|entry| (entry.orders.clone(), entry.place))
+        let stale = self.tunnels.values().find(same);
+        stale.map(|entry| (entry.info.id, entry.orders.clone(), entry.places.clone()))
     }
 
     /// A session of ours with the same credentials: its client may be the one that comes back.
     pub(super) fn port_of(&self, owner: TokenHash) -> Option<u16> {
-        let waits = |entry: &&Entry| entry.place.owner == owner && entry.session.is_some();
-        self.tunnels.values().find(waits).map(|entry| entry.place.port)
+        let waits = |entry: &&Entry| entry.owner == owner && entry.session.is_some();
+        self.tunnels.values().find(waits).map(|entry| entry.info.port)
     }
 
-    pub(super) fn tunnels(&self) -> Vec<(Arc<TunnelInfo>, bool, TunnelStats)> {
-        let one = |entry: &Entry| (Arc::clone(&entry.info), entry.attached, entry.live.stats());
+    pub(super) fn tunnels(&self) -> Vec<TunnelSnapshot> {
+        let one = |entry: &Entry| TunnelSnapshot {
+            info: Arc::clone(&entry.info),
+            connected: entry.attached,
+            stats: entry.live.stats(),
+            services: entry.live.services(),
+        };
         self.tunnels.values().map(one).collect()
     }
 
@@ -213,18 +246,19 @@ impl Registry {
     }
 }
 
-/// Binds a port for a client. Ports that the system has given to others are not in the table any more.
+/// Binds a port for a service. Ports that the system has given to others are not in the table any more.
 pub(super) async fn bind(
     registry: &std::sync::Mutex<Registry>,
-    owner: TokenHash,
-    service: Option<u16>,
+    (owner, service): (TokenHash, Option<u16>),
+    wanted: Wanted,
+    host: Option<IpAddr>,
     gate: &Arc<Gate>,
 ) -> Result<(PublicPort, Place)> {
     let mut last = None;
-    for _ in 0..TRIES {
-        let place =
-            super::lock(registry).take(owner, service, Wanted::Any).map_err(|error| no_port(&error))?;
-        match PublicPort::bind(place.port, gate).await {
+    let tries = if matches!(wanted, Wanted::Exactly(_)) { 1 } else { TRIES };
+    for _ in 0..tries {
+        let place = super::lock(registry).take(owner, service, wanted).map_err(|error| no_port(&error))?;
+        match PublicPort::bind(place.port, host, gate).await {
             Ok(port) => return Ok((port, place)),
             Err(error) => {
                 super::lock(registry).forget(place);
@@ -236,6 +270,11 @@ pub(super) async fn bind(
         }
     }
     Err(last.expect("it was tried"))
+}
+
+/// Ports that a client may ask for.
+fn asked_ports(options: &ServerOptions) -> Vec<(u16, u16)> {
+    options.asked_ports.clone().unwrap_or_else(|| vec![options.public_ports])
 }
 
 fn read(file: &Path, leases: &mut Leases) -> Result<()> {

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sapper_proto::tunnel::frame::{Capabilities, Code, Hello, Token};
-use sapper_proto::tunnel::lease::TokenHash;
+use sapper_proto::tunnel::lease::{LeaseError, TokenHash, Wanted};
 use sapper_proto::tunnel::mux::Mux;
 use sapper_proto::tunnel::w3p::{
     Acknowledgement, Credentials, Offer, Refusal, Retry, ServerHandshake, Speech, recognise,
 };
+use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::registry::{self, Order, Place, Takeover};
-use super::{Shared, lock};
+use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
 use crate::stream::address::Address;
@@ -21,17 +22,21 @@ use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
 use crate::tls::Role;
 use crate::tunnel::client::drained;
-use crate::tunnel::greeting::{self, ClientWords, server_words};
+use crate::tunnel::greeting;
+use crate::tunnel::limit::{Meter, Quota, Scope};
 use crate::tunnel::link::{End, Exit, Link};
 use crate::tunnel::live::Live;
-use crate::tunnel::notice::{Notice, TunnelInfo};
+use crate::tunnel::notice::{Notice, ServiceInfo, TunnelInfo};
 use crate::tunnel::public::{PublicPort, shake};
+use crate::tunnel::served::Served;
 use crate::tunnel::{canonical, random};
 
 /// How long a server that made an offer waits for a hello, before the client counts as an original one.
 const HELLO: Duration = Duration::from_millis(300);
 /// How long a stale tunnel may take to give its port back.
 const STALE: Duration = Duration::from_secs(5);
+/// How long a refusal may take to leave.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Orders that wait at most: each is somebody's who waits for its effect.
 const ORDERS: usize = 8;
 
@@ -73,13 +78,7 @@ pub(super) async fn run(shared: Arc<Shared>, socket: AcceptedSocket, alive: mpsc
 }
 
 fn tell(shared: &Shared, name: &'static str, info: &TunnelInfo, error: Option<Error>) {
-    let tunnel = Some(Arc::new(TunnelInfo {
-        id: info.id,
-        client: info.client.clone(),
-        credentials: info.credentials.clone(),
-        port: info.port,
-        negotiated: info.negotiated,
-    }));
+    let tunnel = Some(Arc::new(info.clone()));
     let secure = shared.options().visitor_tls.is_some();
     shared.tell(Notice { name, tunnel, error, secure, ..Notice::default() });
 }
@@ -87,6 +86,8 @@ fn tell(shared: &Shared, name: &'static str, info: &TunnelInfo, error: Option<Er
 /// A client that has its answer.
 struct Admitted {
     carrier: BoxStream,
+    /// Its credentials, as the table of leases knows them.
+    owner: TokenHash,
     /// `None` where every port is taken, one of them by a session of the same credentials: the client may be
     /// the one that it waits for.
     public: Option<(PublicPort, Place)>,
@@ -108,7 +109,8 @@ async fn admit(shared: &Shared, stream: BoxStream, info: &mut TunnelInfo) -> Res
         return Err(error);
     }
     let owner = hash(b"credentials:", credentials.text.as_bytes());
-    let public = match registry::bind(&shared.registry, owner, None, &shared.gate).await {
+    let public = match registry::bind(&shared.registry, (owner, None), Wanted::Any, None, &shared.gate).await
+    {
         Ok(bound) => Some(bound),
         Err(error) => {
             let port = lock(&shared.registry).port_of(owner);
@@ -121,7 +123,7 @@ async fn admit(shared: &Shared, stream: BoxStream, info: &mut TunnelInfo) -> Res
     if let Some((_, place)) = &public {
         info.port = place.port;
     }
-    Ok(Admitted { carrier, public })
+    Ok(Admitted { carrier, owner, public })
 }
 
 async fn unavailable(carrier: &mut BoxStream, error: Error) -> Error {
@@ -198,12 +200,14 @@ async fn allowed(shared: &Shared, carrier: &mut BoxStream, info: &TunnelInfo) ->
     }
 }
 
-/// A client with its port.
+/// A client with its ports.
 struct Tunnel<'a> {
     shared: &'a Shared,
     info: Arc<TunnelInfo>,
     live: Arc<Live>,
-    place: Option<Place>,
+    owner: TokenHash,
+    /// Of each of its services.
+    places: Vec<Place>,
     /// Told, and known to others.
     created: bool,
     attached: bool,
@@ -212,17 +216,31 @@ struct Tunnel<'a> {
     orders: mpsc::Sender<Order>,
 }
 
+/// Why a client's services are not exposed, none of them.
+struct No {
+    error: Error,
+    service: Option<u16>,
+}
+
+impl From<Error> for No {
+    fn from(error: Error) -> Self {
+        Self { error, service: None }
+    }
+}
+
 async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
-    let Admitted { mut carrier, public } = admitted;
+    let Admitted { mut carrier, owner, public } = admitted;
     let (orders, mut inbox) = mpsc::channel(ORDERS);
-    let (public, place) = public.map_or((None, None), |(public, place)| (Some(public), Some(place)));
+    let (mut public, places) =
+        public.map_or_else(Default::default, |(public, place)| (Some(public), vec![place]));
     let answer = Acknowledgement::Accepted { port: info.port, offer: Some(Offer::OURS) };
     let began = Instant::now();
     let mut tunnel = Tunnel {
         shared,
         info: Arc::new(info),
         live: Arc::default(),
-        place,
+        owner,
+        places,
         created: false,
         attached: true,
         instance: String::new(),
@@ -240,10 +258,16 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
     let mut mux =
         Mux::acceptor(shared.options().common.mux(), Some(began.elapsed() + HELLO), id, Duration::ZERO);
     mux.share(Arc::clone(crate::tunnel::budget()));
-    let mut link = Link::new(mux, carrier, &[], End::Server(None), Arc::clone(&shared.teller), began);
+    let mut link = Link::new(mux, carrier, &[], End::Server(Vec::new()), Arc::clone(&shared.teller), began);
     link.set_live(Arc::clone(&tunnel.live));
+    let current = shared.gate.current();
+    link.set_quota(Quota {
+        meters: Meter::new(Scope::Client, &shared.options().client_limits).into_iter().collect(),
+        visitors: current.visitors.clone(),
+        places: Some(Arc::clone(&current.places)),
+    });
     // Until it is known what the client is, nobody is let in: its tunnel may be another's.
-    let (mut public, mut undecided) = (public, true);
+    let mut undecided = true;
     loop {
         let exit = tokio::select! {
             biased;
@@ -269,7 +293,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
                     let error = Error::new(ErrorKind::ResourceLimit, "no port is free");
                     return tunnel.end(Some(link), Some(error));
                 };
-                tunnel.create(&mut link, Some(port));
+                tunnel.create(&mut link, vec![port], &ClientWords::default());
                 continue;
             }
             exit = link.run() => exit,
@@ -281,15 +305,16 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
                     return tunnel.hand_over(link, *hello, orders).await;
                 }
                 undecided = false;
-                let words = ClientWords::parse(&hello.application);
-                let port = match tunnel.settle(&words, public.take()).await {
-                    Ok(port) => port,
-                    Err(error) => return tunnel.end(Some(link), Some(error)),
+                let had = public.take().or_else(|| link.take_public().pop());
+                let several = hello.capabilities.has(Capabilities::SERVICES);
+                let (words, ports) = match tunnel.settle(&hello.application, several, had).await {
+                    Ok(settled) => settled,
+                    Err(no) => return tunnel.refuse(link, no).await,
                 };
                 if let Err(error) = tunnel.answer(&mut link, &words) {
                     return tunnel.end(Some(link), Some(error));
                 }
-                tunnel.create(&mut link, port);
+                tunnel.create(&mut link, ports, &words);
             }
             Exit::Resumed => {}
             Exit::CarrierLost(error, true) => tunnel.detached(error),
@@ -301,86 +326,217 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
 }
 
 impl Tunnel<'_> {
-    /// Its port is decided: visitors may come.
-    fn create(&mut self, link: &mut Link, port: Option<PublicPort>) {
+    /// Its ports are decided: visitors may come.
+    fn create(&mut self, link: &mut Link, ports: Vec<PublicPort>, words: &ClientWords) {
+        let services = words
+            .services
+            .iter()
+            .zip(&self.places)
+            .map(|(asked, place)| ServiceInfo { name: asked.name.clone(), port: place.port });
+        let services: Vec<_> = services.collect();
+        let info = TunnelInfo { services: services.clone(), ..TunnelInfo::clone(&self.info) };
+        self.info = Arc::new(info);
         link.set_info(Arc::clone(&self.info));
-        if let Some(port) = port {
-            link.set_public(Some(port));
-        }
-        if !std::mem::replace(&mut self.created, true)
-            && let Some(place) = self.place
+        let options = self.shared.options();
+        let limits = &options.service_limits;
+        link.set_services(
+            services.into_iter().map(|info| Served::new(info, Meter::new(Scope::Service, limits))),
+        );
+        link.set_public(ports, options.max_visitors);
+        let session = link.mux().session().copied();
+        let first = !std::mem::replace(&mut self.created, true);
         {
-            let (info, live) = (Arc::clone(&self.info), Arc::clone(&self.live));
-            lock(&self.shared.registry).enter(info, live, self.orders.clone(), place);
+            let mut registry = lock(&self.shared.registry);
+            if first {
+                let (info, live) = (Arc::clone(&self.info), Arc::clone(&self.live));
+                registry.enter(info, live, self.orders.clone(), self.owner);
+            }
+            registry.name(&self.info, &self.places, session, &self.instance);
+        }
+        if first {
             tell(self.shared, "tunnel-created", &self.info, None);
         }
-        let session = link.mux().session().copied();
-        if let Some(place) = self.place {
-            lock(&self.shared.registry).name(&self.info, place, session, &self.instance);
-        }
     }
 
-    /// Which port it is: that of its own stale tunnel, that of its lease, or the one it has.
+    /// What the client exposes, and a port for each: that of its own stale tunnel, that of its lease, the one
+    /// that it asks for, or the one it has. All of them, or none.
     async fn settle(
         &mut self,
-        words: &ClientWords,
-        public: Option<PublicPort>,
-    ) -> Result<Option<PublicPort>> {
+        words: &[u8],
+        several: bool,
+        had: Option<PublicPort>,
+    ) -> Result<(ClientWords, Vec<PublicPort>), No> {
+        let said = ClientWords::parse(words).map_err(|error| {
+            Error::new(ErrorKind::RemoteProtocol, error.to_string())
+                .with_phase(Phase::Handshake)
+                .with_reason("services")
+        })?;
+        let words = if several { said } else { ClientWords { services: vec![Asked::default()], ..said } };
         self.instance.clone_from(&words.instance);
         let lease = words.lease.as_ref().map(|lease| hash(b"lease:", lease.as_bytes()));
-        let stale = lock(&self.shared.registry).stale(self.info.id, &words.instance, lease);
-        let mut wanted = lease.map(|owner| (owner, 0));
-        if let Some((orders, place)) = stale {
-            let (done, gone) = oneshot::channel();
+        let base = lease.unwrap_or(self.owner);
+        let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
+        let leased = if lease.is_some() { &owners[..] } else { &[] };
+        let mut old = Vec::new();
+        loop {
             // It may be gone already; then so is its channel.
+            let stale = lock(&self.shared.registry).stale(self.info.id, &words.instance, leased);
+            let Some((id, orders, places)) = stale else { break };
+            let (done, gone) = oneshot::channel();
             let _ = orders.send(Order::Replace(done)).await;
             let _ = timeout(STALE, gone).await;
-            wanted = wanted.or(Some((place.owner, place.service)));
+            lock(&self.shared.registry).remove(id);
+            old.extend(places);
         }
-        let Some((owner, service)) = wanted else {
-            return match public {
-                Some(public) => Ok(Some(public)),
-                None if self.created => Ok(None),
-                None => Err(Error::new(ErrorKind::ResourceLimit, "no port is free")),
+        let usual = words.services == [Asked::default()] && lease.is_none() && old.is_empty();
+        if usual {
+            self.may_expose(&words).await?;
+            let port = had.ok_or_else(|| no_port(&LeaseError::Exhausted))?;
+            return Ok((words, vec![port]));
+        }
+        let most = self.shared.options().max_services as usize;
+        if words.services.len() > most {
+            let text = format!("{} services are more than {most}", words.services.len());
+            return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("too_many_services").into());
+        }
+        self.may_expose(&words).await?;
+        // What it was given first is that of a service without wishes, or free again.
+        let keep = lease.is_none() && old.is_empty() && words.services.contains(&Asked::default());
+        let first = self.places.first().map(|place| (place.owner, place.service));
+        let mut kept = None;
+        match (had, self.places.pop()) {
+            (Some(port), Some(place)) if keep => kept = Some((port, place)),
+            (had, place) => {
+                drop(had);
+                if let Some(place) = place {
+                    lock(&self.shared.registry).give_back(place);
+                }
+            }
+        }
+        let mut ports = Vec::with_capacity(words.services.len());
+        for ((asked, owner), at) in words.services.iter().zip(owners).zip(0..) {
+            // The number among those of the same owner: as it was.
+            let number = match lease {
+                Some(_) => Some(0),
+                None => old
+                    .iter()
+                    .find(|place| place.owner == owner)
+                    .map(|place| place.service)
+                    .or_else(|| first.filter(|(first, _)| *first == owner).map(|(_, number)| number)),
             };
-        };
-        // Its visitors' port is another: the one that it was given first is free again.
-        drop(public);
-        if let Some(place) = self.place.take() {
-            lock(&self.shared.registry).forget(place);
+            let exposed = match kept.take_if(|_| *asked == Asked::default()) {
+                Some(kept) => Ok(kept),
+                None => self.expose(asked, owner, number).await,
+            };
+            match exposed {
+                Ok((port, place)) => {
+                    ports.push(port);
+                    self.places.push(place);
+                }
+                Err(error) => {
+                    self.places.extend(kept.map(|(_, place)| place));
+                    return Err(No { error, service: Some(at) });
+                }
+            }
         }
-        let (public, place) =
-            registry::bind(&self.shared.registry, owner, Some(service), &self.shared.gate).await?;
         self.shared.leases_changed();
-        self.place = Some(place);
-        Ok(Some(public))
+        Ok((words, ports))
     }
 
-    /// Our hello, with the final port.
+    /// The program's answer about what the client wants.
+    async fn may_expose(&self, words: &ClientWords) -> Result<()> {
+        let Some(deadline) = self.shared.gate.current().ask_services else { return Ok(()) };
+        let (mailbox, key) = self.shared.teller.mailbox();
+        let one = |asked: &Asked| (asked.name.clone(), asked.ports, asked.host.map(|host| host.to_string()));
+        let subject = Subject::TunnelServices {
+            id: self.info.id,
+            credentials: self.info.credentials.clone(),
+            client: self.info.client.clone(),
+            services: words.services.iter().map(one).collect(),
+        };
+        let yes = tokio::select! {
+            biased;
+            () = self.shared.stopped() => false,
+            yes = mailbox.ask(key, subject, deadline) => yes,
+        };
+        if yes {
+            return Ok(());
+        }
+        let text = "the service filter does not let the client expose this";
+        Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("service_rejected"))
+    }
+
+    /// A port for one service.
+    async fn expose(
+        &self,
+        asked: &Asked,
+        owner: TokenHash,
+        number: Option<u16>,
+    ) -> Result<(PublicPort, Place)> {
+        let options = self.shared.options();
+        if let Some(host) = asked.host
+            && !options.asked_hosts.contains(&host.to_canonical())
+        {
+            let text = format!("public ports do not listen at {host} here");
+            return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("host_not_allowed"));
+        }
+        let wanted = match asked.ports {
+            None => Wanted::Any,
+            Some((first, last)) if first == last => Wanted::Exactly(first),
+            Some((first, last)) => Wanted::Within(first, last),
+        };
+        registry::bind(&self.shared.registry, (owner, number), wanted, asked.host, &self.shared.gate).await
+    }
+
+    /// Our hello, with the final ports.
     fn answer(&mut self, link: &mut Link, words: &ClientWords) -> Result<()> {
         self.instance.clone_from(&words.instance);
         let (session, token) = (random()?, Token(random()?));
-        let port = self.place.map_or(self.info.port, |place| place.port);
-        let now = link.now();
-        link.mux().answer(session, token, server_words(port), now);
-        let TunnelInfo { id, client, credentials, .. } = &*self.info;
-        self.info = Arc::new(TunnelInfo {
-            id: *id,
-            client: client.clone(),
-            credentials: credentials.clone(),
-            port,
-            negotiated: link.mux().capabilities() != Capabilities(0),
-        });
+        let (now, said) = (link.now(), self.words());
+        link.mux().answer(session, token, said, now);
+        let port = self.places.first().map_or(self.info.port, |place| place.port);
+        let negotiated = link.mux().capabilities() != Capabilities(0);
+        self.info = Arc::new(TunnelInfo { port, negotiated, ..TunnelInfo::clone(&self.info) });
         Ok(())
+    }
+
+    /// What our hello says.
+    fn words(&self) -> Vec<u8> {
+        ServerWords::Granted(self.places.iter().map(|place| place.port).collect()).encode()
+    }
+
+    /// Our hello says no.
+    async fn refuse(mut self, mut link: Link, no: No) {
+        let No { error, service } = no;
+        let code = error.reason().unwrap_or("no_port").to_owned();
+        let retry = match &*code {
+            "no_port" | "port_taken" | "in_use" => Retry::Usual,
+            // The same would be asked for again.
+            _ => Retry::Never,
+        };
+        let refusal = Refusal { code, message: error.message().to_owned(), retry };
+        if let (Ok(session), Ok(token)) = (random(), random()) {
+            let (words, now) = (ServerWords::Refused { refusal, service }.encode(), link.now());
+            link.mux().answer(session, Token(token), words, now);
+            link.leave(Code::DENIED, "");
+            let _ = timeout(LAST_WORDS, drained(&mut link)).await;
+        }
+        if let Some((mut carrier, _)) = link.into_carrier() {
+            greeting::last_word(&mut carrier, &[]).await;
+        }
+        self.give_back();
+        self.end(None, Some(error));
+    }
+
+    fn give_back(&mut self) {
+        let mut registry = lock(&self.shared.registry);
+        self.places.drain(..).for_each(|place| registry.give_back(place));
     }
 
     /// The carrier belongs to a session of another tunnel.
     async fn hand_over(mut self, link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
-        if let Some(place) = self.place.take() {
-            let mut registry = lock(&self.shared.registry);
-            registry.forget(place);
-            registry.remove(self.info.id);
-        }
+        self.give_back();
+        lock(&self.shared.registry).remove(self.info.id);
         if let Some((carrier, rest)) = link.into_carrier() {
             // Where that tunnel ended meanwhile, the carrier goes with the order and the client comes again.
             let _ = orders.send(Order::Takeover(Box::new(Takeover { carrier, rest, hello }))).await;
@@ -390,12 +546,11 @@ impl Tunnel<'_> {
     /// The client is back.
     fn take_over(&mut self, link: &mut Link, takeover: Takeover) {
         let Takeover { mut carrier, rest, hello } = takeover;
-        let port = self.info.port;
-        let now = link.now();
+        let (now, said) = (link.now(), self.words());
         if let Err(error) = carrier.moved() {
             return tell(self.shared, "tunnel-error", &self.info, Some(error));
         }
-        if link.mux().resume(&hello, server_words(port), now) {
+        if link.mux().resume(&hello, said, now) {
             link.set_carrier(carrier, &rest);
             self.attached = true;
             lock(&self.shared.registry).attached(self.info.id, true);
@@ -418,9 +573,7 @@ impl Tunnel<'_> {
         {
             let mut registry = lock(&self.shared.registry);
             registry.remove(self.info.id);
-            if let Some(place) = self.place {
-                registry.release(place);
-            }
+            self.places.iter().for_each(|place| registry.release(*place));
         }
         self.shared.leases_changed();
         if error.is_some() {
@@ -433,6 +586,15 @@ impl Tunnel<'_> {
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
     }
+}
+
+/// Whose port a service's is: the client's own, where it has no name.
+fn owner(base: TokenHash, name: &str) -> TokenHash {
+    if name.is_empty() {
+        return base;
+    }
+    let named: Vec<u8> = base.iter().copied().chain(name.bytes()).collect();
+    hash(b"service:", &named)
 }
 
 fn hash(what: &[u8], text: &[u8]) -> TokenHash {

@@ -26,7 +26,7 @@ fn the_wire_forms() {
     assert_eq!(accepted(34567, None).encode(), hex("57335054554e4c 0000000e 7b22706f7274223a33343536377d"));
     assert_eq!(
         &accepted(34567, Some(Offer::OURS)).encode()[PREFIX..],
-        br#"{"port":34567,"sapper":{"versions":[1,1],"capabilities":15}}"#
+        br#"{"port":34567,"sapper":{"versions":[1,1],"capabilities":31}}"#
     );
     let refusal = |retry| Refusal { code: "rejected".into(), message: "no \"x\"".into(), retry };
     let body = |retry| Acknowledgement::Refused(refusal(retry)).encode().split_off(PREFIX);

@@ -8,7 +8,7 @@ use crate::packet::testing::hex;
 fn hello_bytes(resume: u8, session: &str, token: &str, received: u64, application: &str) -> Vec<u8> {
     let length = 81 + application.len() / 2;
     hex(&format!(
-        "{length:08x} 00000000 10 01 01 00{resume:02x} 0000000f 00040000 00004000 00400000 {} {} {received:016x} {application}",
+        "{length:08x} 00000000 10 01 01 00{resume:02x} 0000001f 00040000 00004000 00400000 {} {} {received:016x} {application}",
         session.repeat(16),
         token.repeat(32)
     ))

@@ -1,0 +1,296 @@
+//! What two ends of our own kind say to each other above the streams, in the application part of their
+//! hellos: which services a client exposes and where it would like them, and what the server gave it.
+//!
+//! JSON, so that what a newer end adds is skipped. What a stranger says is believed only where it has its
+//! form: a list of services that has not is refused as a whole, with a sentence that says where.
+//!
+//! What is not here: which ports a server allows ([`lease`](super::lease) and the server's options).
+
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+use super::w3p::{Refusal, read_refusal, refusal_value};
+
+/// Services that a client can name. A server allows as many as it likes below that.
+pub const MOST_SERVICES: usize = 256;
+/// The longest name of a service, in bytes.
+pub const LONGEST_NAME: usize = 128;
+/// The longest name of an instance or a lease that a server takes.
+const LONGEST_WORD: usize = 256;
+
+/// What a client says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientWords {
+    /// Which client process: a connection of the same one is stale.
+    pub instance: String,
+    /// Whose public ports it wants, whatever its credentials are.
+    pub lease: Option<String>,
+    /// What it exposes, at least one. A stream's `open` names one by its place in this list.
+    pub services: Vec<Asked>,
+}
+
+impl Default for ClientWords {
+    fn default() -> Self {
+        Self { instance: String::new(), lease: None, services: vec![Asked::default()] }
+    }
+}
+
+/// A service, and the public port that its client would like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Whose port it is among the client's services. The one without a name has the port of the client itself.
+    pub name: String,
+    /// First and last port that will do, twice the same for that one; none for any.
+    pub ports: Option<(u16, u16)>,
+    /// Where its public port should listen, where that is not the server's usual place.
+    pub host: Option<IpAddr>,
+}
+
+/// What is wrong with a client's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("services{place}: {what}")]
+pub struct WordsError {
+    place: String,
+    what: &'static str,
+}
+
+impl ClientWords {
+    /// As a hello carries it.
+    pub fn encode(&self) -> Vec<u8> {
+        let services: Vec<Value> = self.services.iter().map(Asked::value).collect();
+        json!({"instance": self.instance, "lease": self.lease, "services": services}).to_string().into_bytes()
+    }
+
+    /// Reads a hello's. Without a list of services there is one without a name.
+    pub fn parse(bytes: &[u8]) -> Result<Self, WordsError> {
+        let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+        let word = |key: &str| {
+            let word = value[key].as_str().filter(|word| !word.is_empty() && word.len() <= LONGEST_WORD);
+            word.map(str::to_owned)
+        };
+        let mut words =
+            Self { instance: word("instance").unwrap_or_default(), lease: word("lease"), ..Self::default() };
+        if let Some(services) = value.get("services") {
+            words.services = asked(services)?;
+        }
+        Ok(words)
+    }
+}
+
+fn asked(services: &Value) -> Result<Vec<Asked>, WordsError> {
+    let all = |what| WordsError { place: String::new(), what };
+    let services = services.as_array().ok_or_else(|| all("is no list"))?;
+    if services.is_empty() || services.len() > MOST_SERVICES {
+        return Err(all("are none, or too many"));
+    }
+    let mut read: Vec<Asked> = Vec::with_capacity(services.len());
+    for (at, service) in services.iter().enumerate() {
+        let wrong = |what| WordsError { place: format!("[{at}]"), what };
+        let service = Asked::read(service).map_err(wrong)?;
+        if read.iter().any(|other| other.name == service.name) {
+            return Err(wrong("has the name of another one"));
+        }
+        read.push(service);
+    }
+    Ok(read)
+}
+
+impl Asked {
+    fn value(&self) -> Value {
+        let mut value = Map::new();
+        value.insert("name".to_owned(), json!(self.name));
+        if let Some((first, last)) = self.ports {
+            value.insert("ports".to_owned(), json!([first, last]));
+        }
+        if let Some(host) = self.host {
+            value.insert("host".to_owned(), json!(host.to_string()));
+        }
+        Value::Object(value)
+    }
+
+    fn read(value: &Value) -> Result<Self, &'static str> {
+        let name = value["name"].as_str().ok_or("has no name")?;
+        if !is_name(name) {
+            return Err("has a name that is too long, or not printable");
+        }
+        let ports = match &value["ports"] {
+            Value::Null => None,
+            ports => {
+                let port = |at: usize| {
+                    let port = ports.get(at)?.as_u64().and_then(|port| u16::try_from(port).ok());
+                    port.filter(|port| *port > 0)
+                };
+                let range = port(0).zip(port(1)).filter(|(first, last)| first <= last);
+                Some(range.ok_or("wants ports that are none")?)
+            }
+        };
+        let host = match &value["host"] {
+            Value::Null => None,
+            host => Some(host.as_str().and_then(|host| host.parse().ok()).ok_or("wants no address")?),
+        };
+        Ok(Self { name: name.to_owned(), ports, host })
+    }
+}
+
+/// Whether a service can be called that. It goes into logs and labels.
+pub fn is_name(name: &str) -> bool {
+    name.len() <= LONGEST_NAME && !name.chars().any(char::is_control)
+}
+
+/// What a server says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerWords {
+    /// The public ports, in the order of the client's services.
+    Granted(Vec<u16>),
+    /// The client gets none of them, and which one it is about.
+    Refused {
+        /// Why, and when to come again.
+        refusal: Refusal,
+        /// The service's place in the client's list, where it is about one.
+        service: Option<u16>,
+    },
+}
+
+impl ServerWords {
+    /// As a hello carries it.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Granted(ports) => json!({"port": ports.first(), "ports": ports}),
+            Self::Refused { refusal, service } => {
+                let mut error = refusal_value(refusal);
+                if let Some(service) = service {
+                    error["service"] = json!(service);
+                }
+                json!({"error": error})
+            }
+        }
+        .to_string()
+        .into_bytes()
+    }
+
+    /// Reads a hello's: `None` where it has another form, or not one port for each of so many services.
+    pub fn parse(bytes: &[u8], services: usize) -> Option<Self> {
+        let value: Value = serde_json::from_slice(bytes).ok()?;
+        if let Some(error) = value.get("error") {
+            let service = error["service"].as_u64().and_then(|at| u16::try_from(at).ok());
+            let service = service.filter(|at| usize::from(*at) < services);
+            return Some(Self::Refused { refusal: read_refusal(error)?, service });
+        }
+        let port =
+            |value: &Value| value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+        let ports: Vec<u16> = match value["ports"].as_array() {
+            Some(ports) if ports.len() <= MOST_SERVICES => ports.iter().map(port).collect::<Option<_>>()?,
+            Some(_) => return None,
+            None => vec![port(&value["port"])?],
+        };
+        (ports.len() == services).then_some(Self::Granted(ports))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::w3p::Retry;
+    use super::*;
+
+    #[test]
+    fn the_wire_forms() {
+        let words = ClientWords {
+            instance: "i".into(),
+            lease: None,
+            services: vec![
+                Asked::default(),
+                Asked { name: "db".into(), ports: Some((8000, 8010)), host: Some("::1".parse().unwrap()) },
+            ],
+        };
+        let text = r#"{"instance":"i","lease":null,"services":[{"name":""},{"host":"::1","name":"db","ports":[8000,8010]}]}"#;
+        assert_eq!(String::from_utf8(words.encode()).unwrap(), text);
+        assert_eq!(ClientWords::parse(text.as_bytes()), Ok(words));
+        let granted = ServerWords::Granted(vec![8000, 9]);
+        assert_eq!(granted.encode(), br#"{"port":8000,"ports":[8000,9]}"#);
+        let refusal =
+            Refusal { code: "port_taken".into(), message: "it is not free".into(), retry: Retry::Usual };
+        let refused = ServerWords::Refused { refusal, service: Some(1) };
+        let text = r#"{"error":{"code":"port_taken","message":"it is not free","retry":true,"service":1}}"#;
+        assert_eq!(refused.encode(), text.as_bytes());
+        assert_eq!(ServerWords::parse(text.as_bytes(), 2), Some(refused));
+        assert_eq!(ServerWords::parse(br#"{"port":7}"#, 1), Some(ServerWords::Granted(vec![7])));
+    }
+
+    #[test]
+    fn words_without_services_are_of_one() {
+        for text in ["", "{}", "[1]", "no", r#"{"services":[{"name":"","new":1}]}"#] {
+            assert_eq!(ClientWords::parse(text.as_bytes()), Ok(ClientWords::default()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_has_not_its_form_is_refused_with_its_place() {
+        for (services, error) in [
+            ("7", "services: is no list"),
+            ("[]", "services: are none, or too many"),
+            (r#"[{"name":""},{}]"#, "services[1]: has no name"),
+            (r#"[{"name":"a\u0007"}]"#, "services[0]: has a name that is too long, or not printable"),
+            (r#"[{"name":"a"},{"name":"a"}]"#, "services[1]: has the name of another one"),
+            (r#"[{"name":"","ports":[0,1]}]"#, "services[0]: wants ports that are none"),
+            (r#"[{"name":"","ports":[2,1]}]"#, "services[0]: wants ports that are none"),
+            (r#"[{"name":"","ports":[65536,65536]}]"#, "services[0]: wants ports that are none"),
+            (r#"[{"name":"","ports":80}]"#, "services[0]: wants ports that are none"),
+            (r#"[{"name":"","host":"localhost"}]"#, "services[0]: wants no address"),
+        ] {
+            let text = format!(r#"{{"services":{services}}}"#);
+            assert_eq!(ClientWords::parse(text.as_bytes()).unwrap_err().to_string(), error);
+        }
+        for text in ["", "{}", r#"{"port":0}"#, r#"{"ports":[1]}"#, r#"{"ports":[1,2,3]}"#, r#"{"error":{}}"#]
+        {
+            assert_eq!(ServerWords::parse(text.as_bytes(), 2), None, "{text}");
+        }
+    }
+
+    fn any_asked() -> impl Strategy<Value = Asked> {
+        let ports = proptest::option::of((1u16.., 0u16..99));
+        ("[^\\p{C}]{0,20}", ports, any::<Option<IpAddr>>()).prop_map(|(name, ports, host)| {
+            let ports = ports.map(|(first, more)| (first, first.saturating_add(more)));
+            Asked { name, ports, host }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_one_says_the_other_hears(
+            instance in "[a-f0-9]{0,32}",
+            lease in proptest::option::of("[a-z]{1,9}"),
+            mut services in proptest::collection::vec(any_asked(), 1..9),
+            ports in proptest::collection::vec(1u16.., 1..9),
+            seconds in 0u64..9_999,
+            about in 0u16..9,
+        ) {
+            services.sort_by(|a, b| a.name.cmp(&b.name));
+            services.dedup_by(|a, b| a.name == b.name);
+            let words = ClientWords { instance, lease, services };
+            prop_assert_eq!(ClientWords::parse(&words.encode()), Ok(words));
+            let count = ports.len();
+            let granted = ServerWords::Granted(ports);
+            prop_assert_eq!(ServerWords::parse(&granted.encode(), count), Some(granted.clone()));
+            prop_assert_eq!(ServerWords::parse(&granted.encode(), count + 1), None);
+            let retry = Retry::After(Duration::from_secs(seconds));
+            let refusal = Refusal { code: "c".into(), message: "m".into(), retry };
+            let refused = ServerWords::Refused { refusal, service: Some(about) };
+            prop_assert_eq!(ServerWords::parse(&refused.encode(), 9), Some(refused));
+        }
+
+        /// Whatever somebody says, what is believed of it can be said again.
+        #[test]
+        fn nothing_else_is_believed(text in r#"\{"services":\[(\{("name":("[a-z"]?"|[0-9]),?|"ports":\[[0-9]{1,6}(,[0-9]{1,6})?\],?|"host":"[0-9:.]{0,9}",?){0,3}\},?){0,4}\](,"lease":".{0,300}")?\}"#) {
+            if let Ok(words) = ClientWords::parse(text.as_bytes()) {
+                prop_assert!(!words.services.is_empty() && words.services.len() <= MOST_SERVICES);
+                prop_assert_eq!(ClientWords::parse(&words.encode()), Ok(words));
+            }
+            let _ = ServerWords::parse(text.as_bytes(), 1);
+        }
+    }
+}
