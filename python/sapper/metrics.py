@@ -35,7 +35,7 @@ from sapper.pump import Pump
 from sapper.tls.proxy import Proxy
 
 if TYPE_CHECKING:
-    from sapper.tunnel import TunnelClient, TunnelServer, VisitorStatus
+    from sapper.tunnel import ServiceStatus, TunnelClient, TunnelServer, VisitorStatus
 
 __all__ = ["MetricsServer", "render"]
 
@@ -150,6 +150,24 @@ def _tunnel_samples(name: str, server: TunnelServer) -> Iterable[_Sample]:
         yield sample("resumes_total", "counter", text, one.resumes, port=port)
         if one.rtt is not None:
             yield sample("rtt_seconds", "gauge", "A round trip to the client.", one.rtt, port=port)
+        for service in one.services:
+            which = {"port": port, "service": service.name, "service_port": str(service.port)}
+            for what, kind, help, value in _service_figures(service, "to_client", "from_client"):
+                yield sample(f"service_{what[0]}", kind, help, value, **which, **what[1])
+
+
+def _service_figures(
+    service: ServiceStatus, sent: str, received: str
+) -> Iterable[tuple[tuple[str, dict[str, str]], str, str, int]]:
+    """Name and further labels, kind, help and value of each."""
+    text = "Payload of the service's visitors."
+    yield ("visitors", {}), "gauge", "Visitors of the service now.", service.visitors
+    yield ("visits_total", {}), "counter", "Visitors of the service.", service.visits
+    yield ("bytes_total", {"direction": sent}), "counter", text, service.sent
+    yield ("bytes_total", {"direction": received}), "counter", text, service.received
+    yield ("refused_total", {}), "counter", "Visitors that were sent away.", service.refused
+    yield ("paused_total", {}), "counter", "Times that bytes waited for a limit.", service.paused
+    yield ("cut_total", {}), "counter", "Visitors whose bytes in all were used up.", service.cut
 
 
 def _tunnel_client_samples(name: str, client: TunnelClient) -> Iterable[_Sample]:
@@ -169,6 +187,9 @@ def _tunnel_client_samples(name: str, client: TunnelClient) -> Iterable[_Sample]
     yield sample("resumes_total", "counter", text, one.resumes)
     if one.rtt is not None:
         yield sample("rtt_seconds", "gauge", "A round trip to the server.", one.rtt)
+    for service in one.services:
+        for what, kind, help, value in _service_figures(service, "to_server", "from_server"):
+            yield sample(f"service_{what[0]}", kind, help, value, service=service.name, **what[1])
 
 
 def render(

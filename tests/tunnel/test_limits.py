@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sapper.errors import ConfigError, PolicyDenied, ResourceLimit
+from sapper.metrics import render
 from sapper.tunnel import (
     ClientOptions,
     Limits,
@@ -222,6 +223,10 @@ async def test_visits_of_a_service_in_all_are_of_the_clients_whole_life(leak_che
             assert await come(second) == [True]
             refused = [service.refused for service in exposed.status().services]
             assert refused == [1, 0]
+            figures = render(tunnels={"t": ours}, tunnel_clients={"c": exposed})
+            assert 'sapper_tunnel_client_service_refused_total{client="c",service=""} 1\n' in figures
+            which = f'port="{first}",service="{local.port}",service_port="{second}"'
+            assert f'sapper_tunnel_service_visits_total{{server="t",{which}}} 1\n' in figures
             assert local.connections == 3
 
 
