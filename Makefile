@@ -1,12 +1,12 @@
 # Every target does all of its own set-up. What each one is for: CONTRIBUTING.md.
 .DEFAULT_GOAL := help
-.PHONY: help run test build check format lab soak fuzz bench wheel clean
+.PHONY: help run test build wasi test-wasi check format lab soak fuzz bench wheel clean
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
 CARGO := tools/cargo.sh
 
 help: ## these lines
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 run: build ## the main job on real traffic: bytes and packets through a TLS bridge, beside an asyncio pump
 	@.venv/bin/sapper demo
@@ -14,14 +14,24 @@ run: build ## the main job on real traffic: bytes and packets through a TLS brid
 test: build ## every test, Rust first
 	@tools/system-packages.sh
 	@echo "Rust tests (the first time they are compiled too, one to two minutes)"
-	@$(CARGO) test --release --workspace
+	@$(CARGO) test --release
 	@echo "Rust tests that take longer: more than 2^24 records"
-	@$(CARGO) test --release --workspace --lib -- --ignored long_
+	@$(CARGO) test --release --lib -- --ignored long_
 	@echo "Python tests"
 	@$(PYTHON) -m pytest
 
 build: ## the environment in .venv and the native module in python/sapper
 	@tools/build.sh
+
+wasi: ## the host for wasm guests in .venv, and the guests of the examples and tests; minutes
+	@tools/build-wasi.sh
+
+test-wasi: wasi ## their tests: not part of `make test`, because they take so long to compile
+	@tools/system-packages.sh
+	@$(CARGO) clippy --release --quiet -p sapper-wasi -p sapper-wasi-py --all-targets -- -D warnings
+	@$(CARGO) test --release -p sapper-wasi
+	@$(PYTHON) tools/check_stubs.py sapper_wasi._native
+	@$(PYTHON) -m pytest tests/wasi tests/cli/test_wasi_cli.py
 
 check: build ## formatting, lints, types, stubs
 	@tools/check.sh

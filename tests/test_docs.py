@@ -166,7 +166,7 @@ def rust_reasons() -> set[str]:
 def python_reasons() -> set[str]:
     """Every word that the Python code gives as a reason."""
     found: set[str] = set()
-    for source in (ROOT / "python").rglob("*.py"):
+    for source in [*(ROOT / "python").rglob("*.py"), *(ROOT / "wasi/python").rglob("*.py")]:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == ["reason"]:
                 given = [node.value]

@@ -14,7 +14,7 @@ step() {
 tools/setup-env.sh || exit 1
 bin=.venv/bin
 step "rustfmt" cargo fmt --all --check
-step "clippy" tools/cargo.sh clippy --release --workspace --all-targets --quiet -- -D warnings
+step "clippy" tools/cargo.sh clippy --release --all-targets --quiet -- -D warnings
 step "ruff check" $bin/ruff check --quiet .
 step "ruff format" $bin/ruff format --check --quiet .
 step "mypy" $bin/mypy

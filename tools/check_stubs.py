@@ -1,4 +1,4 @@
-"""Compares python/sapper/_native.pyi with the built module: every name, every signature, in both directions.
+"""Compares a native module's stub with the module: every name, every signature, in both directions.
 
 It reads the stub as syntax and the module as it is at run time. What it cannot see is whether an annotation
 is true: the module keeps no types. mypy and the tests are for that.
@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-STUB = Path(__file__).parent.parent / "python" / "sapper" / "_native.pyi"
+ROOT = Path(__file__).parent.parent
+STUBS = {
+    "sapper._native": ROOT / "python/sapper/_native.pyi",
+    "sapper_wasi._native": ROOT / "wasi/python/sapper_wasi/_native.pyi",
+}
 
 # What every class has, or what the binding gives for its own ends, and no stub needs to say.
 SILENT_DUNDERS = {
@@ -184,11 +188,11 @@ def compare(stub: ast.Module, built: ModuleType) -> list[str]:
 
 
 def main() -> int:
-    """Prints the differences; 1 when there are any."""
-    built = importlib.import_module("sapper._native")
-    problems = compare(ast.parse(STUB.read_text()), built)
+    """Prints the differences of the module that is named (sapper's without a name); 1 when there are any."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "sapper._native"
+    problems = compare(ast.parse(STUBS[name].read_text()), importlib.import_module(name))
     for problem in problems:
-        print(f"_native.pyi: {problem}", file=sys.stderr)
+        print(f"{name}: {problem}", file=sys.stderr)
     return 1 if problems else 0
 
 

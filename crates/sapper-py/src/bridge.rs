@@ -16,13 +16,14 @@ use sapper_net::tls::early_data::EarlyData;
 use sapper_net::{Error, Result};
 use sapper_proto::framing::Framing;
 use sapper_proto::upgrade::Upgrade;
+use sapper_seam::values::seconds;
 
 use crate::endpoint::Endpoint;
 use crate::errors::OrRaise;
 use crate::mailbox::Mailbox;
 use crate::process::Local;
 use crate::tls::{self, TlsSide, word};
-use crate::values::{self, CdTunnelValues, seconds};
+use crate::values::{self, CdTunnelValues};
 
 /// One pump between two endpoints.
 #[pyclass(frozen, module = "sapper._native")]

@@ -1,16 +1,15 @@
 //! The binding, module `sapper._native`: it converts, and does nothing else.
 //!
 //! The map of the module is [`_native`]; its types are declared in `python/sapper/_native.pyi`. Only
-//! this crate knows Python. No I/O thread takes the interpreter's lock: what they have to say goes
-//! through a [`mailbox`], and payload through [`payload`] alone.
+//! the bindings know Python; what they convert alike is in `sapper-seam`. No I/O thread takes the
+//! interpreter's lock: what they have to say goes through a [`mailbox`], and payload through [`payload`]
+//! alone.
 
 mod bridge;
 mod endpoint;
-mod errors;
 mod listener;
 mod mailbox;
 mod payload;
-mod process;
 mod proxy;
 mod testing;
 mod tls;
@@ -18,6 +17,7 @@ mod tunnel;
 mod values;
 
 use pyo3::prelude::*;
+use sapper_seam::{errors, process};
 
 #[pymodule(gil_used = false)]
 mod _native {

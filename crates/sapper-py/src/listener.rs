@@ -19,7 +19,7 @@ use crate::endpoint::{Endpoint, duplicate, unix_address};
 use crate::errors::OrRaise;
 use crate::mailbox::Mailbox;
 use crate::process::Local;
-use crate::values::seconds;
+use sapper_seam::values::seconds;
 
 /// Accepts connections until it is closed or dropped. Posts under its key: its addresses as an answer,
 /// or `"closed"` with the reason; then an [`Arrival`] for each connection; `"closed"` last.

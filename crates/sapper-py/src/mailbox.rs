@@ -14,6 +14,7 @@ use sapper_net::bridge::{ControlMailbox, Event, Reply, Value};
 use sapper_net::mailbox::{self, Body, Subject};
 use sapper_net::tls::options::Secret;
 use sapper_net::{Error, ErrorKind};
+use sapper_seam::values::seconds;
 
 use crate::errors::{self, OrRaise};
 use crate::listener::Arrival;
@@ -60,7 +61,7 @@ impl Mailbox {
     /// Blocks until a message waits, the mailbox is closed, the time is over or a signal came (whose
     /// handler then runs here). Whether there is something to drain.
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let timeout = timeout.map(values::seconds("timeout")).transpose().or_raise(py)?;
+        let timeout = timeout.map(seconds("timeout")).transpose().or_raise(py)?;
         let Some(inner) = self.open(py)? else { return Ok(false) };
         let ready = py.detach(|| inner.wait(timeout));
         py.check_signals()?;

@@ -24,7 +24,7 @@ use crate::errors::{self, OrRaise};
 use crate::mailbox::Mailbox;
 use crate::process::Local;
 use crate::tls::{TlsConfig, word};
-use crate::values::seconds;
+use sapper_seam::values::seconds;
 
 /// Accepts connections and takes each to its service.
 #[pyclass(frozen, module = "sapper._native")]

@@ -15,7 +15,7 @@ use sapper_net::{Result, fd, runtime};
 use crate::errors::OrRaise;
 use crate::process::Local;
 use crate::tls::{TlsConfig, word};
-use crate::values::seconds;
+use sapper_seam::values::seconds;
 
 /// Native tasks that are alive: a test that leaves one behind shows here.
 #[pyfunction]

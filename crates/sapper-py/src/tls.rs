@@ -1,27 +1,25 @@
 //! TLS configuration: a dictionary of plain options becomes a parsed, shared [`config::TlsConfig`].
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
+use sapper_net::Result;
 use sapper_net::bridge::{ControlMailbox, Event};
 use sapper_net::tls::Role;
 use sapper_net::tls::config;
 use sapper_net::tls::dev_cert::DevAuthority;
-use sapper_net::tls::options::{
-    CertificateSource, ClientAuth, Credentials, FindPsk, KeyLog, Material, OcspCheck, OwnCertificate,
-    PeerRule, PskHash, PskIdentity, PskLookup, Roots, Secret, TlsOptions, TlsVersion,
-};
+use sapper_net::tls::options::{FindPsk, Secret};
 use sapper_net::tls::reload;
-use sapper_net::{Error, Result};
+use sapper_seam::tls::TlsValues;
+use sapper_seam::values::seconds;
+pub(crate) use sapper_seam::values::word;
 
 use crate::errors::OrRaise;
 use crate::mailbox::Mailbox;
 use crate::process::Local;
-use crate::values::seconds;
 
 /// Parsed once, shared by any number of connections.
 #[pyclass(frozen, module = "sapper._native")]
@@ -37,130 +35,17 @@ pub(crate) fn role(server_side: bool, server_name: Option<String>) -> Role {
     if server_side { Role::Server } else { Role::Client { server_name } }
 }
 
-/// Options as `sapper.tls.config` gives them.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-pub(crate) struct TlsValues {
-    own: Option<OwnValues>,
-    more: Vec<OwnValues>,
-    psks: Option<Vec<(PyBackedBytes, PyBackedBytes)>>,
-    psk_lookup: Option<(Py<Mailbox>, u64, f64)>,
-    psk_hash: String,
-    roots: Option<RootsValue>,
-    pins: Vec<PyBackedBytes>,
-    client_auth: String,
-    peer_rules: Vec<RuleValues>,
-    crls: Vec<MaterialValue>,
-    ocsp: Option<String>,
-    min_version: String,
-    max_version: String,
-    cipher_suites: Vec<String>,
-    groups: Vec<String>,
-    alpn: Vec<PyBackedBytes>,
-    resumption: bool,
-    ticket_lifetime: f64,
-    key_log_file: Option<PathBuf>,
-    capture_file: Option<PathBuf>,
-    danger_ignore_server_name: bool,
-    danger_legacy_renegotiation: bool,
-    danger_security_level_0: bool,
-    danger_legacy_suites: bool,
-    danger_short_psk: bool,
-    danger_ignore_truncation: bool,
-    danger_early_data: usize,
-}
-
-/// Bytes, and the file that they came from.
-type MaterialValue = (PyBackedBytes, Option<PathBuf>);
-
-/// A certificate of our own: a chain and a key, or PKCS#12.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct OwnValues {
-    chain: Option<MaterialValue>,
-    key: Option<MaterialValue>,
-    pkcs12: Option<MaterialValue>,
-    password: Option<PyBackedBytes>,
-    ocsp_response: Option<MaterialValue>,
-    names: Vec<String>,
-}
-
-/// A rule on the peer.
-#[derive(FromPyObject)]
-#[pyo3(from_item_all)]
-struct RuleValues {
-    dns: Vec<String>,
-    uri: Vec<String>,
-    email: Vec<String>,
-    ip: Vec<String>,
-    cn: Vec<String>,
-    ou: Vec<String>,
-    pin: Vec<PyBackedBytes>,
-}
-
-/// Roots: bytes of our own, or a word.
-#[derive(FromPyObject)]
-enum RootsValue {
-    Own(MaterialValue),
-    Word(String),
-}
-
-fn material((bytes, file): MaterialValue) -> Material {
-    match file {
-        Some(file) => Material::of_file(&*bytes, file),
-        None => Material::from(bytes.to_vec()),
-    }
-}
-
-fn pins(field: &'static str, pins: &[PyBackedBytes]) -> Result<Vec<[u8; 32]>> {
-    pins.iter()
-        .map(|pin| <[u8; 32]>::try_from(&**pin))
-        .collect::<Result<_, _>>()
-        .map_err(|_| Error::config(field, "a pin is a SHA-256: 32 bytes"))
-}
-
-impl OwnValues {
-    fn read(self) -> OwnCertificate {
-        let source = match self.pkcs12 {
-            Some(file) => CertificateSource::Pkcs12(material(file)),
-            None => CertificateSource::Pair {
-                chain: self.chain.map(material).unwrap_or_default(),
-                key: self.key.map(material).unwrap_or_default(),
-            },
-        };
-        OwnCertificate {
-            source,
-            password: self.password.map(|password| Secret::new(&*password)),
-            ocsp_response: self.ocsp_response.map(material),
-            names: self.names,
-        }
-    }
-}
-
-impl RuleValues {
-    fn read(self) -> Result<PeerRule> {
-        Ok(PeerRule {
-            dns: self.dns,
-            uri: self.uri,
-            email: self.email,
-            ip: self.ip.iter().map(|text| text.parse()).collect::<Result<_>>()?,
-            cn: self.cn,
-            ou: self.ou,
-            pin: pins("peer_rules", &self.pin)?,
-        })
-    }
-}
-
 #[pymethods]
 impl TlsConfig {
     #[new]
     fn new(py: Python<'_>, options: TlsValues) -> PyResult<Self> {
         let lookup = match &options.psk_lookup {
-            Some((mailbox, key, deadline)) => Some(MailboxLookup {
-                mailbox: mailbox.get().shared(py)?,
-                key: *key,
-                deadline: seconds("timeout")(*deadline).or_raise(py)?,
-            }),
+            Some(asked) => {
+                let (mailbox, key, deadline): (Py<Mailbox>, u64, f64) = asked.extract(py)?;
+                let deadline = seconds("timeout")(deadline).or_raise(py)?;
+                let lookup = MailboxLookup { mailbox: mailbox.get().shared(py)?, key, deadline };
+                Some(Arc::new(lookup) as Arc<dyn FindPsk>)
+            }
             None => None,
         };
         let options = options.read(lookup).or_raise(py)?;
@@ -261,86 +146,4 @@ impl TlsWatch {
         py.detach(|| drop(watch));
         Ok(())
     }
-}
-
-impl TlsValues {
-    fn read(self, lookup: Option<MailboxLookup>) -> Result<TlsOptions> {
-        let hashes = [("sha256", PskHash::Sha256), ("sha384", PskHash::Sha384)];
-        let credentials = match (self.own, self.psks) {
-            (Some(own), _) => Credentials::Certificate(own.read()),
-            (None, Some(psks)) => Credentials::Psk {
-                identities: psks
-                    .into_iter()
-                    .map(|(identity, key)| PskIdentity {
-                        identity: identity.to_vec(),
-                        key: Secret::new(&*key),
-                    })
-                    .collect(),
-                hash: word("hash", &self.psk_hash, &hashes)?,
-            },
-            (None, None) => match lookup {
-                Some(lookup) => Credentials::PskLookup {
-                    lookup: PskLookup(Arc::new(lookup)),
-                    hash: word("hash", &self.psk_hash, &hashes)?,
-                },
-                None => Credentials::None,
-            },
-        };
-        let roots = match self.roots {
-            None => Roots::Default,
-            Some(RootsValue::Own(own)) => Roots::Own(material(own)),
-            Some(RootsValue::Word(text)) => {
-                word("roots", &text, &[("system", Roots::System), ("none", Roots::DangerNone)])?
-            }
-        };
-        let versions = [("TLSv1.2", TlsVersion::V1_2), ("TLSv1.3", TlsVersion::V1_3)];
-        let ocsp = self.ocsp.as_deref().map(|text| {
-            let words =
-                [("off", OcspCheck::Off), ("check", OcspCheck::IfStapled), ("require", OcspCheck::Required)];
-            word("ocsp", text, &words)
-        });
-        Ok(TlsOptions {
-            credentials,
-            more_certificates: self.more.into_iter().map(OwnValues::read).collect(),
-            roots,
-            pins: pins("pins", &self.pins)?,
-            client_auth: word(
-                "client_auth",
-                &self.client_auth,
-                &[
-                    ("off", ClientAuth::Off),
-                    ("optional", ClientAuth::Optional),
-                    ("required", ClientAuth::Required),
-                ],
-            )?,
-            peer_rules: self.peer_rules.into_iter().map(RuleValues::read).collect::<Result<_>>()?,
-            crls: self.crls.into_iter().map(material).collect(),
-            ocsp: ocsp.transpose()?,
-            verifier: None,
-            min_version: word("min_version", &self.min_version, &versions)?,
-            max_version: word("max_version", &self.max_version, &versions)?,
-            cipher_suites: self.cipher_suites,
-            groups: self.groups,
-            alpn: self.alpn.iter().map(|protocol| protocol.to_vec()).collect(),
-            resumption: self.resumption,
-            ticket_lifetime: seconds("ticket_lifetime")(self.ticket_lifetime)?,
-            key_log: self.key_log_file.map_or(KeyLog::None, KeyLog::File),
-            capture: self.capture_file,
-            danger_ignore_server_name: self.danger_ignore_server_name,
-            danger_legacy_renegotiation: self.danger_legacy_renegotiation,
-            danger_security_level_0: self.danger_security_level_0,
-            danger_legacy_suites: self.danger_legacy_suites,
-            danger_short_psk: self.danger_short_psk,
-            danger_ignore_truncation: self.danger_ignore_truncation,
-            danger_early_data: self.danger_early_data,
-        })
-    }
-}
-
-/// The value of a word; an error names the field and the words.
-pub(crate) fn word<T: Clone>(field: &'static str, text: &str, words: &[(&str, T)]) -> Result<T> {
-    words.iter().find(|(known, _)| *known == text).map(|(_, value)| value.clone()).ok_or_else(|| {
-        let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
-        Error::config(field, format!("{text:?} is none of {}", known.join(", ")))
-    })
 }

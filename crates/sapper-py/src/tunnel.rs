@@ -26,7 +26,7 @@ use crate::mailbox::Mailbox;
 use crate::payload;
 use crate::process::Local;
 use crate::tls::{TlsConfig, word};
-use crate::values::seconds;
+use sapper_seam::values::seconds;
 
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]

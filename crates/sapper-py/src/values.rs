@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -17,19 +16,6 @@ use sapper_net::{Error, Result};
 use sapper_proto::cdtunnel;
 
 use crate::errors::OrRaise;
-
-/// Longest time that an option may state: a century, which fits every clock.
-const LONGEST: f64 = 100.0 * 365.0 * 86_400.0;
-
-/// Reads seconds; an error names the field.
-pub(crate) fn seconds(field: &'static str) -> impl Fn(f64) -> Result<Duration> {
-    move |seconds| {
-        if seconds.is_nan() || seconds < 0.0 {
-            return Err(Error::config(field, format!("must be seconds from 0, not {seconds}")));
-        }
-        Ok(Duration::from_secs_f64(seconds.min(LONGEST)))
-    }
-}
 
 #[derive(IntoPyObject)]
 struct HandshakeValues {

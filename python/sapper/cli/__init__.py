@@ -17,6 +17,7 @@ from sapper.cli.proxy import app as proxy
 from sapper.cli.tls import tls
 from sapper.cli.tunnel import expose, tunnel
 from sapper.cli.version import version
+from sapper.cli.wasi import wasi
 from sapper.errors import SapperError
 
 __all__ = ["app", "main"]
@@ -38,6 +39,7 @@ app.command(epilog=EXIT_CODES)(expose)
 app.add_typer(tunnel, name="tunnel")
 app.command()(version)
 app.add_typer(tls)
+app.add_typer(wasi)
 
 
 def main() -> None:

@@ -518,7 +518,7 @@ class TlsConfig(Options):
     def native(self) -> _native.TlsConfig:
         """The parsed form, for the binding."""
         try:
-            return self._parse()
+            return _native.TlsConfig(self.native_values())
         except BaseException:
             if self.psk_answers is not None:
                 self.psk_answers.cancel()
@@ -582,50 +582,49 @@ class TlsConfig(Options):
     def _believed_roots(self) -> bytes | Literal["system"] | None:
         return self.roots if self.roots is not None else getattr(self.credentials, "roots", None)
 
-    def _parse(self) -> _native.TlsConfig:
+    def native_values(self) -> _native.TlsDict:
+        """The options as a binding takes them; what a distribution of its own parses anew."""
         roots = self._believed_roots()
         pins = self.pins or getattr(self.credentials, "pins", ())
         client_auth = self.client_auth or ("required" if pins or isinstance(roots, bytes) else "off")
         credentials = self.credentials
-        return _native.TlsConfig(
-            {
-                "own": credentials._native_values() if isinstance(credentials, OwnCertificate) else None,
-                "more": [one._native_values() for one in self.more_credentials],
-                "psks": [(name, key.get_secret_value()) for name, key in credentials.identities.items()]
-                if isinstance(credentials, PskCredentials)
-                else None,
-                "psk_lookup": self.psk_answers.taken() if self.psk_answers is not None else None,
-                "psk_hash": credentials.hash
-                if isinstance(credentials, PskCredentials | PskLookupCredentials)
-                else "sha256",
-                "roots": "none"
-                if self.danger_accept_any_certificate
-                else _material(roots)
-                if isinstance(roots, bytes)
-                else roots,
-                "pins": list(pins),
-                "client_auth": client_auth,
-                "peer_rules": [rule._native_values() for rule in self.peer_rules],
-                "crls": [_material(one) for one in self.crls],
-                "ocsp": self.ocsp,
-                "min_version": self.min_version,
-                "max_version": self.max_version,
-                "cipher_suites": list(self.cipher_suites),
-                "groups": list(self.groups),
-                "alpn": list(self.alpn),
-                "resumption": self.resumption,
-                "ticket_lifetime": self.ticket_lifetime,
-                "key_log_file": self.key_log_file,
-                "capture_file": self.capture_file,
-                "danger_ignore_server_name": self.danger_ignore_server_name,
-                "danger_legacy_renegotiation": self.danger_legacy_renegotiation,
-                "danger_security_level_0": self.danger_security_level_0,
-                "danger_legacy_suites": self.danger_legacy_suites,
-                "danger_short_psk": self.danger_short_psk,
-                "danger_ignore_truncation": self.danger_ignore_truncation,
-                "danger_early_data": self.danger_early_data,
-            }
-        )
+        return {
+            "own": credentials._native_values() if isinstance(credentials, OwnCertificate) else None,
+            "more": [one._native_values() for one in self.more_credentials],
+            "psks": [(name, key.get_secret_value()) for name, key in credentials.identities.items()]
+            if isinstance(credentials, PskCredentials)
+            else None,
+            "psk_lookup": self.psk_answers.taken() if self.psk_answers is not None else None,
+            "psk_hash": credentials.hash
+            if isinstance(credentials, PskCredentials | PskLookupCredentials)
+            else "sha256",
+            "roots": "none"
+            if self.danger_accept_any_certificate
+            else _material(roots)
+            if isinstance(roots, bytes)
+            else roots,
+            "pins": list(pins),
+            "client_auth": client_auth,
+            "peer_rules": [rule._native_values() for rule in self.peer_rules],
+            "crls": [_material(one) for one in self.crls],
+            "ocsp": self.ocsp,
+            "min_version": self.min_version,
+            "max_version": self.max_version,
+            "cipher_suites": list(self.cipher_suites),
+            "groups": list(self.groups),
+            "alpn": list(self.alpn),
+            "resumption": self.resumption,
+            "ticket_lifetime": self.ticket_lifetime,
+            "key_log_file": self.key_log_file,
+            "capture_file": self.capture_file,
+            "danger_ignore_server_name": self.danger_ignore_server_name,
+            "danger_legacy_renegotiation": self.danger_legacy_renegotiation,
+            "danger_security_level_0": self.danger_security_level_0,
+            "danger_legacy_suites": self.danger_legacy_suites,
+            "danger_short_psk": self.danger_short_psk,
+            "danger_ignore_truncation": self.danger_ignore_truncation,
+            "danger_early_data": self.danger_early_data,
+        }
 
     def offering(self, protocols: Sequence[bytes | str]) -> TlsConfig:
         """The same with these application protocols, best first. It is reloaded with this one.

@@ -30,7 +30,7 @@ fn table(py: Python<'_>) -> PyResult<&Table> {
 }
 
 /// The exception of an error, as an object that is not raised yet.
-pub(crate) fn to_object<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
+pub fn to_object<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
     let table = table(py)?;
     let context = PyDict::new(py);
     context.set_item("field", error.field())?;
@@ -47,7 +47,7 @@ pub(crate) fn to_object<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'
 }
 
 /// The exception of an error.
-pub(crate) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
+pub fn to_py(py: Python<'_>, error: &Error) -> PyErr {
     match to_object(py, error) {
         Ok(exception) => PyErr::from_value(exception),
         Err(broken) => broken,
@@ -55,7 +55,7 @@ pub(crate) fn to_py(py: Python<'_>, error: &Error) -> PyErr {
 }
 
 /// `?` for results of the data plane.
-pub(crate) trait OrRaise<T> {
+pub trait OrRaise<T> {
     /// Turns the error into its exception.
     fn or_raise(self, py: Python<'_>) -> PyResult<T>;
 }
@@ -68,6 +68,6 @@ impl<T> OrRaise<T> for sapper_net::Result<T> {
 
 /// Every kind of error with whether it may be tried again: tests compare it with `sapper.errors`.
 #[pyfunction]
-pub(crate) fn error_kinds() -> Vec<(&'static str, bool)> {
+pub fn error_kinds() -> Vec<(&'static str, bool)> {
     ErrorKind::ALL.iter().map(|kind| (kind.as_str(), kind.is_retryable())).collect()
 }

@@ -12,18 +12,19 @@ use sapper_net::{Error, ErrorKind, sys};
 use crate::errors;
 
 /// A value that only the process that made it uses and drops.
-pub(crate) struct Local<T> {
+pub struct Local<T> {
     value: ManuallyDrop<T>,
     forks: u32,
 }
 
 impl<T> Local<T> {
-    pub(crate) fn new(value: T) -> Self {
+    /// Made here, for here.
+    pub fn new(value: T) -> Self {
         Self { value: ManuallyDrop::new(value), forks: sys::forks() }
     }
 
     /// The value, or the error that says what to do in place of a fork.
-    pub(crate) fn get(&self, py: Python<'_>) -> PyResult<&T> {
+    pub fn get(&self, py: Python<'_>) -> PyResult<&T> {
         if self.forks == sys::forks() {
             return Ok(&self.value);
         }
