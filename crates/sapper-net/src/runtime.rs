@@ -27,6 +27,10 @@ pub use balance::{Share, move_to, settled};
 /// Threads when `SAPPER_IO_THREADS` does not say otherwise: one a core, at most this many.
 const MAX_DEFAULT_THREADS: usize = 8;
 
+/// Polls of tasks before the sockets are asked again who is ready: a busy task's turns are long, and whoever
+/// became ready meanwhile waits for as many of them.
+const TURNS: u32 = 4;
+
 struct Runtime {
     threads: Vec<Thread>,
     forks: u32,
@@ -77,7 +81,8 @@ fn start() -> Result<Runtime> {
     let mut threads = Vec::with_capacity(count);
     for index in 0..count {
         let failed = |source: io::Error| Error::io(ErrorKind::ResourceLimit, "start an I/O thread", &source);
-        let event_loop = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let event_loop =
+            Builder::new_current_thread().enable_all().event_interval(TURNS).build().map_err(failed)?;
         let handle = event_loop.handle().clone();
         spawn_thread(&format!("sapper-io-{index}"), move || {
             OWN_THREAD.set(Some(index));

@@ -37,7 +37,7 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stream::{BoxStream, RecordMarks};
 
 /// Turns of reading and writing before other tasks of the thread have theirs.
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 2;
 /// Events of payload are told at most so often for each stream.
 const DATA_EVERY: Duration = Duration::from_millis(100);
 
@@ -230,6 +230,10 @@ impl Link {
         self.awake.register(cx.waker());
         for _ in 0..ROUNDS {
             let mut moved = self.look_at_the_awake();
+            if moved {
+                // Who had nothing to say until now does not wait for what the carrier brought others.
+                moved |= self.send(cx);
+            }
             moved |= self.read_carrier(cx);
             moved |= self.fire_timers(cx);
             self.drain_events(&[]);
@@ -286,34 +290,26 @@ impl Link {
 
     /// Reads the carrier while the state machine wants more.
     fn read_carrier(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut moved = false;
         // What waits in front of it has its turn before more is read.
-        for _ in 0..2 {
-            if !self.understand() || !self.mux.want_read() || self.exit.is_some() {
-                return moved;
+        if !self.understand() || !self.mux.want_read() || self.exit.is_some() {
+            return false;
+        }
+        let Some(carrier) = &mut self.carrier else { return false };
+        // Room for a hello, the longest frame that has to be there whole.
+        let space = self.input.reserve(96 * 1024);
+        match carrier.poll_read(cx, space, &mut RecordMarks::ignored()) {
+            Poll::Ready(Ok(n)) if n > 0 => self.input.commit(n),
+            Poll::Ready(ended) => {
+                self.lose_carrier(ended.err());
+                return true;
             }
-            let Some(carrier) = &mut self.carrier else { return moved };
-            // Room for a hello, the longest frame that has to be there whole.
-            let space = self.input.reserve(96 * 1024);
-            match carrier.poll_read(cx, space, &mut RecordMarks::ignored()) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(0)) => {
-                    self.lose_carrier(None);
-                    return true;
-                }
-                Poll::Ready(Ok(n)) => {
-                    self.input.commit(n);
-                    moved = true;
-                }
-                Poll::Ready(Err(error)) => {
-                    self.lose_carrier(Some(error));
-                    return true;
-                }
+            Poll::Pending => {
+                self.input.release();
+                return false;
             }
         }
         self.understand();
-        self.input.release();
-        moved
+        true
     }
 
     /// Hands what was read to the state machine. False where it ended.

@@ -20,6 +20,9 @@ use crate::tunnel::payload::{self, Payload};
 
 /// The most that one write takes. Several quanta share it.
 const WRITE: usize = 512 * 1024;
+/// Writes before the carrier is read again. An original peer, which gives no credit, may take what it is given
+/// for ever.
+const WRITES: u32 = 4;
 /// Visitors that are taken before others have their turn.
 const ACCEPTS: u32 = 64;
 /// A queue that held more gives its memory back when it is empty.
@@ -36,7 +39,7 @@ impl Link {
     /// Reads for the streams whose turn it is and writes what is queued, as long as the carrier takes it.
     pub(super) fn send(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        loop {
+        for _ in 0..WRITES {
             self.turns();
             let now = self.now();
             let Some(carrier) = &mut self.carrier else { return moved };

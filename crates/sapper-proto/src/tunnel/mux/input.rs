@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::frame::{Capabilities, Code, HEADER, Header, Hello, Kind, OpenInfo, Parsed, parse_reason};
 use super::table::{List, Stream};
-use super::{Event, Input, MOST_UNSENT, Mux, MuxError, Overflow, Phase, Reading, Role, StreamKey};
+use super::{Event, Input, MOST_UNSENT, Mux, MuxError, Overflow, PATH_LIFE, Phase, Reading, Role, StreamKey};
 
 /// More credit than this no stream can have.
 const MOST_CREDIT: u32 = 1 << 31;
@@ -262,6 +262,10 @@ impl<B: AsRef<[u8]>> Mux<B> {
                     self.ping_sent = None;
                     let sample = now.saturating_sub(sent);
                     self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+                    let shorter = self.path.is_none_or(|(path, at)| sample <= path || now >= at + PATH_LIFE);
+                    if shorter {
+                        self.path = Some((sample, now));
+                    }
                 }
             }
             _ => {

@@ -49,6 +49,11 @@ const FRESH_RUN: u32 = 16;
 const MOST_TOMBSTONES: usize = 16_384;
 /// The longest that a late frame is expected.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(120);
+/// A shortest round trip is believed for so long: paths become longer too. Measured while a stream takes all
+/// it can, a round trip is mostly what waits, and would let the window grow for no gain.
+const PATH_LIFE: Duration = Duration::from_secs(300);
+/// Round trips below this are the scheduling of two processes.
+const LEAST_PATH: Duration = Duration::from_micros(100);
 /// An acknowledgement waits this long for more to acknowledge.
 const ACK_DELAY: Duration = Duration::from_millis(25);
 /// Acknowledged at least this often, so that replay buffers stay small.
@@ -357,6 +362,8 @@ pub struct Mux<B> {
     pong: Option<[u8; 8]>,
     heard: Duration,
     rtt: Option<Duration>,
+    /// The shortest round trip of late, and when it was: what the path takes without what waits on it.
+    path: Option<(Duration, Duration)>,
     /// Bytes a second that the carrier takes while something waits, and the measurement under way.
     rate: f64,
     rate_from: Option<(Duration, usize)>,
@@ -431,6 +438,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             pong: None,
             heard: now,
             rtt: None,
+            path: None,
             rate: 0.0,
             rate_from: None,
             stats: Stats::default(),

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::super::frame::{Capabilities, Code, Header, Kind, OpenInfo, encode_reason};
 use super::log::{Body, OVERHEAD};
 use super::table::{List, Stream};
-use super::{Event, FRESH_QUANTUM, FRESH_RUN, LONGEST_TURN, Mux, Phase, Role, StreamKey, Turn, growth};
+use super::{
+    Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LONGEST_TURN, Mux, Phase, Role, StreamKey, Turn, growth,
+};
 use crate::tunnel::frame::HEADER;
 
 /// Four milliseconds of the carrier's rate wait for it: more only makes others wait.
@@ -337,15 +339,15 @@ impl<B: AsRef<[u8]>> Mux<B> {
     }
 
     fn say_window(&mut self, key: StreamKey, now: Duration) {
-        let (rtt, config) = (self.rtt, &self.config);
+        let (path, config) = (self.path, &self.config);
         let Some(stream) = self.table.get_mut(key) else { return };
         if !std::mem::take(&mut stream.flags.say_window) || stream.flags.remote_ended {
             return;
         }
         let mut more = std::mem::take(&mut stream.owed);
         // Half a window went within two round trips: the window is what holds the peer up.
-        let fast = rtt
-            .is_some_and(|rtt| now.saturating_sub(stream.credited) < 2 * rtt.max(Duration::from_millis(1)));
+        let fast =
+            path.is_some_and(|(path, _)| now.saturating_sub(stream.credited) < 2 * path.max(LEAST_PATH));
         if fast && stream.window < config.max_window {
             let left = u32::try_from(config.window_budget.saturating_sub(self.grown)).unwrap_or(u32::MAX);
             let before = growth(stream, config);

@@ -224,6 +224,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         // The peer's hello or ours has just said how far we are.
         self.told = self.received;
         self.ack_at = None;
+        self.path = None;
         self.rate = 0.0;
         self.rate_from = None;
     }
