@@ -6,6 +6,7 @@ the two for each visitor, so they pay nothing for sharing; `ssh -R` and ours sha
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import socket
@@ -19,9 +20,9 @@ from benches.children import BenchError, Child, Children, run
 from benches.credentials import SERVER_NAME, Files
 from benches.figures import OURS
 from benches.programs import crate, program, sshd
-from benches.subjects import has_sapper
+from benches.subjects import our_program
 
-RATHOLE, BORE, SSH = "rathole", "bore", "ssh -R"
+COMMANDS, RATHOLE, BORE, SSH = "sapper's commands", "rathole", "bore", "ssh -R"
 PEERS = (RATHOLE, BORE, SSH)
 TLS_PEERS = (RATHOLE,)
 
@@ -29,7 +30,7 @@ _READY_SECONDS = 20.0
 _BORE_PORT = 7835  # it knows no other
 
 
-@dataclass(frozen=True)
+@dataclass
 class Way:
     """What a tunnel is to do."""
 
@@ -40,6 +41,7 @@ class Way:
     #: How many visitors come at a time, where that is more than ours takes by itself.
     visitors: int
     main: int
+    #: Where visitors come in, unless the tunnel says otherwise.
     public: int
 
 
@@ -74,7 +76,9 @@ def expose(
 ) -> Exposed:
     """Starts both ends and waits until a byte comes back through them."""
     way = Way(service, folder, files, visitors, *_free_ports())
-    server, client = {OURS: _ours, RATHOLE: _rathole, BORE: _bore, SSH: _ssh}[name](way, children)
+    server, client = {OURS: _ours, COMMANDS: _commands, RATHOLE: _rathole, BORE: _bore, SSH: _ssh}[name](
+        way, children
+    )
     limit = time.monotonic() + _READY_SECONDS
     while not _echoes(way.public):
         for child in (server, client):
@@ -88,23 +92,31 @@ def expose(
 
 
 def _ours(way: Way, children: Children) -> tuple[Child, Child]:
-    if not has_sapper():
-        raise BenchError("sapper is not installed in this interpreter (make build)")
-    command: list[str | Path] = [sys.executable, "-m", "sapper.cli"]
-    serve = [*command, "tunnel", "serve"]
-    if way.visitors:
-        serve = [sys.executable, "-m", "benches.ours.expose", "--visitors", str(way.visitors)]
-    serve += [
-        "--host", "127.0.0.1", "--port", str(way.main), "--public-ports", f"{way.public}-{way.public}",
-        "--danger-allow-anonymous", "--state", way.folder,
-    ]  # fmt: skip
-    client = [*command, "expose", str(way.service), "--to", f"127.0.0.1:{way.main}"]
+    program = our_program("expose")
+    told: dict[str, object] = {"port": way.main, "visitors": way.visitors}
     if way.files:
-        serve += ["--cert", way.files.chain, "--key", way.files.key]
-        client += ["--ca", way.files.roots, "--server-name", SERVER_NAME]
+        told |= {"chain": str(way.files.chain), "key": str(way.files.key)}
+    server = children.start([*program, json.dumps({"role": "server", **told})])
+    _wait_for(server, way.main)
+    told = {"port": way.main, "service": way.service}
+    if way.files:
+        told |= {"roots": str(way.files.roots), "name": SERVER_NAME}
+    client = children.start([*program, json.dumps({"role": "client", **told})])
+    way.public = int(client.first_line(_READY_SECONDS))
+    return server, client
+
+
+def _commands(way: Way, children: Children) -> tuple[Child, Child]:
+    if way.files or way.visitors:
+        raise BenchError("the commands are measured idle")
+    command: list[str | Path] = [sys.executable, "-m", "sapper.cli"]
+    serve = [
+        *command, "tunnel", "serve", "--host", "127.0.0.1", "--port", str(way.main),
+        "--public-ports", f"{way.public}-{way.public}", "--danger-allow-anonymous", "--state", way.folder,
+    ]  # fmt: skip
     server = children.start(serve)
     _wait_for(server, way.main)
-    return server, children.start(client)
+    return server, children.start([*command, "expose", str(way.service), "--to", f"127.0.0.1:{way.main}"])
 
 
 def _rathole(way: Way, children: Children) -> tuple[Child, Child]:

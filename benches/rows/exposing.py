@@ -17,7 +17,7 @@ from typing import Self
 
 from benches.children import BenchError, Child, Children
 from benches.credentials import Credentials, Files
-from benches.exposers import BORE, PEERS, RATHOLE, SSH, TLS_PEERS, Exposed, expose
+from benches.exposers import BORE, COMMANDS, PEERS, RATHOLE, SSH, TLS_PEERS, Exposed, expose
 from benches.figures import OURS, Column, Round, Row, Samples, alternate
 from benches.memory import allow_many_fds
 from benches.programs import compiled
@@ -104,9 +104,9 @@ def measure_visits(settings: Settings) -> Row:
 
 
 def measure_idle(settings: Settings) -> Row:
-    """Resident memory of both ends before anybody came twice."""
-    row = Row("expose-idle", "resident memory of an idle tunnel", _IDLE)
-    _take(row, settings, _idle, PEERS, rounds=min(settings.rounds, 3))
+    """Resident memory of both ends before anybody comes: programs with the API's defaults, and commands."""
+    row = Row("expose-idle", "resident memory of a process with an idle tunnel", _IDLE)
+    _take(row, settings, _idle, (COMMANDS, *PEERS), rounds=min(settings.rounds, 3))
     for end in ("server", "client"):
         row.require_value(f"resident MB of the {end}", _ours(row, end, 1e-6), "<=", _IDLE_MB)
     return row

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from sapper._options import config_error
+from sapper._mistakes import config_error
 from sapper.errors import ConfigError
 
 __all__ = ["callback", "data", "file_path", "flag", "seconds", "text", "whole", "wrong_type"]

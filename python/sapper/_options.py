@@ -13,14 +13,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sapper._mistakes import config_error
 from sapper.errors import ConfigError, ErrorContext
 
 __all__ = ["Options", "config_error"]
-
-
-def config_error(field: str | None, message: str, reason: str | None = None) -> ConfigError:
-    """A ConfigError that names its field."""
-    return ConfigError(message, ErrorContext(field=field, reason=reason))
 
 
 class Options(BaseModel):

@@ -6,8 +6,9 @@
 Both speak W3PTUNL with the peers that are deployed, and more with each other.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from sapper.tunnel.client import TunnelClient
-from sapper.tunnel.options import ClientOptions, Limits, ServerOptions, Service, VisitorLimits
 from sapper.tunnel.server import (
     ConnectionFilter,
     ServiceFilter,
@@ -16,6 +17,9 @@ from sapper.tunnel.server import (
     VisitorFilter,
 )
 from sapper.tunnel.status import ClientStatus, ServiceStatus, TunnelStatus, VisitorStatus
+
+if TYPE_CHECKING:
+    from sapper.tunnel.options import ClientOptions, Limits, ServerOptions, Service, VisitorLimits
 
 __all__ = [
     "ClientOptions",
@@ -34,3 +38,15 @@ __all__ = [
     "VisitorLimits",
     "VisitorStatus",
 ]
+
+#: Where the names are that are loaded when somebody asks: what checks options is large.
+_LATER = dict.fromkeys(("ClientOptions", "Limits", "ServerOptions", "Service", "VisitorLimits"), "options")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return found

@@ -6,19 +6,21 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
 from sapper._arguments import file_path, flag, seconds, text, whole
 from sapper._loop import running_post
-from sapper._options import config_error
+from sapper._mistakes import config_error
 from sapper.errors import ClosedError
-from sapper.tls.config import Credentials, Material, TlsConfig
 from sapper.tunnel import events
+from sapper.tunnel._defaults import client_options, one_service
 from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of, public_services
-from sapper.tunnel.options import ClientOptions, Service
 from sapper.tunnel.status import ClientStatus, VisitorStatus, client_status, visitor_status
+
+if TYPE_CHECKING:
+    from sapper.tls.config import Credentials, Material, TlsConfig
+    from sapper.tunnel.options import ClientOptions, Service
 
 __all__ = ["TunnelClient"]
 
@@ -83,7 +85,7 @@ class TunnelClient(TunnelObject):
         if self._tls is None and server_hostname is not None:
             raise config_error("server_hostname", "is checked by TLS, which is not asked for")
         self._name = server_hostname
-        self._options = options if options is not None else ClientOptions()
+        self._options = client_options(options)
 
     def __repr__(self) -> str:
         return f"TunnelClient({self._host!r}, {self._port}, credentials redacted)"
@@ -263,12 +265,12 @@ def _exposed(
             raise config_error("local_service_port", "a port or a path is needed, and one of them alone")
         if path is not None and host is not None:
             raise config_error("local_service_host", "a Unix socket has no host")
-        service = Service(
-            port=None if port is None else whole(port, "local_service_port", 1, 65_535),
-            host=None if host is None else text(host, "local_service_host"),
-            path=None if path is None else Path(file_path(path, "local_service_path")),
+        service = one_service(
+            None if host is None else text(host, "local_service_host"),
+            None if port is None else whole(port, "local_service_port", 1, 65_535),
+            None if path is None else str(file_path(path, "local_service_path")),
         )
-        return [service._native(first=True)]
+        return [service]
     for name, value in (
         ("local_service_port", port),
         ("local_service_host", host),
@@ -279,6 +281,8 @@ def _exposed(
     several: list[object] = list(services)
     if not several:
         raise config_error("services", "must be at least one")
+    from sapper.tunnel.options import Service
+
     found = []
     for at, one in enumerate(several):
         if not isinstance(one, Service):
@@ -292,9 +296,11 @@ def _exposed(
 def _client_tls(
     tls: TlsConfig | Credentials | bool, ca: Material | None, accept_any: bool
 ) -> TlsConfig | None:
+    if tls is False and ca is None and not accept_any:
+        return None
+    from sapper.tls.config import TlsConfig
+
     if isinstance(tls, bool):
-        if not tls and ca is None and not accept_any:
-            return None
         if ca is not None and accept_any:
             raise config_error("danger_accept_any_certificate", "says to ask nobody, but ca is given")
         return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)

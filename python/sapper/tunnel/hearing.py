@@ -18,7 +18,7 @@ from sapper._arguments import callback as check_callback
 from sapper._arguments import flag
 from sapper._event_queue import EventQueue
 from sapper._loop import LoopPost, running_post
-from sapper._options import config_error
+from sapper._mistakes import config_error
 from sapper.errors import ApiMisuseError, ErrorContext, NotStartedError, SapperError
 from sapper.tunnel import events
 from sapper.tunnel.events import (

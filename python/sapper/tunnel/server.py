@@ -9,19 +9,22 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
 from sapper._arguments import callback as check_callback
 from sapper._arguments import seconds, whole
 from sapper._loop import running_post
-from sapper._options import config_error
+from sapper._mistakes import config_error
 from sapper.errors import ClosedError
-from sapper.tls.config import Credentials, TlsConfig
 from sapper.tunnel import events
+from sapper.tunnel._defaults import server_options
 from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
-from sapper.tunnel.options import ServerOptions
 from sapper.tunnel.status import TunnelStatus, VisitorStatus, tunnel_status, visitor_status
+
+if TYPE_CHECKING:
+    from sapper.tls.config import Credentials, TlsConfig
+    from sapper.tunnel.options import ServerOptions
 
 __all__ = ["ConnectionFilter", "ServiceFilter", "ServiceRequest", "TunnelServer", "VisitorFilter"]
 
@@ -92,9 +95,9 @@ class TunnelServer(TunnelObject):
         danger_allow_anonymous: bool = False,
     ) -> None:
         super().__init__()
-        self._options = options if options is not None else ServerOptions()
-        self._tls = None if tls is None else TlsConfig.of(tls, field="tls")
-        self._visitor_tls = None if visitor_tls is None else TlsConfig.of(visitor_tls, field="visitor_tls")
+        self._options = server_options(options)
+        self._tls = None if tls is None else _config_of(tls, "tls")
+        self._visitor_tls = None if visitor_tls is None else _config_of(visitor_tls, "visitor_tls")
         self._anonymous = danger_allow_anonymous
         self._visitor_filter: VisitorFilter | None = None
         self._service_filter: ServiceFilter | None = None
@@ -264,11 +267,9 @@ class TunnelServer(TunnelObject):
             if visitor_filter is not ...:
                 self._visitor_filter = visitor_filter
             if tls is not ...:
-                self._tls = None if tls is None else TlsConfig.of(tls, field="tls")
+                self._tls = None if tls is None else _config_of(tls, "tls")
             if visitor_tls is not ...:
-                self._visitor_tls = (
-                    None if visitor_tls is None else TlsConfig.of(visitor_tls, field="visitor_tls")
-                )
+                self._visitor_tls = None if visitor_tls is None else _config_of(visitor_tls, "visitor_tls")
             native.reload(self._values())
         except BaseException:
             (self._options, self._visitor_filter, self._tls, self._visitor_tls, self._place) = kept
@@ -395,6 +396,12 @@ class TunnelServer(TunnelObject):
             return about_services is None or about_services(tunnel_of(subject), wanted)
         about_clients = self._filter
         return True if about_clients is None else about_clients(json.loads(subject["credentials"]))
+
+
+def _config_of(tls: TlsConfig | Credentials, field: str) -> TlsConfig:
+    from sapper.tls.config import TlsConfig
+
+    return TlsConfig.of(tls, field=field)
 
 
 def _is_loopback(host: str) -> bool:

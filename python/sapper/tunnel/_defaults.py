@@ -1,0 +1,118 @@
+"""What a tunnel's options are where none are given.
+
+The models that check options (:mod:`sapper.tunnel.options`) take a third of the memory of a process with an
+idle tunnel; a program that gives none does not load them. Its values are those of the models, by a test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    from sapper import _native
+    from sapper.tunnel.options import ClientOptions, ServerOptions
+
+__all__ = [
+    "ClientDefaults",
+    "CommonDefaults",
+    "NoLimits",
+    "ServerDefaults",
+    "client_options",
+    "one_service",
+    "server_options",
+]
+
+
+@dataclass(frozen=True)
+class NoLimits:
+    """What limits are that limit nothing."""
+
+    def _native(self) -> _native.TunnelLimitsDict:
+        return {
+            "bytes_per_second": None,
+            "total_bytes": None,
+            "visitors": None,
+            "visits": None,
+            "total_visits": None,
+        }
+
+
+@dataclass(frozen=True)
+class CommonDefaults:
+    """Of both ends."""
+
+    handshake_timeout: float = 10.0
+    grace: float = 60.0
+    overflow: Literal["pause", "reset"] = "pause"
+    linger: float = 5.0
+
+    def _common(self) -> _native.TunnelCommonDict:
+        return {
+            "handshake_timeout": self.handshake_timeout,
+            "grace": self.grace,
+            "overflow": self.overflow,
+            "linger": self.linger,
+        }
+
+
+@dataclass(frozen=True)
+class ServerDefaults(CommonDefaults):
+    """Of a server."""
+
+    host: str | None = None
+    visitor_host: str | None = None
+    public_ports: tuple[int, int] = (10_000, 32_767)
+    asked_ports: tuple[tuple[int, int], ...] | None = None
+    asked_hosts: tuple[str, ...] = ()
+    max_services: int = 64
+    filter_timeout: float = 10.0
+    allow_visitors: tuple[str, ...] | None = None
+    deny_visitors: tuple[str, ...] = ()
+    visitor_rate: float | None = None
+    visitor_burst: int = 20
+    max_clients: int = 1_024
+    max_visitors: int = 4_096
+    max_streams: int = 65_536
+    visitor_limits: NoLimits = NoLimits()
+    client_limits: NoLimits = NoLimits()
+    service_limits: NoLimits = NoLimits()
+    lease_file: Path | None = None
+    lease_time: float = 604_800.0
+
+
+@dataclass(frozen=True)
+class ClientDefaults(CommonDefaults):
+    """Of a client."""
+
+    reconnect: bool = True
+    reconnect_delay: tuple[float, float] = (0.5, 30.0)
+    dial_timeout: float = 10.0
+    send_proxy: Literal["v1", "v2"] | None = None
+    max_streams: int = 16_384
+    limits: NoLimits = NoLimits()
+    lease: str | None = None
+
+
+def server_options(given: ServerOptions | None) -> ServerOptions:
+    """The options, or what has the same names and their defaults."""
+    return given if given is not None else cast("ServerOptions", ServerDefaults())
+
+
+def client_options(given: ClientOptions | None) -> ClientOptions:
+    """The same for a client."""
+    return given if given is not None else cast("ClientOptions", ClientDefaults())
+
+
+def one_service(host: str | None, port: int | None, path: str | None) -> _native.TunnelServiceDict:
+    """A client's only service, as the binding takes it."""
+    return {
+        "name": "",
+        "host": host,
+        "port": port or 0,
+        "path": path,
+        "public_ports": None,
+        "public_host": None,
+        "limits": NoLimits()._native(),
+    }
