@@ -9,6 +9,7 @@
 
 mod jobs;
 mod output;
+mod pieces;
 mod slots;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use sapper_proto::tunnel::mux::{Event, Mux, StreamKey};
 use tokio::time::{Instant, Sleep};
 
 use self::jobs::Jobs;
+use self::pieces::Pieces;
 use self::slots::Slots;
 use super::limit::Quota;
 use super::live::Live;
@@ -276,7 +278,7 @@ impl Link {
                 }
                 Token::Write(slot) => {
                     if let Some(key) = self.slots.key(slot) {
-                        self.deliver(key, &[]);
+                        self.deliver(key, Pieces::default());
                     }
                 }
                 Token::Job(job) => self.work(job),
@@ -315,32 +317,58 @@ impl Link {
     /// Hands what was read to the state machine. False where it ended.
     fn understand(&mut self) -> bool {
         let mut input = std::mem::take(&mut self.input);
-        let mut fine = true;
-        while self.mux.want_read() && !input.is_empty() && self.exit.is_none() {
-            let now = self.now();
-            match self.mux.handle_bytes(input.data(), now) {
-                Ok(read) => {
-                    let stuck = read.consumed == 0 && read.event.is_none();
-                    if let Some(event) = read.event {
-                        self.event(event, input.data());
+        let (mut at, mut fine) = (0, true);
+        // Payload of one stream whose frames stand side by side: one write for all of them.
+        let mut gathered: Option<(StreamKey, Pieces<'_>)> = None;
+        loop {
+            let (now, rest) = (self.now(), &input.data()[at..]);
+            let more = self.mux.want_read() && !rest.is_empty() && self.exit.is_none();
+            let found = match more.then(|| self.mux.handle_bytes(rest, now)) {
+                Some(Ok(found)) if found.consumed > 0 || found.event.is_some() => found,
+                said => {
+                    let delivered = self.deliver_gathered(&mut gathered);
+                    if let Some(Err(error)) = said {
+                        let error = Error::new(ErrorKind::RemoteProtocol, error.to_string());
+                        self.exit = Some(Exit::Broken(error.with_phase(Phase::Transfer)));
+                        fine = false;
+                    } else if delivered {
+                        // That may have made room for more.
+                        continue;
                     }
-                    self.drain_events(&[]);
-                    input.consume(read.consumed);
-                    if stuck {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    let error =
-                        Error::new(ErrorKind::RemoteProtocol, error.to_string()).with_phase(Phase::Transfer);
-                    self.exit = Some(Exit::Broken(error));
-                    fine = false;
                     break;
                 }
+            };
+            at += found.consumed;
+            match found.event {
+                Some(Event::Data(key, range)) => {
+                    let part = &rest[range];
+                    let goes_along =
+                        gathered.as_mut().is_some_and(|(same, pieces)| *same == key && pieces.push(part));
+                    if !goes_along {
+                        self.deliver_gathered(&mut gathered);
+                        gathered = Some((key, Pieces::of(part)));
+                    }
+                }
+                Some(event) => {
+                    self.deliver_gathered(&mut gathered);
+                    self.event(event, rest);
+                }
+                None => {}
+            }
+            while let Some(event) = self.mux.poll_event() {
+                self.deliver_gathered(&mut gathered);
+                self.event(event, &[]);
             }
         }
+        input.consume(at);
         self.input = input;
         fine
+    }
+
+    fn deliver_gathered(&mut self, gathered: &mut Option<(StreamKey, Pieces<'_>)>) -> bool {
+        let Some((key, pieces)) = gathered.take() else { return false };
+        self.deliver(key, pieces);
+        true
     }
 
     fn drain_events(&mut self, data: &[u8]) {
@@ -354,19 +382,19 @@ impl Link {
             Event::Hello(hello) => self.exit = Some(Exit::Hello(hello)),
             Event::Resumed => self.exit = Some(Exit::Resumed),
             Event::Opened(key, info) => self.opened(key, info.as_deref()),
-            Event::Data(key, range) => self.deliver(key, &data[range]),
+            Event::Data(key, range) => self.deliver(key, Pieces::of(&data[range])),
             Event::Ended(key) => {
                 if let Some(slot) = self.slots.get_mut(key) {
                     slot.peer_ended = true;
                 }
-                self.deliver(key, &[]);
+                self.deliver(key, Pieces::default());
             }
             Event::Closed(key) => {
                 if let Some(slot) = self.slots.get_mut(key) {
                     slot.peer_ended = true;
                     slot.over = true;
                 }
-                self.deliver(key, &[]);
+                self.deliver(key, Pieces::default());
             }
             Event::Reset(key, code, reason) => {
                 let error = reset_by_peer(code, &reason);

@@ -9,6 +9,7 @@ use sapper_proto::tunnel::mux::{StreamKey, Turn};
 use tokio::time::Instant;
 
 use super::jobs::{Done, goodbye};
+use super::pieces::Pieces;
 use super::slots::Slot;
 use super::{End, Link};
 use crate::error::Error;
@@ -154,7 +155,7 @@ impl Link {
     }
 
     /// Writes what waits for a stream's socket and then `data`; what is not taken waits.
-    pub(super) fn deliver(&mut self, key: StreamKey, data: &[u8]) {
+    pub(super) fn deliver(&mut self, key: StreamKey, data: Pieces<'_>) {
         let Some(slot) = self.slots.get_mut(key) else {
             // Nobody is there any more: it counts as delivered.
             let (now, n) = (self.now(), data.len() as u32);
@@ -162,7 +163,7 @@ impl Link {
             return;
         };
         let Some(stream) = slot.stream.as_mut() else {
-            slot.pending.extend(data);
+            data.parts().for_each(|part| slot.pending.extend(part));
             if slot.over {
                 self.retire_if_forgotten(key);
             }
@@ -189,15 +190,8 @@ impl Link {
                 },
             };
             let (front, back) = slot.pending.as_slices();
-            let mut left = may;
-            let slices = [front, back, rest].map(|slice| {
-                let slice = &slice[..slice.len().min(left)];
-                left -= slice.len();
-                IoSlice::new(slice)
-            });
-            let from = slices.iter().take_while(|slice| slice.is_empty()).count();
-            let to = slices.len() - slices.iter().rev().take_while(|slice| slice.is_empty()).count();
-            match stream.poll_write(&mut context, &slices[from..to]) {
+            let (slices, count) = rest.behind([front, back], may);
+            match stream.poll_write(&mut context, &slices[..count]) {
                 Poll::Ready(Ok(n)) => {
                     if let Some(throttle) = &mut slot.throttle {
                         throttle.used(TO, n as u32);
@@ -211,7 +205,7 @@ impl Link {
                     delivered += n;
                     let waited = n.min(slot.pending.len());
                     slot.pending.drain(..waited);
-                    rest = &rest[n - waited..];
+                    rest.advance(n - waited);
                 }
                 Poll::Pending => {
                     if let Some(throttle) = &mut slot.throttle {
@@ -226,7 +220,7 @@ impl Link {
             }
         }
         if failure.is_none() {
-            slot.pending.extend(rest);
+            rest.parts().for_each(|part| slot.pending.extend(part));
             if slot.pending.is_empty() && slot.pending.capacity() > KEEP_PENDING {
                 slot.pending = std::collections::VecDeque::new();
             }
@@ -306,7 +300,7 @@ impl Link {
         if direction == FROM {
             self.mux.ready(key);
         } else {
-            self.deliver(key, &[]);
+            self.deliver(key, Pieces::default());
         }
     }
 
@@ -382,7 +376,7 @@ impl Link {
                 slot.stream = Some(stream);
                 self.tell_if_wanted(CONNECTED, key);
                 self.mux.ready(key);
-                self.deliver(key, &[]);
+                self.deliver(key, Pieces::default());
             }
             Some(Done::Dialled(key, Err(error))) => {
                 use crate::error::ErrorKind;

@@ -57,7 +57,7 @@ const LEAST_PATH: Duration = Duration::from_micros(100);
 /// An acknowledgement waits this long for more to acknowledge.
 const ACK_DELAY: Duration = Duration::from_millis(25);
 /// Acknowledged at least this often, so that replay buffers stay small.
-const ACK_EVERY: u64 = 128 * 1024;
+const ACK_EVERY: u64 = 256 * 1024;
 /// Frames that wait because the carrier takes nothing, beyond which nothing more is read either: only
 /// answers to the peer can become so many.
 const MOST_UNSENT: usize = 2 * 1024 * 1024;

@@ -161,6 +161,29 @@ fn windows_grow_on_long_paths_and_within_their_budget() {
     assert!(grown <= 300_000 && grown > 0, "{grown}");
 }
 
+/// What waits on a path makes its round trips longer, and a larger window only lets more wait.
+#[test]
+fn a_window_follows_the_path_and_not_what_waits_on_it() {
+    let grown = |first: Duration| {
+        let config = Config { capabilities: Capabilities(7), ping_every: Duration::from_secs(1), ..quiet() };
+        let mut pair = Pair::new(config.clone(), config);
+        pair.delay = first;
+        pair.run();
+        pair.delay = 50 * MS;
+        pair.pass(Duration::from_secs(20));
+        assert!(pair.client.mux.gauges().rtt.is_some_and(|rtt| rtt > 80 * MS));
+        let id = pair.server.open(pair.now);
+        pair.server.write(id, &pattern(4 << 20, 1));
+        for _ in 0..100 {
+            pair.pass(100 * MS);
+        }
+        assert_eq!(pair.client.side(id).got.len(), 4 << 20);
+        pair.client.mux.gauges().grown
+    };
+    assert_eq!(grown(MS), 0);
+    assert!(grown(50 * MS) > 0);
+}
+
 #[test]
 fn a_reader_that_is_slow_itself_gets_no_larger_window() {
     let config = Config { ping_every: Duration::from_secs(1), ..quiet() };
