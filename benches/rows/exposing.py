@@ -48,8 +48,8 @@ _VISITS_RATIO = 1.2
 _IDLE_MB = 35.0
 _STREAM_KB = 6.0
 _STALL_SECONDS = 60.0
-_STALL_MB = 8.0
-"""docs/tunnel.md: what is not acknowledged, what waits at the other end, and the blocks around them."""
+_STALL_MB = 4.5
+"""docs/tunnel.md: 4 MiB that are not acknowledged, and a window of 256 KiB."""
 
 
 def rows() -> dict[str, RowFunction]:

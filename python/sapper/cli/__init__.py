@@ -1,52 +1,82 @@
 """The command line: one file per command; each parses, calls, renders, and holds no logic.
 
 typer, because a command is then a typed function like the rest of the package, with click's parsing
-and rich's tables underneath.
+and rich's tables underneath. Only the command that is called is loaded: a server keeps for months what it
+loaded once.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 import typer
 
-from sapper.cli._output import EXIT_CODES, fail
-from sapper.cli.bridge import bridge
-from sapper.cli.demo import demo
-from sapper.cli.proxy import app as proxy
-from sapper.cli.tls import tls
-from sapper.cli.tunnel import expose, tunnel
-from sapper.cli.version import version
-from sapper.cli.wasi import wasi
 from sapper.errors import SapperError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="sapper",
-    help="Bridges and tunnels with a native data plane.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(epilog=EXIT_CODES)(bridge)
-app.command(epilog=EXIT_CODES)(demo)
-app.add_typer(proxy, name="proxy")
-app.command(epilog=EXIT_CODES)(expose)
-app.add_typer(tunnel, name="tunnel")
-app.command()(version)
-app.add_typer(tls)
-app.add_typer(wasi)
+#: In the order of the help: the module of each command, and the name of the function or group in it.
+_COMMANDS = {
+    "bridge": ("bridge", "bridge"),
+    "demo": ("demo", "demo"),
+    "expose": ("tunnel", "expose"),
+    "version": ("version", "version"),
+    "proxy": ("proxy", "app"),
+    "tunnel": ("tunnel", "tunnel"),
+    "tls": ("tls", "tls"),
+    "wasi": ("wasi", "wasi"),
+}
+_WITH_EXIT_CODES = ("bridge", "demo", "expose")
 
 
 def main() -> None:
     """Runs the command line; errors become a sentence on standard error and an exit code."""
+    called = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        app(prog_name="sapper")
+        _make([called] if called in _COMMANDS else _COMMANDS)(prog_name="sapper")
     except SapperError as error:
+        from sapper.cli._output import fail
+
         sys.exit(fail(error, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _make(commands: Iterable[str]) -> typer.Typer:
+    from sapper.cli._output import EXIT_CODES
+
+    made = typer.Typer(
+        name="sapper",
+        help="Bridges and tunnels with a native data plane.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    # One command alone would be the whole program.
+    made.callback()(_group)
+    for name in commands:
+        module, attribute = _COMMANDS[name]
+        command = getattr(import_module(f"sapper.cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            made.add_typer(command, name=name)
+        else:
+            made.command(name, epilog=EXIT_CODES if name in _WITH_EXIT_CODES else None)(command)
+    return made
+
+
+def _group() -> None:
+    pass
+
+
+def __getattr__(name: str) -> Any:
+    """``app``: all commands, for who looks at them."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = made = _make(_COMMANDS)
+    return made
