@@ -250,8 +250,11 @@ class TunnelServer(TunnelObject):
                     await asyncio.to_thread(config.reload)
             return
         given: object = options
-        if not isinstance(given, ServerOptions | None):
-            raise config_error("options", "must be ServerOptions", "wrong_type")
+        if given is not None:
+            from sapper.tunnel.options import ServerOptions
+
+            if not isinstance(given, ServerOptions):
+                raise config_error("options", "must be ServerOptions", "wrong_type")
         if visitor_filter is not ...:
             check_callback(visitor_filter, "visitor_filter")
         kept = (self._options, self._visitor_filter, self._tls, self._visitor_tls, self._place)
