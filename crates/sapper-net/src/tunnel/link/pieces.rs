@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     fn text(slices: &[IoSlice<'_>]) -> Vec<u8> {
-        slices.concat()
+        slices.iter().flat_map(|slice| slice.iter().copied()).collect()
     }
 
     /// Of seven bytes and what is left of nine, at most eight.
