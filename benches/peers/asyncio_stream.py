@@ -13,7 +13,8 @@ from benches.stream_work import Work, parse_work, print_work
 
 async def work_on(work: Work) -> None:
     """Connects and works."""
-    context = ssl.create_default_context(cafile=work.roots)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(work.roots)
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", work.port, ssl=context, server_hostname=work.server_name, limit=256 * 1024
     )

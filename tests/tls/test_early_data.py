@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
 
 import sapper.tls as tls
-from sapper.errors import ConfigError, CredentialsRejected
+from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.stream import memory_pair
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials, Proxy, TlsConfig, TlsStream
@@ -236,3 +237,40 @@ async def test_only_streams_take_it(made: ThrowawayCertificates) -> None:
     refused(lambda: Proxy(listen="127.0.0.1:0", to="tls://127.0.0.1:1", upstream_tls=table))
     refused(lambda: TunnelServer(tls=config, danger_allow_anonymous=True))
     one.abort()
+
+
+async def test_clients_that_leave_with_their_question_disturb_nobody(made: ThrowawayCertificates) -> None:
+    """Sessions are taken by many at once; some of them break off, in the handshake or behind it."""
+    client, seen = client_config(made), []
+    # A broken connection is no news here.
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+
+    async def handler(stream: TlsStream) -> None:
+        with contextlib.suppress(SapperError):
+            while data := await stream.read(65_536):
+                seen.append(data)
+                stream.write(data)
+                await stream.drain()
+
+    async with asyncio.timeout(60), tls.listen(LOCAL, credentials=server_config(made)) as server:
+        serving = asyncio.create_task(server.serve(handler))
+        early: Any = {"early_data": bytes(16_384), "resend_early_data": True}
+        await asyncio.gather(*(visit(server.port, client, b"x") for _ in range(8)))
+
+        async def break_off(after: float) -> None:
+            options: Any = {"credentials": client, "server_hostname": "localhost", **early}
+            asking = asyncio.create_task(tls.connect("127.0.0.1", server.port, **options))
+            await asyncio.wait([asking], timeout=after)
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError, SapperError):
+                (await asking).abort()
+
+        for turn in range(5):
+            await asyncio.gather(*(break_off(n * 0.0005) for n in range(20)))
+            answers = await asyncio.gather(
+                *(visit(server.port, client, b"%d" % turn, **early) for _ in range(4))
+            )
+            assert {answer for answer, _ in answers} == {bytes(16_384) + b"%d" % turn}
+            assert {outcome for _, outcome in answers} <= {"accepted", "rejected", None}
+        serving.cancel()
+    assert seen
