@@ -46,8 +46,10 @@ lab: build ## real traffic between network namespaces alone; needs root
 	@tools/system-packages.sh
 	@CI=true $(PYTHON) -m pytest tests/lab
 
-soak: build ## 10,000 bridges opened and closed
+soak: build ## 10,000 bridges, 10,000 streams, real programs with long cuts; minutes
+	@tools/system-packages.sh
 	@$(PYTHON) tools/soak.py
+	@$(PYTHON) -m pytest -m soak
 
 fuzz: ## every parser against random input; FUZZ_SECONDS=30 for each
 	@tools/fuzz.sh

@@ -3,7 +3,7 @@
 # elsewhere it names what is missing, and the tests that need it are skipped with that reason.
 set -u
 # program:package
-wanted="ip:iproute2 iperf3:iperf3 openssl:openssl gnutls-cli:gnutls-bin nft:nftables socat:socat ping:iputils-ping tcpdump:tcpdump redis-server:redis-server postgres:postgresql psql:postgresql-client mariadbd:mariadb-server dovecot:dovecot-imapd curl:curl tshark:tshark nginx:nginx-light haproxy:haproxy"
+wanted="ip:iproute2 iperf3:iperf3 openssl:openssl gnutls-cli:gnutls-bin nft:nftables socat:socat ping:iputils-ping tcpdump:tcpdump redis-server:redis-server postgres:postgresql psql:postgresql-client mariadbd:mariadb-server dovecot:dovecot-imapd curl:curl tshark:tshark nginx:nginx-light haproxy:haproxy git:git"
 
 packages=""
 programs=""

@@ -160,6 +160,11 @@ class Cutter:
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._may_pass = asyncio.Event()
+        self._may_pass.set()
+        self._stops_at: int | None = None
+        self._stopped = asyncio.Event()
+        self._passed = 0
         self.refuses = False
         self.connections = 0
         self.port = 0
@@ -176,8 +181,23 @@ class Cutter:
         self.cut()
         await asyncio.wait_for(asyncio.gather(*self._tasks, return_exceptions=True), LATEST)
 
+    async def stop_after(self, more: int) -> None:
+        """Lets so many bytes more pass, both ways together, and nothing behind them; waits for that moment.
+
+        Whoever needs more than these is in the middle of its work then, however fast it is.
+        """
+        self._stopped.clear()
+        self._stops_at = self._passed + more
+        await asyncio.wait_for(self._stopped.wait(), LATEST)
+
+    def go_on(self) -> None:
+        """Lets everything pass."""
+        self._stops_at = None
+        self._may_pass.set()
+
     def cut(self) -> None:
         """Breaks every connection at once, what is on its way included."""
+        self.go_on()
         for pair in list(self._pairs):
             for one in pair:
                 one.transport.abort()
@@ -203,6 +223,11 @@ class Cutter:
         async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             try:
                 while data := await source.read(65_536):
+                    self._passed += len(data)
+                    if self._stops_at is not None and self._passed >= self._stops_at:
+                        self._stopped.set()
+                        self._may_pass.clear()
+                    await self._may_pass.wait()
                     sink.write(data)
                     await sink.drain()
             except ConnectionError:

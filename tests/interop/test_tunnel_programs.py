@@ -1,0 +1,485 @@
+"""Real programs through the tunnel: PostgreSQL, Redis, SMTP, git, curl, WebSocket, iperf3.
+
+Each of them is in the middle of its work when the link is cut (nothing is lost), when the server is killed
+and started again, and when the client is (both: a clear end, and service at the same public port). The
+network between the two ends stops after so many bytes, so that "in the middle" is no matter of speed. Marked
+`soak`: the same with a gigabyte and cuts of five seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from support import needs
+from support.certs import Certificates
+from support.postgres import postgres_program, run_postgres
+from support.programs import free_port, run_program
+from support.tunnel_ends import Tunnel
+from support.tunnels import LATEST, until
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work, how long the link is silent, and then how long it is cut."""
+
+    silence: float
+    cut: float
+    megabytes: int
+    deadline: float
+
+
+QUICK = Scale(silence=0.0, cut=0.2, megabytes=48, deadline=30)
+LONG = Scale(silence=5.0, cut=5.0, megabytes=1_000, deadline=240)
+SCALES = [
+    pytest.param(QUICK, id="quick"),
+    pytest.param(LONG, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
+]
+at_both_scales = pytest.mark.parametrize("scale", SCALES)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a program does through the tunnel.
+
+    Attributes:
+        command: By the public port.
+        enough: Bytes on the link after which it is in the middle of it.
+        check: Fails where something did not arrive; it is given what the program printed.
+        prepare: Done before each run.
+        environment: More of it.
+        failed: Whether the program says that it failed, by its status and what it printed.
+    """
+
+    command: Callable[[int], list[str]]
+    enough: int
+    check: Callable[[bytes], None]
+    prepare: Callable[[], None] = field(default=lambda: None)
+    environment: dict[str, str] = field(default_factory=dict)
+    failed: Callable[[int | None, bytes], bool] = lambda status, said: status != 0
+
+
+@contextlib.asynccontextmanager
+async def working(work: Work, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The program at work; it does not outlive this."""
+    work.prepare()
+    program = await asyncio.create_subprocess_exec(
+        *work.command(port),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **work.environment},
+    )
+    try:
+        yield program
+    finally:
+        if program.returncode is None:
+            program.kill()
+        await program.communicate()
+
+
+async def ended(program: asyncio.subprocess.Process, seconds: float) -> tuple[int | None, bytes]:
+    """Waits for its end by itself: its status, and what it printed."""
+    said, _ = await asyncio.wait_for(program.communicate(), seconds)
+    return program.returncode, said
+
+
+async def whole(work: Work, tunnel: Tunnel, scale: Scale) -> None:
+    """A run that nothing disturbs."""
+    async with working(work, tunnel.public) as program:
+        status, said = await ended(program, scale.deadline)
+        assert not work.failed(status, said), said[-2000:]
+        work.check(said)
+
+
+async def all_three(work: Work, service: int, folder: Path, scale: Scale) -> None:
+    """A cut, the server's death, the client's death; each in the middle of the program's work."""
+    async with Tunnel(service, folder) as tunnel:
+        async with working(work, tunnel.public) as program:
+            await tunnel.network.stop_after(work.enough)
+            assert program.returncode is None
+            await asyncio.sleep(scale.silence)  # the fault itself
+            await tunnel.cut_for(scale.cut)
+            status, said = await ended(program, scale.deadline)
+            assert not work.failed(status, said), said[-2000:]
+            work.check(said)
+
+        async with working(work, tunnel.public) as program:
+            await tunnel.network.stop_after(work.enough)
+            await tunnel.kill_server()
+            status, said = await ended(program, LATEST)
+            assert work.failed(status, said), "it did not notice: " + said[-2000:].decode(errors="replace")
+            tunnel.network.go_on()
+            await tunnel.start_server()
+            await tunnel.served()
+            # Until then the client cannot know whether its session goes on.
+            await until(lambda: connections(service) == 0, "the end of the service's connections")
+        await whole(work, tunnel, scale)
+
+        async with working(work, tunnel.public) as program:
+            await tunnel.network.stop_after(work.enough)
+            await tunnel.kill_client()
+            await until(lambda: connections(service) == 0, "the end of the service's connections")
+            assert program.returncode is None, "within the grace somebody may come back"
+            tunnel.network.go_on()
+            await tunnel.start_client()
+            status, said = await ended(program, LATEST)
+            assert work.failed(status, said), "it did not notice: " + said[-2000:].decode(errors="replace")
+            await tunnel.served()
+        await whole(work, tunnel, scale)
+
+
+def connections(port: int) -> int:
+    """How many connections of a local port are established."""
+    found = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        local, _, state = line.split()[1:4]
+        found += state == "01" and int(local.rpartition(":")[2], 16) == port
+    return found
+
+
+# -- PostgreSQL ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def postgres(certs: Certificates) -> Iterator[int]:
+    with run_postgres(certs, tls=False) as port:
+        yield port
+
+
+def psql(port: int, statement: str) -> list[str]:
+    where = f"host=127.0.0.1 port={port} user=client.test dbname=postgres sslmode=disable"
+    return [needs.program("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", where, "-c", statement]
+
+
+@at_both_scales
+async def test_psql(postgres: int, scale: Scale, tmp_path: Path) -> None:
+    rows = scale.megabytes * 4_000
+    statement = f"COPY (SELECT n, md5(n::text) FROM generate_series(1, {rows}) n) TO STDOUT"
+    expected = await asyncio.to_thread(_digest, psql(postgres, statement))
+
+    def check(said: bytes) -> None:
+        assert hashlib.sha256(said).digest() == expected
+
+    work = Work(lambda port: psql(port, statement), rows * 10, check)
+    await all_three(work, postgres, tmp_path, scale)
+
+
+def _digest(command: list[str]) -> bytes:
+    done = subprocess.run(command, capture_output=True, check=True)
+    return hashlib.sha256(done.stdout).digest()
+
+
+@at_both_scales
+async def test_pgbench(postgres: int, scale: Scale, tmp_path: Path) -> None:
+    program = postgres_program("pgbench")
+    where = ["-h", "127.0.0.1", "-U", "client.test"]
+    each = 4 * scale.megabytes
+    subprocess.run(
+        [program, "-i", "-q", "-s", "2", *where, "-p", str(postgres), "postgres"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    counted = psql(postgres, "SELECT count(*) FROM pgbench_history")
+
+    def check(said: bytes) -> None:
+        assert f"transactions actually processed: {4 * each}/{4 * each}".encode() in said
+        # Each transaction wrote one row: none was lost, none was done twice.
+        assert int(subprocess.run(counted, capture_output=True, check=True).stdout) == 4 * each
+
+    def prepare() -> None:
+        subprocess.run(psql(postgres, "TRUNCATE pgbench_history"), check=True, capture_output=True)
+
+    def command(port: int) -> list[str]:
+        return [program, "-n", "-c", "4", "-t", str(each), *where, "-p", str(port), "postgres"]
+
+    work = Work(command, each * 1_000, check, prepare, {"PGSSLMODE": "disable"})
+    await all_three(work, postgres, tmp_path, scale)
+
+
+# -- Redis ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    needs.check("redis-server")
+    port = free_port()
+    arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    arguments += ["--dir", str(tmp_path_factory.mktemp("redis"))]
+    with run_program("redis-server", *arguments, port=port):
+        yield port
+
+
+@at_both_scales
+@pytest.mark.needs("redis-benchmark", "redis-cli")
+async def test_redis_benchmark(redis: int, scale: Scale, tmp_path: Path) -> None:
+    requests = 500 * scale.megabytes
+    cli = [needs.program("redis-cli"), "-p", str(redis)]
+
+    def prepare() -> None:
+        subprocess.run([*cli, "flushall"], check=True, capture_output=True)
+
+    def check(said: bytes) -> None:
+        assert b"INCR: " in said
+        counter = subprocess.run([*cli, "get", "counter:__rand_int__"], capture_output=True, check=True)
+        assert int(counter.stdout) == requests, "requests were lost or came twice"
+
+    def command(port: int) -> list[str]:
+        benchmark = [needs.program("redis-benchmark"), "-h", "127.0.0.1", "-p", str(port)]
+        return [*benchmark, "-q", "-n", str(requests), "-c", "20", "-t", "incr"]
+
+    await all_three(Work(command, requests * 20, check, prepare), redis, tmp_path, scale)
+
+
+# The client's own tests come with its source from the package index, always the same ones.
+SUITE = "redis==6.4.0 --hash=sha256:b01bc7282b8444e28ec36b261df5375183bb47a07eb9c603f284e89cbc5ef010"
+# One server without modules, nobody's certificates; asynchronous ones need a plugin that would change ours.
+MARKS = "not onlycluster and not redismod and not ssl and not asyncio and not cp_integration"
+QUICK_FILES = ["pipeline", "pubsub", "scripting", "encoding", "hash"]
+FILES = [*QUICK_FILES, "commands", "lock", "function", "monitor"]
+# These fail without a tunnel too: three want another release of the server, one a replica.
+FAIL = ["acl_getuser_setuser", "acl_log", "xgroup_create_entriesread", "psync"]
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of redis-py's source, downloaded once for a checkout."""
+    kept = needs.ROOT / ".venv" / "redis-suite"
+    if not list(kept.glob("redis-*.tar.gz")):
+        asked = tmp_path_factory.mktemp("asked") / "requirements.txt"
+        asked.write_text(SUITE + "\n")
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+        exactly = ["--no-deps", "--no-binary", "redis", "--require-hashes"]
+        done = subprocess.run(
+            [*download, *exactly, "-r", asked, "-d", kept], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            needs.lacking(f"redis-py's source cannot be had: {done.stderr[-500:]}")
+    folder = tmp_path_factory.mktemp("suite")
+    with tarfile.open(next(kept.glob("redis-*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    return next(folder.iterdir())
+
+
+@at_both_scales
+async def test_the_redis_client_s_own_tests(redis: int, suite: Path, scale: Scale, tmp_path: Path) -> None:
+    """As they are; the link is cut again and again meanwhile, and none of them notices."""
+    files = [f"tests/test_{name}.py" for name in (QUICK_FILES if scale is QUICK else FILES)]
+    files += [f"--deselect=tests/test_commands.py::TestRedisCommands::test_{name}" for name in FAIL]
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:timeout", "-m", MARKS]
+    async with Tunnel(redis, tmp_path) as tunnel:
+        where = ["--redis-url", f"redis://127.0.0.1:{tunnel.public}/9"]
+        program = await asyncio.create_subprocess_exec(
+            *run, *where, *files,
+            cwd=suite, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        ending = asyncio.create_task(program.communicate())
+        cuts = 0
+        try:
+            while not ending.done():
+                await asyncio.wait([ending], timeout=1.0)  # undisturbed for so long
+                if not ending.done():
+                    await tunnel.cut_for(0.05)
+                    cuts += 1
+        finally:
+            if program.returncode is None:
+                program.kill()
+            said, _ = await ending
+        assert program.returncode == 0, said[-4000:].decode(errors="replace")
+        assert cuts > 0
+        passed = re.search(rb"(\d+) passed", said)
+        assert passed is not None
+        assert int(passed[1]) > (100 if scale is QUICK else 500), "most of them were skipped"
+
+
+# -- SMTP: the server speaks first ---------------------------------------------------------------------
+
+
+class Mails:
+    """Keeps what an aiosmtpd server is given."""
+
+    def __init__(self) -> None:
+        self.digests: list[bytes] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: object) -> str:
+        content = getattr(envelope, "content", b"")
+        self.digests.append(hashlib.sha256(content).digest())
+        return "250 kept"
+
+
+@at_both_scales
+@pytest.mark.needs("curl")
+async def test_smtp(scale: Scale, tmp_path: Path) -> None:
+    smtp = pytest.importorskip("aiosmtpd.smtp")
+    mails = Mails()
+    lines = scale.megabytes * 1_000
+    content = b"Subject: much\r\n\r\n" + b"".join(b"line %09d of a mail\r\n" % n for n in range(lines))
+    (tmp_path / "mail").write_bytes(content)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: smtp.SMTP(mails, data_size_limit=1 << 30, enable_SMTPUTF8=False), "127.0.0.1", 0
+    )
+    port = server.sockets[0].getsockname()[1]
+
+    def command(port: int) -> list[str]:
+        people = ["--mail-from", "a@example.test", "--mail-rcpt", "b@example.test"]
+        return [
+            needs.program("curl"),
+            "-sS",
+            f"smtp://127.0.0.1:{port}",
+            *people,
+            "-T",
+            str(tmp_path / "mail"),
+        ]
+
+    def check(said: bytes) -> None:
+        assert mails.digests == [hashlib.sha256(content).digest()]
+
+    work = Work(command, len(content) // 2, check, prepare=mails.digests.clear)
+    try:
+        await all_three(work, port, tmp_path, scale)
+    finally:
+        server.close()
+
+
+# -- git -----------------------------------------------------------------------------------------------
+
+
+@at_both_scales
+@pytest.mark.needs("git")
+async def test_git_clone(scale: Scale, tmp_path: Path) -> None:
+    git = needs.program("git")
+    port, bare, clone = free_port(), tmp_path / "served" / "repository", tmp_path / "clone"
+    bare.mkdir(parents=True)
+    # The machine's own settings are none of the test's business.
+    clean = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
+    environment = {**os.environ, **clean}
+    subprocess.run([git, "init", "-q", "--bare", bare], check=True, env=environment)
+    size = scale.megabytes * 100_000
+    history = [b"blob\nmark :%d\ndata %d\n%s\n" % (n, size, os.urandom(size)) for n in (1, 2)]
+    who = b"committer Ann <ann@example.test> 1700000000 +0000\n"
+    history.append(b"commit refs/heads/main\nmark :3\n" + who + b"data 5\nfirst\nM 100644 :1 first\n")
+    history.append(b"M 100644 :2 second\n\n")
+    subprocess.run(
+        [git, "-C", bare, "fast-import", "--quiet"], input=b"".join(history), check=True, env=environment
+    )
+    subprocess.run([git, "-C", bare, "symbolic-ref", "HEAD", "refs/heads/main"], check=True, env=environment)
+    head = subprocess.check_output([git, "-C", bare, "rev-parse", "main"], env=environment)
+
+    def command(port: int) -> list[str]:
+        return [git, "clone", "-q", f"git://127.0.0.1:{port}/repository", str(clone)]
+
+    def prepare() -> None:
+        subprocess.run(["rm", "-rf", clone], check=True)
+
+    def check(said: bytes) -> None:
+        assert subprocess.check_output([git, "-C", clone, "rev-parse", "main"], env=environment) == head
+        # Reads every object and compares it with its name.
+        subprocess.run([git, "-C", clone, "fsck", "--full", "--strict"], check=True, env=environment)
+
+    daemon = ["daemon", "--reuseaddr", "--export-all", f"--base-path={bare.parent}", "--listen=127.0.0.1"]
+    with run_program(git, *daemon, f"--port={port}", env=clean, port=port):
+        await all_three(Work(command, size // 2, check, prepare, clean), port, tmp_path, scale)
+
+
+# -- HTTP ----------------------------------------------------------------------------------------------
+
+
+@at_both_scales
+@pytest.mark.needs("curl")
+async def test_curl(scale: Scale, tmp_path: Path) -> None:
+    port, size = free_port(), scale.megabytes << 20
+    block, expected = os.urandom(1 << 20), hashlib.sha256()
+    with open(tmp_path / "file", "wb") as file:
+        for n in range(scale.megabytes):
+            # No two places are alike: what came twice, or at the wrong place, would be seen.
+            numbered = n.to_bytes(8, "big") + block[8:]
+            expected.update(numbered)
+            file.write(numbered)
+    got = tmp_path / "got"
+
+    def command(port: int) -> list[str]:
+        return [needs.program("curl"), "-sS", "--fail", "-o", str(got), f"http://127.0.0.1:{port}/file"]
+
+    def check(said: bytes) -> None:
+        with open(got, "rb") as file:
+            assert hashlib.file_digest(file, "sha256").digest() == expected.digest()
+
+    arguments = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+    with run_program(sys.executable, *arguments, port=port):
+        await all_three(Work(command, size // 2, check), port, tmp_path, scale)
+
+
+# -- WebSocket -----------------------------------------------------------------------------------------
+
+
+@at_both_scales
+async def test_websocket(scale: Scale, tmp_path: Path) -> None:
+    web = pytest.importorskip("aiohttp.web")
+    number = 10 * scale.megabytes
+
+    async def echo(request: object) -> object:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            send: Callable[[object], Awaitable[None]] = (
+                socket.send_str if isinstance(message.data, str) else socket.send_bytes
+            )
+            await send(message.data)
+        return socket
+
+    application = web.Application()
+    application.router.add_get("/echo", echo)
+    runner = web.AppRunner(application, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, str(HERE / "peers" / "websocket_talk.py"), str(port), str(number)]
+
+    def check(said: bytes) -> None:
+        assert said == b"%d messages came back\n" % number
+
+    try:
+        await all_three(Work(command, number * 10_000, check), port, tmp_path, scale)
+    finally:
+        await runner.cleanup()
+
+
+# -- iperf3 --------------------------------------------------------------------------------------------
+
+
+@at_both_scales
+@pytest.mark.parametrize("reverse", [False, True], ids=["up", "down"])
+@pytest.mark.needs("iperf3")
+async def test_iperf3(reverse: bool, scale: Scale, tmp_path: Path) -> None:
+    port, size = free_port(), scale.megabytes << 20
+
+    def command(port: int) -> list[str]:
+        arguments = ["-c", "127.0.0.1", "-p", str(port), "-n", str(size), "-J", *(["-R"] if reverse else [])]
+        return [needs.program("iperf3"), *arguments]
+
+    def check(said: bytes) -> None:
+        # Its two connections have no order between them: the last bytes may come behind the end of the test.
+        assert json.loads(said)["end"]["sum_sent"]["bytes"] >= size
+
+    def failed(status: int | None, said: bytes) -> bool:
+        return status != 0 or "error" in json.loads(said)  # with -J its status is 0 all the same
+
+    with run_program("iperf3", "-s", "-B", "127.0.0.1", "-p", str(port), port=port):
+        await all_three(Work(command, size // 2, check, failed=failed), port, tmp_path, scale)
