@@ -2,8 +2,8 @@
 
 Each of them is in the middle of its work when the link is cut (nothing is lost), when the server is killed
 and started again, and when the client is (both: a clear end, and service at the same public port). The
-network between the two ends stops after so many bytes, so that "in the middle" is no matter of speed. They run in
-`make soak`: once quickly, and once with a gigabyte and cuts of five seconds.
+network between the two ends stops after so many bytes, so that "in the middle" is no matter of speed.
+They run in `make soak`: once quickly, and once with a gigabyte and cuts of five seconds.
 """
 
 from __future__ import annotations
