@@ -180,6 +180,15 @@ impl Meter {
         Ok(())
     }
 
+    /// A visit that was none: another account sent the visitor away.
+    fn forget(&self) {
+        let mut state = self.state();
+        state.visits_left = state.visits_left.map(|left| left + 1);
+        if let Some(visits) = &mut state.visits {
+            visits.give_back(VISIT);
+        }
+    }
+
     fn leave(&self) {
         self.state().visitors -= 1;
     }
@@ -307,7 +316,11 @@ impl Quota {
         let meters = visitor.chain(service.cloned()).chain(self.meters.iter().cloned());
         let mut throttle: Option<Box<Throttle>> = None;
         for meter in meters {
-            meter.enter(now)?;
+            if let Err(error) = meter.enter(now) {
+                // Who is sent away costs nothing, whoever sends.
+                throttle.iter().flat_map(|throttle| &throttle.meters).for_each(|entered| entered.forget());
+                return Err(error);
+            }
             let throttle = throttle.get_or_insert_default();
             throttle.chunk = throttle.chunk.min(meter.chunk);
             throttle.counts_bytes |= meter.counts_bytes;
@@ -519,6 +532,19 @@ mod tests {
         assert_eq!(come(), Ok(()));
         tokio::time::advance(Duration::from_secs(9)).await;
         assert_eq!(come().unwrap_err(), "the client has no visit left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_sent_away_by_one_costs_the_others_nothing() {
+        let closed = quota(&Limits { visitors: Some(0), ..Limits::default() });
+        let service = Meter::new(Scope::Service, &Limits { total_visits: Some(1), ..Limits::default() });
+        for _ in 0..3 {
+            let error = closed.admit(service.as_ref(), None).unwrap_err();
+            assert_eq!(error.reason(), Some("client_limit"));
+        }
+        let open = Quota::default();
+        assert!(open.admit(service.as_ref(), None).is_ok());
+        assert_eq!(open.admit(service.as_ref(), None).unwrap_err().reason(), Some("service_limit"));
     }
 
     #[tokio::test(start_paused = true)]
