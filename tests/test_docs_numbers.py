@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import sapper.tls as tls
-from sapper import _life, pump
+from sapper import _life, pump, pump_options
 from sapper.pump import PumpOptions, TapOptions
 from support.needs import ROOT
 
@@ -63,7 +63,7 @@ IN_WORDS = {
     "credentials": "none: a client that checks its server",
     "server_hostname": "the host of `socket`",
     "sink_framing": "as in `framing`",
-    "max_packet": f"{pump._largest('raw'):,} (`superframe`: {pump._largest('superframe'):,})",
+    "max_packet": f"{pump_options._largest('raw'):,} (`superframe`: {pump_options._largest('superframe'):,})",
     "options": "none",
     "sink_credentials": "none",
     "on_error": "none",
@@ -231,7 +231,7 @@ def test_the_largest_packets_of_the_framings() -> None:
         can, default, limit = seen.pop(name)
         carries = longest.get(name, longest["ip"] if name != "ipv4" else 65_535)
         assert can.startswith(f"{carries:,}"), name
-        assert default == f"{pump._largest(name):,}", name  # type: ignore[arg-type]
+        assert default == f"{pump_options._largest(name):,}", name  # type: ignore[arg-type]
         assert limit == f"{min(carries, most):,}", name
     assert set(seen) <= {"raw"}
 

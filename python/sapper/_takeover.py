@@ -31,19 +31,12 @@ from typing import Any, Protocol, TypeAlias
 from sapper import _native, endpoint
 from sapper._loop import current_loop
 from sapper._options import config_error
-from sapper.errors import (
-    ConnectDeadline,
-    ConnectionLost,
-    ErrorContext,
-    HandshakeDeadline,
-    SapperError,
-)
+from sapper.errors import ConnectionLost, SapperError
 
 __all__ = [
     "EndpointLike",
     "HasFileno",
     "Taken",
-    "Unsent",
     "becomes_ours",
     "descriptors",
     "must_be_open",
@@ -119,42 +112,6 @@ class Taken:
         """Undoes the taking, and lets go of the duplicate: whoever keeps the exception keeps this object."""
         self.undo()
         del self.native
-
-
-@dataclass(frozen=True)
-class Unsent:
-    """Bytes that callers wrote before they gave their writers away: they go out before any of ours.
-
-    Attributes:
-        waits: What to await, one after the other.
-        timeout: Seconds for all of them: a peer that does not read would hold the pump for ever.
-        tls: Whether a handshake comes next; its deadline is the one that applies then.
-    """
-
-    waits: tuple[Callable[[], Awaitable[None]], ...]
-    timeout: float
-    tls: bool
-
-    async def sent(self) -> None:
-        """Waits until they are on their way, or will never be because the pump is over.
-
-        Raises:
-            ConnectionLost: The connection broke before.
-            HandshakeDeadline, ConnectDeadline: The peer did not take them in time.
-        """
-        try:
-            async with asyncio.timeout(self.timeout):
-                for wait in self.waits:
-                    await wait()
-        except TimeoutError:
-            raise self.too_late() from None
-
-    def too_late(self) -> SapperError:
-        """The deadline's error."""
-        text = f"the peer did not take what was written before within {self.timeout:.1f} s"
-        if self.tls:
-            return HandshakeDeadline(text, ErrorContext(phase="handshake"))
-        return ConnectDeadline(text, ErrorContext(phase="connect"))
 
 
 def take(what: object, name: str) -> Taken:

@@ -11,138 +11,28 @@ Not here: bytes. They do not pass Python (but for the doors that their docstring
 from __future__ import annotations
 
 import asyncio
-import functools
+import time
 from collections.abc import Awaitable, Callable, Generator
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self, TypeVar
-
-from pydantic import Field, Strict, field_validator
+from typing import Any, Literal, Self
 
 from sapper import _arguments, _native
-from sapper._life import Callback, ErrorCallback, EventStream, Life, Policy
-from sapper._loop import LoopPost, Operation, call_sync, current_loop, post_of, running_post
-from sapper._options import Options, config_error
-from sapper._takeover import EndpointLike, Taken, Unsent, becomes_ours, descriptors, must_be_open, take
+from sapper._joining import build, take_both
+from sapper._life import Callback, ErrorCallback, EventStream, Life
+from sapper._loop import LoopPost, Operation, call_sync, current_loop, running_post
+from sapper._options import config_error
+from sapper._takeover import EndpointLike, Taken, take
+from sapper._unsent import Unsent
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
+from sapper.pump_options import Framing, PumpOptions, TapOptions, Upgrade, options_from, tap_values
 from sapper.stats import PumpStats
 
 __all__ = ["Direction", "Framing", "Pump", "PumpOptions", "TapOptions", "Upgrade", "connect"]
 
 #: ``"encapsulate"``: towards the network (what TLS encrypts). ``"decapsulate"``: from it.
 Direction = Literal["encapsulate", "decapsulate"]
-#: How packets lie in a stream. ``"raw"``: there are none, only bytes.
-Framing = Literal["raw", "ip", "ipv4", "ipv6", "u16", "u32", "superframe"]
-#: What a protocol says in clear before its TLS: docs/upgrades.md.
-Upgrade = Literal["postgres", "postgres-direct", "mysql", "smtp", "imap"]
 State = Literal["new", "handshaking", "ready", "running", "draining", "closed"]
-
-# Nothing that only looks like a number or a truth value is taken for one.
-_Seconds = Annotated[float, Strict()]
-_Whole = Annotated[int, Strict()]
-_Flag = Annotated[bool, Strict()]
-
-#: What a file's length can say.
-_LONGEST_FILE = 2**63 - 1
-
-P = TypeVar("P", bound="Pump")
-
-
-class TapOptions(Options):
-    """Copies of the inner packets, written as pcapng by native code."""
-
-    path: Path
-    """The file; an existing one is replaced."""
-    filter: str | None = None
-    """Which packets (``"tcp and port 443"``; docs/bridge.md has the language); ``None`` is all."""
-    max_bytes: _Whole | None = Field(default=None, gt=0, le=_LONGEST_FILE)
-    """The file ends before it grows beyond this."""
-    snap_len: _Whole = Field(default=65_535, ge=64, le=262_144)
-    """At most so many bytes of each packet."""
-
-    @field_validator("path")
-    @classmethod
-    def _no_zero_byte(cls, path: Path) -> Path:
-        if "\0" in str(path):
-            raise ValueError("a path holds a zero byte")
-        return path
-
-    @classmethod
-    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-        return {**values, "path": folder / values["path"]} if isinstance(values.get("path"), str) else values
-
-
-class PumpOptions(Options):
-    """How a pump moves payload, and how long it waits. All times are seconds.
-
-    Raises:
-        ConfigError: A value is wrong; ``field`` names it.
-    """
-
-    direction: Literal["duplex", "encrypt-only", "decrypt-only"] = "duplex"
-    """``"encrypt-only"`` moves payload from the sink to the network only, and data from the peer is an
-    error; ``"decrypt-only"`` is the mirror. TLS's own messages are handled either way."""
-    framing: Framing = "raw"
-    """How packets lie in the network's stream. Packet endpoints need one that is not ``"raw"``, unless
-    both ends carry packets. Where the network carries them already: how they lie in the sink's stream."""
-    sink_framing: Framing | None = None
-    """How packets lie in a sink that is a stream; ``None`` is as in ``framing``."""
-    max_packet: _Whole | None = Field(default=None, ge=1, le=65_535)
-    """Largest packet in bytes, either way, apart from any MTU: some peers drop more than this. ``None``
-    is what one TLS record holds, 16,384; with superframes 65,535. Large values cost speed: a datagram
-    socket gets this much room for each packet of a batch."""
-    records_per_write: _Whole = Field(default=64, ge=1, le=256)
-    """How many packets, a record each under TLS, share one write. 1 is for peers that punish more."""
-    resync: _Flag = False
-    """After a bad packet header look for the next packet at a record boundary, rather than end."""
-    connect_timeout: _Seconds = Field(default=30.0, gt=0)
-    """Making a connection, all attempts together. Where there is no TLS, a writer that is given gets as
-    long, before, to send what it has not sent yet."""
-    accept_timeout: _Seconds | None = Field(default=None, gt=0)
-    """Waiting for the one connection of a listener; ``None`` waits for as long as the pump lives."""
-    handshake_timeout: _Seconds = Field(default=30.0, gt=0)
-    """TLS handshake, the policy's answer and the framing's hello together. A writer that is given gets as
-    long, before, to send what it has not sent yet."""
-    idle_timeout: _Seconds | None = Field(default=None, gt=0)
-    """No byte in either direction for this long ends the pump; ``None`` is never."""
-    close_timeout: _Seconds = Field(default=2.0, ge=0)
-    """What ``aclose()`` gives to deliver what waits."""
-    policy_timeout: _Seconds = Field(default=5.0, gt=0)
-    """No answer of a policy call-back within this means no."""
-    upgrade: Upgrade | None = None
-    """What the network's protocol says in clear before its TLS, on either side (docs/upgrades.md)."""
-    tap: TapOptions | None = None
-    """Where inner packets are copied to from the start."""
-
-    @functools.cached_property
-    def native(self) -> _native.OptionsDict:
-        """As the binding takes them."""
-        return {
-            "direction": self.direction,
-            "framing": self.framing,
-            "sink_framing": self.sink_framing,
-            "max_packet": self.max_packet or _largest(self.framing),
-            "records_per_write": self.records_per_write,
-            "resync": self.resync,
-            "connect_timeout": self.connect_timeout,
-            "accept_timeout": self.accept_timeout,
-            "handshake_timeout": self.handshake_timeout,
-            "idle_timeout": self.idle_timeout,
-            "policy_timeout": self.policy_timeout,
-            "upgrade": self.upgrade,
-            "tap": tap_values(self.tap),
-        }
-
-    @classmethod
-    def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-        tap = values.get("tap")
-        return {**values, "tap": TapOptions._relative_to(folder, tap)} if isinstance(tap, dict) else values
-
-
-def _largest(framing: Framing) -> int:
-    """The largest packet where nobody says otherwise: one record's payload."""
-    return 65_535 if framing == "superframe" else 16_384
 
 
 class _Closing(Awaitable[None]):
@@ -175,6 +65,7 @@ class Pump:
         self._unsent = Unsent(waits, patience, tls) if waits else None
         self._starting = False
         self._swapping: set[asyncio.Future[None]] = set()
+        self._sink_end = taken[1].end
         self._connect_timeout = options.connect_timeout
         self._on_loop = any(one.foreign for one in taken)
         self._close_timeout = options.close_timeout
@@ -273,6 +164,7 @@ class Pump:
         self._life.hear_now()
         if not self._life.over:
             await running_post().call(self._native.wait_closed)
+        self._life.hear_now()
         if not self._life.over:  # its messages arrive on another loop or thread
             await asyncio.to_thread(self._life.wait_over, 1.0)
         self._life.raise_unheard()
@@ -292,9 +184,9 @@ class Pump:
             timeout = _arguments.seconds(timeout, "timeout")
         self._refuse_own_thread("wait_closed_sync()", needed=self._on_loop)
         call_sync(self._native.wait_closed, timeout)
+        self._life.hear_now()
         if not self._life.over and not self._life.hears_here():
             self._life.wait_over(1.0)
-        self._life.hear_now()
         self._life.raise_unheard()
 
     async def __aenter__(self) -> Self:
@@ -372,28 +264,31 @@ class Pump:
             taken.give_back()
             raise
         taken.commit()
-        if taken.ready is None:
-            await running_post().call(operation)
-            return
-        unsent = Unsent((taken.ready,), self._connect_timeout, tls=False)
         self._life.at_end(taken.end)
+        if taken.foreign:
+            self._on_loop = True
         # A task of its own: it goes on when nobody waits for it any more.
-        swapping = asyncio.ensure_future(self._swap_when_sent(unsent, taken, operation))
+        swapping = asyncio.ensure_future(self._swap_when_sent(taken, operation))
         self._swapping.add(swapping)
         swapping.add_done_callback(self._swapped)
         await asyncio.shield(swapping)
 
-    async def _swap_when_sent(self, unsent: Unsent, taken: Taken, operation: Operation) -> None:
+    async def _swap_when_sent(self, taken: Taken, operation: Operation) -> None:
         try:
-            try:
-                await unsent.sent()
-            finally:
-                taken.end()  # nothing is left of it but what could not be sent
-                self._life.not_at_end(taken.end)
+            if taken.ready is not None:
+                await Unsent((taken.ready,), self._connect_timeout, tls=False).sent()
             await running_post().call(operation)
         except BaseException:
+            self._at_its_end(taken.end)
             del taken.native  # whoever keeps the exception keeps no connection
             raise
+        self._at_its_end(self._sink_end)
+        self._sink_end = taken.end
+
+    def _at_its_end(self, end: Callable[[], None]) -> None:
+        """A sink is no more, before the pump is: what is left of it in Python goes with it."""
+        self._life.not_at_end(end)
+        end()
 
     def _swapped(self, swapping: asyncio.Future[None]) -> None:
         self._swapping.discard(swapping)
@@ -410,7 +305,8 @@ class Pump:
     ) -> None:
         """Starts (or replaces) the tap: native code copies the inner packets to a pcapng file.
 
-        The pump never waits for the disk: what does not fit the tap's queue is left out.
+        The pump never waits for the disk: what does not fit the tap's queue is left out, and counted in
+        ``stats().facts["tap"]``.
 
         Args:
             path: The file; an existing one is replaced.
@@ -429,7 +325,11 @@ class Pump:
         await running_post().call(lambda mailbox, key: self._native.set_tap(values, mailbox, key))
 
     async def untap(self) -> None:
-        """Ends the tap; its file is complete then."""
+        """Ends the tap; its file is complete then.
+
+        Raises:
+            ResourceError: It is not: the file could not be written (the disk was full).
+        """
         await running_post().call(lambda mailbox, key: self._native.set_tap(None, mailbox, key))
 
     # -- what it tells ---------------------------------------------------------------------------
@@ -491,11 +391,14 @@ class Pump:
         """Waits for what the caller wrote before; ``told`` hears why it cannot be sent."""
         if self._unsent is None:
             return
+        unsent, began = self._unsent, time.monotonic()
         try:
-            await self._unsent.sent()
+            await unsent.sent()
         except SapperError as error:
             told(error)
             raise
+        if unsent.tls:  # one deadline for both
+            self._native.handshake_began(time.monotonic() - began)
         self._unsent = None
 
     def _send_unsent_sync(self, unsent: Unsent) -> None:
@@ -547,100 +450,6 @@ class Pump:
                 "of this event loop): await the method without _sync, or call it in another thread",
                 ErrorContext(reason="would_deadlock"),
             )
-
-
-def tap_values(tap: TapOptions | None) -> _native.TapDict | None:
-    """A tap's options as the binding takes them."""
-    if tap is None:
-        return None
-    return {"path": tap.path, "filter": tap.filter, "max_bytes": tap.max_bytes, "snap_len": tap.snap_len}
-
-
-def build(
-    kind: type[P],
-    transport: tuple[Taken, _native.TlsSide | None, bytes],
-    sink: tuple[Taken, _native.TlsSide | None],
-    options: PumpOptions,
-    *,
-    on_error: ErrorCallback | None,
-    on_close: Callback | None,
-    policy: Policy | None = None,
-    early: tuple[bytes, bool] | None = None,
-) -> P:
-    """Makes the native object and takes both endpoints for good, or gives both back."""
-    network, network_tls, initial_data = transport
-    inner, inner_tls = sink
-    life: Life | None = None
-    try:
-        _arguments.callback(on_error, "on_error")
-        _arguments.callback(on_close, "on_close")
-        life = Life(
-            post_of(current_loop()),
-            on_error=on_error,
-            on_close=on_close,
-            policy=policy,
-            policy_deadline=options.policy_timeout,
-        )
-        native = _native.Bridge(
-            network.native,
-            network_tls,
-            # The caller read first: what a reader holds came later.
-            initial_data + network.initial_data,
-            inner.native,
-            inner_tls,
-            inner.initial_data,
-            options.native,
-            policy is not None,
-            early,
-            life.subscribed(),
-            life.key,
-        )
-    except BaseException:
-        if life is not None:
-            life.cancel()
-        inner.give_back()
-        network.give_back()
-        raise
-    network.commit()
-    inner.commit()
-    life.at_end(network.end, inner.end)
-    tls = network_tls is not None or inner_tls is not None
-    return kind(native, life, (network, inner), options, tls=tls)
-
-
-def take_both(first: object, first_name: str, second: object, second_name: str) -> tuple[Taken, Taken]:
-    """Takes two endpoints, or none."""
-    for number in descriptors(second, second_name):
-        # The duplicate of the first would get a closed one's number, and be taken for the second.
-        must_be_open(number, second_name)
-    if (owned := becomes_ours(first)) is not None and owned is becomes_ours(second):
-        raise config_error(second_name, f"is the same object as {first_name}: it can be taken once", "same")
-    one = take(first, first_name)
-    try:
-        return one, take(second, second_name)
-    except BaseException:
-        one.give_back()
-        raise
-
-
-@functools.lru_cache(maxsize=64)
-def _checked(given: tuple[tuple[str, Any], ...]) -> PumpOptions:
-    return PumpOptions(**dict(given))
-
-
-def options_from(options: PumpOptions | None, changes: dict[str, Any]) -> PumpOptions:
-    """The options of a call: those given as an object, changed by those given by name."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    if options is None:
-        # Most programs make their pumps in one or two ways: these are checked once.
-        key = tuple(given.items())
-        if all(isinstance(value, str) for _, value in key):
-            return _checked(key)
-        return PumpOptions(**given)
-    if not isinstance(options, PumpOptions):
-        raise config_error("options", f"must be PumpOptions, not {type(options).__name__}", "wrong_type")
-    kept = {name: getattr(options, name) for name in type(options).model_fields}
-    return PumpOptions(**{**kept, **given})
 
 
 def connect(

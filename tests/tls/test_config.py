@@ -103,6 +103,30 @@ def test_secrets_never_show(made: ThrowawayCertificates) -> None:
         assert not any(secret in str(caught.value) for secret in hidden)
 
 
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        {"kind": "certificate", "chain": "chain.pem", "key": "MC4CAQAwBQYDK2VwBCIEICGpQY2UvUk4eAZu"},
+        {"kind": "pkcs12", "file": "MC4CAQAwBQYDK2VwBCIEICGpQY2UvUk4eAZu"},
+        {"kind": "psk", "identity": "x", "key_file": "MC4CAQAwBQYDK2VwBCIEICGpQY2UvUk4eAZu"},
+    ],
+    ids=lambda values: str(values["kind"]),
+)
+def test_a_key_in_the_place_of_its_files_name_is_not_repeated(
+    credentials: dict[str, str], tmp_path: Path, made: ThrowawayCertificates
+) -> None:
+    (tmp_path / "chain.pem").write_bytes(made.server[0])
+    file = tmp_path / "tls.toml"
+    lines = [f'{name} = "{value}"' for name, value in credentials.items()]
+    file.write_text("\n".join(["[credentials]", *lines]))
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        TlsConfig.from_toml(file)
+    assert "MC4CAQ" not in str(caught.value)
+    file.write_text(file.read_text().replace("MC4CAQAwBQYDK2VwBCIEICGpQY2UvUk4eAZu", "missing.pem"))
+    with pytest.raises(ConfigError, match=r"missing\.pem"):
+        TlsConfig.from_toml(file)
+
+
 def test_a_toml_file_gives_the_same_options(tmp_path: Path, made: ThrowawayCertificates) -> None:
     (tmp_path / "chain.pem").write_bytes(made.client[0])
     (tmp_path / "key.pem").write_bytes(made.client[1])

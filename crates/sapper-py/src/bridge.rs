@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -92,6 +93,11 @@ impl Bridge {
 
     fn handshake(&self, py: Python<'_>, mailbox: &Mailbox, key: u64) -> PyResult<()> {
         self.inner.get(py)?.handshake(mailbox.reply(py, key)?);
+        Ok(())
+    }
+
+    fn handshake_began(&self, py: Python<'_>, ago: f64) -> PyResult<()> {
+        self.inner.get(py)?.handshake_began(seconds("ago")(ago).or_raise(py)?);
         Ok(())
     }
 
@@ -261,6 +267,7 @@ impl OptionValues {
                 connect: seconds("connect_timeout")(self.connect_timeout)?,
                 accept: optional("accept_timeout", self.accept_timeout)?,
                 handshake: seconds("handshake_timeout")(self.handshake_timeout)?,
+                spent: Duration::ZERO,
                 idle: optional("idle_timeout", self.idle_timeout)?,
             },
             peer_policy: if asks {

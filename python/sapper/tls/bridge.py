@@ -19,12 +19,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Literal, Self
 
 from sapper import _arguments, _native, endpoint
+from sapper._joining import build, take_both
 from sapper._life import Callback, ErrorCallback, Policy
 from sapper._loop import running_post
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
 from sapper.errors import ApiMisuseError, ErrorContext
-from sapper.pump import Framing, Pump, PumpOptions, TapOptions, Upgrade, build, options_from, take_both
+from sapper.pump import Pump
+from sapper.pump_options import Framing, PumpOptions, TapOptions, Upgrade, options_from
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.lookup import PskAnswers
 

@@ -1,27 +1,50 @@
-"""What both ends of TLS prove and believe: credentials and :class:`TlsConfig`.
+"""What both ends of TLS agree on: :class:`TlsConfig`.
 
-A :class:`TlsConfig` is parsed once by native code and shared by any number of connections. The
-credentials choose the engine: certificates run on rustls, pre-shared keys and the legacy switches
-on OpenSSL. A Python ``ssl.SSLContext`` cannot be used: its private keys cannot be read. Who is client and
-who is server belongs to a connection, not here.
+It is parsed once by native code and shared by any number of connections. The credentials choose
+the engine: certificates run on rustls, pre-shared keys and the legacy switches on OpenSSL. A Python
+``ssl.SSLContext`` cannot be used: its private keys cannot be read. Who is client and who is server belongs to
+a connection, not here.
 """
 
 from __future__ import annotations
 
 import functools
 import ssl
-from collections.abc import Mapping, Sequence
-from os import PathLike
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from sapper import _arguments, _native
+from sapper import _native
 from sapper._options import Options, config_error
-from sapper.errors import ConfigError
-from sapper.tls.lookup import PskAnswers, PskFinder
-from sapper.tls.material import FileBytes, Material, key_in, read_material, read_pin, read_psk, read_secret
+from sapper.tls.credentials import (
+    AnyCredentials,
+    CertificateCredentials,
+    Credentials,
+    NoCredentials,
+    OneMore,
+    OwnCertificate,
+    Pkcs12Credentials,
+    PskCredentials,
+    PskLookupCredentials,
+    Unpicklable,
+    not_pickled,
+)
+from sapper.tls.lookup import PskAnswers
+from sapper.tls.material import (
+    Content,
+    FileBytes,
+    Flag,
+    Material,
+    Names,
+    Pin,
+    Roots,
+    Word,
+    as_list,
+    key_in,
+    native_material,
+)
 from sapper.tls.reload import ReloadCallback, TlsWatch
 
 __all__ = [
@@ -40,344 +63,6 @@ __all__ = [
 ]
 
 Version = Literal["TLSv1.2", "TLSv1.3"]
-# Nothing that only looks like a truth value is taken for one.
-_Flag = Annotated[bool, Strict()]
-
-
-def _must_be_callable(value: object) -> object:
-    if not callable(value):
-        raise ValueError("must be callable")
-    return value
-
-
-def _as_bytes(value: object) -> object:
-    return value.encode() if isinstance(value, str) else value
-
-
-def _read_if_given(value: object) -> bytes | None:
-    return None if value is None else read_material(value)
-
-
-def _as_list(value: object) -> object:
-    return (value,) if isinstance(value, str | bytes) else value
-
-
-_Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-_Content = Annotated[bytes, PlainValidator(read_material)]
-_Public = Annotated[bytes, PlainValidator(read_material), Field(repr=False)]
-_Response = Annotated[bytes | None, PlainValidator(_read_if_given), Field(repr=False)]
-_Secret = Annotated[SecretBytes, PlainValidator(read_secret)]
-_PskKey = Annotated[SecretBytes, BeforeValidator(read_psk)]
-_Pin = Annotated[bytes, BeforeValidator(read_pin)]
-_Word = Annotated[bytes, BeforeValidator(_as_bytes)]
-
-
-class Credentials(Options):
-    """What one end proves to the other.
-
-    Made by :meth:`certificate`, :meth:`pkcs12`, :meth:`psk`, :meth:`psks`, :meth:`psk_lookup`,
-    :meth:`none`.
-
-    Keys never show in ``repr``, logs or errors, and are not pickled: a pickle would hold them readable.
-    """
-
-    @staticmethod
-    def psk(
-        identity: str | bytes,
-        key: bytes | str,
-        *,
-        hash: Literal["sha256", "sha384"] = "sha256",
-    ) -> PskCredentials:
-        """A pre-shared key.
-
-        Args:
-            identity: The key's name, sent in clear. TLS 1.2 allows an empty one, TLS 1.3 does not.
-            key: The key; text is read as hexadecimal.
-            hash: The hash the key belongs to in TLS 1.3 (``"sha384"`` for ``TLS_AES_256_GCM_SHA384``).
-
-        Raises:
-            ConfigError: An argument is of a wrong type, or the key is no hexadecimal text.
-        """
-        name = _identity(identity, "identity")
-        try:
-            return PskCredentials.from_mapping({"identities": {name: key}, "hash": hash})
-        except ConfigError as error:
-            if not (error.field or "").startswith("identities"):
-                raise
-            raise config_error("key", error.message, error.reason) from None
-
-    @staticmethod
-    def psks(
-        identities: Mapping[str | bytes, bytes | str],
-        *,
-        hash: Literal["sha256", "sha384"] = "sha256",
-    ) -> PskCredentials:
-        """The pre-shared keys of all clients that a server knows, by identity. See :meth:`psk`."""
-        if not isinstance(identities, Mapping):
-            raise _arguments.wrong_type("identities", "a mapping from identities to keys", identities)
-        keys = {_identity(name, "identities"): key for name, key in identities.items()}
-        return PskCredentials.from_mapping({"identities": keys, "hash": hash})
-
-    @staticmethod
-    def psk_lookup(
-        finder: PskFinder,
-        *,
-        timeout: float = 5.0,
-        hash: Literal["sha256", "sha384"] = "sha256",
-    ) -> PskLookupCredentials:
-        """Pre-shared keys that a server's program is asked for, within the handshake of each client.
-
-        Args:
-            finder: Called with the identity (bytes); gives the key (text is read as hexadecimal), or
-                ``None`` where there is no such client. Plain or async. It runs on the event loop that is
-                running when the :class:`TlsConfig` is made; without one, on the call-backs' thread.
-            timeout: Seconds. No answer until then, and any failure, means that there is no such client.
-            hash: As in :meth:`psk`.
-
-        Raises:
-            ConfigError: A value has the wrong type.
-        """
-        return PskLookupCredentials.from_mapping({"finder": finder, "timeout": timeout, "hash": hash})
-
-    @staticmethod
-    def certificate(
-        chain: Material,
-        key: Material,
-        *,
-        password: bytes | str | None = None,
-        roots: Material | Literal["system"] | None = None,
-        pins: tuple[bytes | str, ...] | list[bytes | str] = (),
-        ocsp_response: Material | None = None,
-        names: tuple[str, ...] | list[str] = (),
-    ) -> CertificateCredentials:
-        """A certificate with its key.
-
-        What comes from a path can be read again (:meth:`TlsConfig.reload`, :meth:`TlsConfig.watch`).
-
-        Args:
-            chain: The chain, our own certificate first: PEM, or DER of one certificate.
-            key: Its key, PEM or DER: PKCS#8 (also encrypted), PKCS#1 or SEC1.
-            password: Opens an encrypted key.
-            roots: Whom to believe about the peer's certificate. On a server they also turn on
-                ``client_auth="required"`` unless a :class:`TlsConfig` says otherwise.
-            pins: SHA-256 of the public keys of which the peer's chain must have one.
-            ocsp_response: An OCSP response (DER) that a server staples; the chain must have the issuer.
-            names: Names (SNI) for which a server shows it, ``*.`` in front for any one label; empty is
-                those in the certificate.
-
-        Raises:
-            ConfigError: A file cannot be read or a value has the wrong type.
-        """
-        return CertificateCredentials.from_mapping(
-            {
-                "chain": chain,
-                "key": key,
-                "password": _password(password),
-                "roots": roots,
-                "pins": _tuple(pins, "pins"),
-                "ocsp_response": ocsp_response,
-                "names": _tuple(names, "names"),
-            }
-        )
-
-    @staticmethod
-    def pkcs12(
-        file: bytes | PathLike[str] | str,
-        password: bytes | str | None = None,
-        *,
-        roots: Material | Literal["system"] | None = None,
-        pins: tuple[bytes | str, ...] | list[bytes | str] = (),
-        ocsp_response: Material | None = None,
-        names: tuple[str, ...] | list[str] = (),
-    ) -> Pkcs12Credentials:
-        """A certificate with its key and its chain in one PKCS#12 file (``.p12``, ``.pfx``).
-
-        Args:
-            file: The file, or its content.
-            password: Opens it.
-            roots: As in :meth:`certificate`, and so are the others.
-            pins: As there.
-            ocsp_response: As there.
-            names: As there.
-
-        Raises:
-            ConfigError: The file cannot be read or a value has the wrong type.
-        """
-        return Pkcs12Credentials.from_mapping(
-            {
-                "file": file,
-                "password": _password(password),
-                "roots": roots,
-                "pins": _tuple(pins, "pins"),
-                "ocsp_response": ocsp_response,
-                "names": _tuple(names, "names"),
-            }
-        )
-
-    @staticmethod
-    def none(
-        *,
-        roots: Material | Literal["system"] | None = None,
-        pins: tuple[bytes | str, ...] | list[bytes | str] = (),
-    ) -> NoCredentials:
-        """Nothing: a client that only checks its server (against the system's roots by default)."""
-        return NoCredentials.from_mapping({"roots": roots, "pins": _tuple(pins, "pins")})
-
-
-class _Unpicklable:
-    """What holds a key: whoever reads a pickle of it would have the key."""
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise _not_pickled(self)
-
-    def __getstate__(self) -> NoReturn:
-        raise _not_pickled(self)
-
-
-def _not_pickled(what: object) -> TypeError:
-    return TypeError(
-        f"{type(what).__name__} cannot be pickled: the secrets would be written out in readable form. "
-        "Give the other process the path of a file, and let it make its own"
-    )
-
-
-def _identity(value: object, name: str) -> bytes:
-    return value if isinstance(value, bytes) else _arguments.text(value, name).encode()
-
-
-def _password(value: object) -> object:
-    return _arguments.text(value, "password").encode() if isinstance(value, str) else value
-
-
-def _tuple(value: object, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, tuple | list):
-        raise _arguments.wrong_type(name, "a tuple or a list", value)
-    return tuple(value)
-
-
-def _read_roots(value: object) -> object:
-    return value if value is None or value == "system" else read_material(value)
-
-
-_Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]
-
-
-class PskCredentials(_Unpicklable, Credentials):
-    """Pre-shared keys; see :meth:`Credentials.psk`."""
-
-    kind: Literal["psk"] = "psk"
-    identities: dict[_Word, _PskKey] = Field(min_length=1)
-    """Key by identity: one for a client, as many as there are peers for a server."""
-    hash: Literal["sha256", "sha384"] = "sha256"
-    """The hash the keys belong to in TLS 1.3."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_identity(cls, values: Any) -> Any:
-        """A TOML table may say ``identity`` and ``key`` (or ``key_file``) in place of ``identities``."""
-        if isinstance(values, dict) and "identity" in values:
-            values = dict(values)
-            identity = values.pop("identity")
-            key = values.pop("key", None)
-            if key is None and "key_file" in values:
-                key = _read_key_file(values.pop("key_file"))
-            if key is None:
-                raise ValueError("a pre-shared key needs key or key_file beside identity")
-            values["identities"] = {identity: key}
-        return values
-
-
-def _read_key_file(path: object) -> bytes:
-    content = read_material(path)
-    if not isinstance(content, bytes):
-        raise ValueError("key_file is the path of a file")
-    return key_in(content)
-
-
-class PskLookupCredentials(Credentials):
-    """Pre-shared keys that a program is asked for; see :meth:`Credentials.psk_lookup`."""
-
-    kind: Literal["psk_lookup"] = "psk_lookup"
-    finder: Annotated[PskFinder, PlainValidator(_must_be_callable)]
-    """Gives the key of an identity."""
-    timeout: float = Field(default=5.0, gt=0)
-    """Seconds to wait for it."""
-    hash: Literal["sha256", "sha384"] = "sha256"
-    """The hash the keys belong to in TLS 1.3."""
-
-
-class OwnCertificate(_Unpicklable, Credentials):
-    """What a certificate of our own has, wherever it and its key are."""
-
-    password: SecretBytes | None = None
-    """Opens an encrypted key, or the PKCS#12 file."""
-    roots: _Roots = None
-    """Whom to believe about the peer's certificate."""
-    pins: tuple[_Pin, ...] = ()
-    """SHA-256 of the public keys of which the peer's chain must have one."""
-    ocsp_response: _Response = None
-    """An OCSP response (DER) that a server staples."""
-    names: tuple[str, ...] = ()
-    """Names (SNI) for which a server shows it; empty is those in the certificate."""
-
-    def _native_values(self) -> _native.OwnDict:
-        return {
-            "chain": None,
-            "key": None,
-            "pkcs12": None,
-            "password": self.password.get_secret_value() if self.password is not None else None,
-            "ocsp_response": _material(self.ocsp_response) if self.ocsp_response is not None else None,
-            "names": list(self.names),
-        }
-
-
-class CertificateCredentials(OwnCertificate):
-    """A certificate with its key; see :meth:`Credentials.certificate`."""
-
-    kind: Literal["certificate"] = "certificate"
-    chain: _Public
-    """The chain, our own certificate first."""
-    key: _Secret
-    """The key."""
-
-    def _native_values(self) -> _native.OwnDict:
-        values = super()._native_values()
-        values["chain"], values["key"] = _material(self.chain), _material(self.key.get_secret_value())
-        return values
-
-
-class Pkcs12Credentials(OwnCertificate):
-    """A certificate with its key in one file; see :meth:`Credentials.pkcs12`."""
-
-    kind: Literal["pkcs12"] = "pkcs12"
-    file: _Secret
-    """The file."""
-
-    def _native_values(self) -> _native.OwnDict:
-        values = super()._native_values()
-        values["pkcs12"] = _material(self.file.get_secret_value())
-        return values
-
-
-def _material(content: bytes) -> _native.Material:
-    return bytes(content), getattr(content, "path", None)
-
-
-class NoCredentials(Credentials):
-    """Nothing to prove; see :meth:`Credentials.none`."""
-
-    kind: Literal["none"] = "none"
-    roots: _Roots = None
-    """Whom to believe about the peer's certificate."""
-    pins: tuple[_Pin, ...] = ()
-    """SHA-256 of the public keys of which the peer's chain must have one."""
-
-
-AnyCredentials = Annotated[
-    PskCredentials | PskLookupCredentials | CertificateCredentials | Pkcs12Credentials | NoCredentials,
-    Field(discriminator="kind"),
-]
-_OneMore = Annotated[CertificateCredentials | Pkcs12Credentials, Field(discriminator="kind")]
 
 
 class PeerRules(Options):
@@ -387,19 +72,19 @@ class PeerRules(Options):
     none of :attr:`TlsConfig.peer_rules` fits gets the alert ``access_denied``.
     """
 
-    dns: _Names = ()
+    dns: Names = ()
     """DNS names of its subject alternative names; ``*.`` in front stands for any one label."""
-    uri: _Names = ()
+    uri: Names = ()
     """URIs of its subject alternative names; ``*`` at the end stands for any rest."""
-    email: _Names = ()
+    email: Names = ()
     """Mail addresses of its subject alternative names."""
-    ip: _Names = ()
+    ip: Names = ()
     """Networks (``10.0.0.0/8``) or addresses that hold an address of its subject alternative names."""
-    cn: _Names = ()
+    cn: Names = ()
     """Common names of its subject."""
-    ou: _Names = ()
+    ou: Names = ()
     """Organizational units of its subject."""
-    pin: Annotated[tuple[_Pin, ...], BeforeValidator(_as_list)] = ()
+    pin: Annotated[tuple[Pin, ...], BeforeValidator(as_list)] = ()
     """SHA-256 of its own public key (SubjectPublicKeyInfo)."""
 
     def _native_values(self) -> _native.RuleDict:
@@ -427,19 +112,19 @@ class TlsConfig(Options):
 
     credentials: AnyCredentials = NoCredentials()
     """What we prove to the peer."""
-    more_credentials: tuple[_OneMore, ...] = ()
+    more_credentials: tuple[OneMore, ...] = ()
     """Further certificates of a server, chosen by the name that the client asks for (SNI); ``credentials``
     are shown where none fits. Of several for one name the first that the client can verify is shown."""
-    roots: _Roots = None
+    roots: Roots = None
     """Whom to believe about the peer's certificate: ``"system"``, or PEM or DER of our own.
     ``None`` is the credentials' roots, else the pins alone where there are pins, else the system's."""
-    pins: tuple[_Pin, ...] = ()
+    pins: tuple[Pin, ...] = ()
     """SHA-256 of the public keys (SubjectPublicKeyInfo) of which the peer's chain must have one."""
     client_auth: Literal["off", "optional", "required"] | None = None
     """Whether a server asks for certificates. ``None``: required where roots or pins are given."""
     peer_rules: tuple[PeerRules, ...] = ()
     """Who is welcome among those whose certificate is good: whoever fits one of these. Empty is all."""
-    crls: Annotated[tuple[_Content, ...], Field(repr=False)] = ()
+    crls: Annotated[tuple[Content, ...], Field(repr=False)] = ()
     """Certificate revocation lists, PEM or DER: each certificate of a chain must be covered by one that is
     valid now. They need roots of our own."""
     ocsp: Literal["off", "check", "require"] | None = None
@@ -453,9 +138,9 @@ class TlsConfig(Options):
     """Suites by IANA or OpenSSL names, best first; empty is the default."""
     groups: tuple[str, ...] = ()
     """Key exchange groups, best first; empty is the default (X25519MLKEM768 first)."""
-    alpn: tuple[_Word, ...] = ()
+    alpn: tuple[Word, ...] = ()
     """Application protocols, best first."""
-    resumption: _Flag = True
+    resumption: Flag = True
     """Whether sessions of certificates may be resumed."""
     ticket_lifetime: Annotated[float, Strict()] = 21_600.0
     """Seconds after which a server encrypts its session tickets with a new key, at most 21600. They are
@@ -465,19 +150,19 @@ class TlsConfig(Options):
     capture_file: Path | None = None
     """The ciphertext of all connections with its secrets is written here, as pcapng, from the first one on;
     what the file held is replaced. Whoever reads it reads the traffic."""
-    danger_accept_any_certificate: _Flag = False
+    danger_accept_any_certificate: Flag = False
     """Ask nobody about the peer's certificate (pins still count)."""
-    danger_ignore_server_name: _Flag = False
+    danger_ignore_server_name: Flag = False
     """A client does not compare its server's name with the certificate."""
-    danger_legacy_renegotiation: _Flag = False
+    danger_legacy_renegotiation: Flag = False
     """TLS 1.2 with a peer that knows only the insecure renegotiation."""
-    danger_security_level_0: _Flag = False
+    danger_security_level_0: Flag = False
     """OpenSSL's security level 0: small keys, SHA-1 signatures."""
-    danger_legacy_suites: _Flag = False
+    danger_legacy_suites: Flag = False
     """Suites with CBC or without forward secrecy: added to the default, allowed in ``cipher_suites``."""
-    danger_short_psk: _Flag = False
+    danger_short_psk: Flag = False
     """Pre-shared keys below 16 bytes."""
-    danger_ignore_truncation: _Flag = False
+    danger_ignore_truncation: Flag = False
     """An end without close_notify counts as an orderly one."""
     danger_early_data: Annotated[int, Strict(), Field(ge=0, le=65_536)] = 0
     """Bytes of early data (0-RTT): what a server takes, and the most that a client may send. Whoever sees
@@ -492,13 +177,13 @@ class TlsConfig(Options):
         return hash((self.min_version, self.max_version, self.cipher_suites, self.alpn, self.pins))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if any(isinstance(one, _Unpicklable) for one in (self.credentials, *self.more_credentials)):
-            raise _not_pickled(self)
+        if any(isinstance(one, Unpicklable) for one in (self.credentials, *self.more_credentials)):
+            raise not_pickled(self)
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[Any, Any]:
-        if any(isinstance(one, _Unpicklable) for one in (self.credentials, *self.more_credentials)):
-            raise _not_pickled(self)
+        if any(isinstance(one, Unpicklable) for one in (self.credentials, *self.more_credentials)):
+            raise not_pickled(self)
         state = super().__getstate__()
         # The parsed form stays here: it is parsed anew when it is used.
         kept = {
@@ -600,13 +285,13 @@ class TlsConfig(Options):
             else "sha256",
             "roots": "none"
             if self.danger_accept_any_certificate
-            else _material(roots)
+            else native_material(roots)
             if isinstance(roots, bytes)
             else roots,
             "pins": list(pins),
             "client_auth": client_auth,
             "peer_rules": [rule._native_values() for rule in self.peer_rules],
-            "crls": [_material(one) for one in self.crls],
+            "crls": [native_material(one) for one in self.crls],
             "ocsp": self.ocsp,
             "min_version": self.min_version,
             "max_version": self.max_version,

@@ -29,9 +29,10 @@ from collections.abc import Awaitable, Generator
 from typing import Any, Protocol
 
 from sapper import _native
+from sapper._joining import build
 from sapper._takeover import EndpointLike, Taken, take
 from sapper.errors import ApiMisuseError, ClosedError, ConfigError, ErrorContext, NotStartedError, SapperError
-from sapper.pump import PumpOptions, build
+from sapper.pump_options import PumpOptions
 from sapper.stream import Buffer, ByteStream, memory_pair
 from sapper.tls.bridge import Bridge, HandshakeInfo
 from sapper.tls.config import Credentials, TlsConfig

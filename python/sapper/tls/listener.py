@@ -32,7 +32,7 @@ from sapper._options import config_error
 from sapper._takeover import Taken, must_be_open
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
 from sapper.events import Closed, Event, HandshakeFailed
-from sapper.pump import PumpOptions
+from sapper.pump_options import PumpOptions
 from sapper.tls.bridge import PeerPolicy, with_protocol
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.stream import TlsStream, shake

@@ -10,9 +10,11 @@ import base64
 import binascii
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import SecretBytes
+from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict
+
+from sapper import _native
 
 __all__ = ["FileBytes", "Material", "key_in"]
 
@@ -64,8 +66,19 @@ def read_material(value: object) -> bytes:
     raise ValueError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
 
 
-def read_secret(value: object) -> SecretBytes:
-    return SecretBytes(read_material(value))
+def read_secret(value: object) -> bytes:
+    """The same of a key. A name without a dot is not repeated in an error: it may be the key itself."""
+    try:
+        return read_material(value)
+    except ValueError as error:
+        if isinstance(value, str | PathLike) and "." not in Path(value).name:
+            why = str(error).rpartition(": ")[2]
+            raise ValueError(f"is neither PEM text nor a file that can be read: {why}") from None
+        raise
+
+
+def _read_secret_bytes(value: object) -> SecretBytes:
+    return SecretBytes(read_secret(value))
 
 
 def read_psk(value: object) -> object:
@@ -103,3 +116,36 @@ def key_in(content: bytes) -> bytes:
     if len(digits) % 2:
         raise ValueError(f"{len(digits)} hexadecimal digits are no whole number of bytes")
     return bytes.fromhex(digits.decode("ascii"))
+
+
+def _as_bytes(value: object) -> object:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _read_if_given(value: object) -> bytes | None:
+    return None if value is None else read_material(value)
+
+
+def as_list(value: object) -> object:
+    return (value,) if isinstance(value, str | bytes) else value
+
+
+def _read_roots(value: object) -> object:
+    return value if value is None or value == "system" else read_material(value)
+
+
+def native_material(content: bytes) -> _native.Material:
+    return bytes(content), getattr(content, "path", None)
+
+
+# Nothing that only looks like a truth value is taken for one.
+Flag = Annotated[bool, Strict()]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+Content = Annotated[bytes, PlainValidator(read_material)]
+Public = Annotated[bytes, PlainValidator(read_material), Field(repr=False)]
+Response = Annotated[bytes | None, PlainValidator(_read_if_given), Field(repr=False)]
+Secret = Annotated[SecretBytes, PlainValidator(_read_secret_bytes)]
+PskKey = Annotated[SecretBytes, BeforeValidator(read_psk)]
+Pin = Annotated[bytes, BeforeValidator(read_pin)]
+Word = Annotated[bytes, BeforeValidator(_as_bytes)]
+Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]

@@ -25,11 +25,12 @@ from collections.abc import Callable
 from typing import Any, Unpack, cast
 
 from sapper import _arguments, _native
+from sapper._joining import build
 from sapper._loop import current_loop, running_post
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
-from sapper.pump import PumpOptions, build
+from sapper.pump_options import PumpOptions
 from sapper.stats import PumpStats
 from sapper.stream import ByteStream
 from sapper.tls.bridge import Bridge, HandshakeInfo, PeerPolicy, asked, side, with_protocol

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from sapper.pump import PumpOptions, Upgrade, options_from
+from sapper.pump_options import PumpOptions, Upgrade, options_from
 from sapper.tls.bridge import PeerPolicy
 from sapper.tls.config import Credentials, TlsConfig
 
