@@ -17,6 +17,8 @@ from sapper import _native
 from sapper._loop import LoopPost, call_sync, post_of, running_post
 from sapper.errors import ApiMisuseError
 from sapper.pump import Pump, connect
+from support.traffic import Background
+from support.transports import InMemory
 
 
 def new_pump() -> tuple[Pump, socket.socket]:
@@ -48,6 +50,55 @@ async def test_a_cancelled_call_leaves_no_key_behind() -> None:
             await task
         assert running_post()._futures == {}
         await pump.stop()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["this thread", "another"])
+@pytest.mark.parametrize("way", ["another loop", "sync"])
+def test_the_end_is_heard_without_its_loop(
+    way: str, elsewhere: bool, monkeypatch: pytest.MonkeyPatch, leak_check: None
+) -> None:
+    """Nobody takes the messages of a loop that is closed, so whoever waits for the end does."""
+    heard = list[str]()
+
+    async def made() -> tuple[Pump, socket.socket]:
+        ours, near = socket.socketpair()
+        pump = connect(ours, "null:", on_close=lambda: heard.append("closed"))
+        pump.start()
+        return pump, near
+
+    pump, near = asyncio.run(made())
+    monkeypatch.setattr(pump._life, "wait_over", lambda _: pytest.fail("it waits for a loop that is no more"))
+
+    def ending() -> None:
+        if way == "sync":
+            pump.stop()
+            pump.wait_closed_sync(20)
+        else:
+            asyncio.run(pump.aclose())
+
+    with near:
+        if elsewhere:
+            job = Background(ending)
+            job.join()
+        else:
+            ending()
+    assert pump.state == "closed"
+    assert heard == ["closed"]
+
+
+def test_a_foreign_transport_of_a_closed_loop_holds_nobody(leak_check: None) -> None:
+    outer, peer = socket.socketpair()
+
+    async def made() -> Pump:
+        pump = connect(InMemory(outer, asyncio.Protocol()), "null:")
+        await pump.open()
+        asyncio.get_running_loop().remove_reader(outer)
+        return pump
+
+    pump = asyncio.run(made())
+    with peer, outer:
+        asyncio.run(pump.aclose())
+    assert pump.state == "closed"
 
 
 class Proactor(asyncio.SelectorEventLoop):

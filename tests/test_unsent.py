@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,6 +117,22 @@ async def test_start_tells_the_deadline_once(any_loop: str, leak_check: None) ->
         await ends_within(bridge)
         assert [type(error) for error in heard] == [HandshakeDeadline]
         assert await drained(peer) < len(UNSENT)
+
+
+async def test_one_deadline_for_them_and_for_the_handshake(
+    any_loop: str, monkeypatch: pytest.MonkeyPatch, leak_check: None
+) -> None:
+    reader, writer, peer = await unsent_writer()
+    bridge = create_bridge(socket=(reader, writer), sink="null:", credentials=PSK, handshake_timeout=60.0)
+    clock = iter([1000.0, 1059.9])  # nearly all of it goes by while they are sent
+    monkeypatch.setattr("sapper.pump.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    shaking = asyncio.create_task(bridge.handshake())
+    with peer:
+        assert await receive(peer, len(UNSENT)) == UNSENT
+        async with asyncio.timeout(20):
+            with pytest.raises(HandshakeDeadline, match=r"within 60\.0 s"):
+                await shaking
+        await bridge.wait_closed()
 
 
 async def test_without_tls_it_is_the_deadline_of_connecting(any_loop: str, leak_check: None) -> None:
@@ -252,6 +269,39 @@ async def test_the_end_of_the_pump_is_the_end_of_a_swap(any_loop: str, leak_chec
     assert complaints == []
 
 
+async def test_a_foreign_transport_hears_of_the_end_as_another_sink(
+    any_loop: str, monkeypatch: pytest.MonkeyPatch, leak_check: None
+) -> None:
+    monkeypatch.setattr("sapper._foreign.LINGER", 0.1)
+    pump, near, far = await plain()
+    outer, peer = socket.socketpair()
+    transport = InMemory(outer, asyncio.Protocol())
+    with near, far, peer:
+        await pump.swap_sink(transport)
+        await until_it_pauses(transport, near)
+        await pump.stop()
+        assert await given_back(outer)
+
+
+async def test_a_foreign_transport_that_is_swapped_away_is_closed(any_loop: str, leak_check: None) -> None:
+    (ours, near), (outer, peer) = socket.socketpair(), socket.socketpair()
+    pump = connect(ours, InMemory(outer, asyncio.Protocol()))
+    pump.start()
+    for _ in range(3):
+        with peer:
+            near.sendall(b"passes Python")
+            assert await receive(peer, 13) == b"passes Python"
+            old, (outer, new) = outer, socket.socketpair()
+            await pump.swap_sink(InMemory(outer, asyncio.Protocol()))
+            assert await receive(peer, 1) == b""
+            assert await given_back(old)
+        peer = new
+    assert len(pump._life._at_end) == 2, "the network and the one sink"
+    with near, peer:
+        await pump.stop()
+        assert await given_back(outer)
+
+
 # -- a transport without a descriptor --------------------------------------------------------------------
 
 
@@ -264,16 +314,20 @@ async def test_a_paused_transport_does_not_outlive_its_pump(
     transport = InMemory(outer, asyncio.Protocol())
     pump = connect(transport, theirs)
     pump.start()
-    far.setblocking(False)
     with peer, far:
-        # More than the socket takes, and then the mark: the transport pauses and stays so.
-        feeding = asyncio.create_task(asyncio.get_running_loop().sock_sendall(far, UNSENT))
-        async with asyncio.timeout(20):
-            while not transport._asked_to_pause:
-                await asyncio.sleep(0.005)
-        feeding.cancel()
+        await until_it_pauses(transport, far)
         await pump.stop()
         assert await given_back(outer)
+
+
+async def until_it_pauses(transport: InMemory, source: socket.socket) -> None:
+    """Feeds a pump more than its transport takes: that one pauses, and stays so."""
+    source.setblocking(False)
+    feeding = asyncio.create_task(asyncio.get_running_loop().sock_sendall(source, UNSENT))
+    async with asyncio.timeout(20):
+        while not transport._asked_to_pause:
+            await asyncio.sleep(0.005)
+    feeding.cancel()
 
 
 async def given_back(outer: socket.socket) -> bool:

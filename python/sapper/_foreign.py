@@ -8,10 +8,11 @@ bytes with the native side.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from sapper import _native
-from sapper._loop import LoopPost, running_post
+from sapper._loop import LoopPost, current_loop, running_post
 from sapper.errors import SapperError
 
 __all__ = ["ForeignDoor"]
@@ -57,6 +58,18 @@ class ForeignDoor(asyncio.Protocol):
 
     def end(self) -> None:
         """The pump is over: what it still had to send goes out, then the transport is closed."""
+        loop = self._post.loop
+        if loop is None or loop.is_closed():
+            self._post.unsubscribe(self._key)
+        elif current_loop() is loop:
+            self._end()
+        else:
+            with contextlib.suppress(RuntimeError):  # closed in between
+                loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self._ending:
+            return
         self._ending = True
         self._rest = b""
         self._send()
@@ -116,6 +129,8 @@ class ForeignDoor(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _notified(self, _tag: str, _value: Any) -> None:
+        if self._post.is_closed:
+            return  # nothing of the transport can move any more
         if self._rest:
             rest, self._rest = self._rest, b""
             self._push(rest)

@@ -135,8 +135,8 @@ class Life:
             self._failure = error
 
     def hear_now(self) -> None:
-        """Takes waiting messages at once, where this is the thread that hears them."""
-        if isinstance(self.post, LoopPost) and self.hears_here():
+        """Takes waiting messages at once, where this is the thread that hears them, or nobody else does."""
+        if isinstance(self.post, LoopPost) and (self.hears_here() or self.post.is_closed):
             self.post.drain()
 
     def events(self) -> EventStream:

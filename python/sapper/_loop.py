@@ -92,6 +92,12 @@ class LoopPost:
         """Identifier of the thread that runs the loop."""
         return self._thread
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop is no more: nobody but who looks takes its messages then."""
+        loop = self.loop
+        return loop is None or loop.is_closed()
+
     def is_here(self) -> bool:
         """Whether this is the loop's thread."""
         return threading.get_ident() == self._thread

@@ -152,6 +152,14 @@ impl Bridge {
         self.send_or_refuse(Command::Handshake(reply));
     }
 
+    /// Says before the first call that the handshake's time runs already since `ago`. Said later, it
+    /// changes nothing.
+    pub fn handshake_began(&self, ago: Duration) {
+        if let Some(launch) = &mut *self.launch.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            launch.prepared.deadlines.spent = ago;
+        }
+    }
+
     /// The hello of a device tunnel over the finished handshake, before [`start`](Self::start).
     /// Answers [`Value::CdTunnel`].
     pub fn cdtunnel_handshake(&self, role: CdTunnelRole, reply: Reply) {
