@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import struct
 from pathlib import Path
+
+import fuzz_material as material
 
 CORPUS = Path(__file__).parent.parent / "fuzz" / "corpus"
 
 TCP, UDP = 6, 17
-
-#: A certificate that signs itself; its key is gone.
-CERTIFICATE = """\
-MIIBNDCB56ADAgECAhQWAlzKmUwqZGE+3Rbsvd7RRHm7QzAFBgMrZXAwDzENMAsG
-A1UEAwwEZnV6ejAgFw0yNjExMjExMjEwMDNaGA8yMTI2MTAyODEyMTAwM1owDzEN
-MAsGA1UEAwwEZnV6ejAqMAUGAytlcAMhAKldgFft1J/PriU7l7RTqzkzvaH5umKt
-yj2zSOE2x78fo1MwUTAdBgNVHQ4EFgQUFDfqXHl3DuuOLNIbXySVjScispIwHwYD
-VR0jBBgwFoAUFDfqXHl3DuuOLNIbXySVjScispIwDwYDVR0TAQH/BAUwAwEB/zAF
-BgMrZXADQQCsC7asM18BR5i1scACjBV/Mzr+ikaccx1ZHWKlTAddWaNKsF9ebFnv
-EXpWAj3P8KqAWk3CDoYSH6EUJDRqcHwI
-"""
 
 
 def checksum(data: bytes) -> int:
@@ -169,13 +159,28 @@ def seeds() -> dict[str, list[bytes]]:
     # A client's hello of TLS 1.3, cut short, and what other servers say.
     hello = bytes.fromhex("160301007a010000760303") + bytes(32) + bytes.fromhex("00000a1301130200ff")
     words = [hello, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"]
-    pem = f"-----BEGIN CERTIFICATE-----\n{CERTIFICATE}-----END CERTIFICATE-----\n".encode()
+    pem = material.pem("CERTIFICATE", material.CERTIFICATE)
+    crl = material.pem("X509 CRL", material.CRL)
     return {
         "tls_records": [bytes([choice]) + script for choice in range(12) for script in (steps, ticket)],
         "tls_handshake": [
             bytes([choice]) + said for choice in range(16) for said in (*words, bytes([60, 1]))
         ],
-        "certificates": [pem, pem * 2, base64.b64decode(CERTIFICATE)],
+        "certificates": [pem, pem * 2, material.CERTIFICATE],
+        "peer_certificates": [
+            bytes([role]) + vector(2, material.CERTIFICATE) + above
+            for role in (0, 1)
+            for above in (b"", material.CERTIFICATE)
+        ],
+        "private_key": [
+            b"\0" + material.pem("PRIVATE KEY", material.KEY),
+            b"\1" + material.pem("ENCRYPTED PRIVATE KEY", material.ENCRYPTED_KEY),
+            *(bytes([1]) + der for der in (material.KEY, material.ENCRYPTED_KEY, material.EC_KEY)),
+        ],
+        "pkcs12": [bytes([password]) + material.PKCS12 for password in (0, 1)],
+        "crls": [b"\0" + material.CRL, b"\x80" + crl * 2, b"\x80" + material.CRL * 2],
+        "ocsp_response": [material.OCSP],
+        "tunnel_words": [b'{"instance":"a","lease":"b"}', b'{"port":40001}', b"W3PTUNL", b"GET / HTTP"],
         "listen_fds": [b"42\x002\x00web:admin", b"42\x001\x00", b"43\x001"],
         "pcapng": [bytes([0, 0, 9, 1, 1, 0, 40, 2, 6, 0, 99, 3, 7, 5, 0, 1])],
         "ip": [*ordinary, extended],

@@ -235,6 +235,12 @@ impl TlsConfig {
         capture.map(|capture| capture.flow(is_client, local, peer).map(Box::new)).transpose()
     }
 
+    /// Who decides about peers.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn verifier(&self) -> Arc<dyn PeerVerifier> {
+        Arc::clone(&self.loaded().settings.verifier)
+    }
+
     fn loaded(&self) -> Arc<Loaded> {
         Arc::clone(&self.loaded.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }

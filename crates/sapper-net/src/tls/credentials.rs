@@ -201,7 +201,7 @@ fn read_chain(bytes: &[u8]) -> Result<Vec<X509>> {
 }
 
 /// A certificate with its key, and those above it in the order in which they signed each other.
-fn read_pkcs12(bytes: &[u8], password: Option<&Secret>) -> Result<(Vec<X509>, PKey<Private>)> {
+pub(super) fn read_pkcs12(bytes: &[u8], password: Option<&Secret>) -> Result<(Vec<X509>, PKey<Private>)> {
     let wrong = |what: &str| Error::config("file", what);
     let file = Pkcs12::from_der(bytes).map_err(|_| wrong("this is no PKCS#12 file"))?;
     let given = password.map_or(&[][..], Secret::expose);
@@ -234,7 +234,7 @@ fn read_pkcs12(bytes: &[u8], password: Option<&Secret>) -> Result<(Vec<X509>, PK
     Ok((chain, key))
 }
 
-fn read_key(bytes: &[u8], password: Option<&Secret>) -> Result<PKey<Private>> {
+pub(super) fn read_key(bytes: &[u8], password: Option<&Secret>) -> Result<PKey<Private>> {
     if bytes.is_empty() {
         return Err(Error::config("key", "no key was given"));
     }

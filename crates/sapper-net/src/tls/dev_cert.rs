@@ -146,7 +146,9 @@ impl DevAuthority {
             key: Secret::new(key),
         };
         let (x509, _) = this.parsed()?;
-        let own = PKey::private_key_from_pem(key).map_err(|_| wrong("its key cannot be read"))?;
+        // Ours is not encrypted; for another's, OpenSSL would ask for the password on the terminal.
+        let own = PKey::private_key_from_pem_callback(key, |_| Ok(0))
+            .map_err(|_| wrong("its key cannot be read"))?;
         if !x509.public_key().is_ok_and(|public| public.public_eq(&own)) {
             return Err(wrong("its key does not belong to its certificate"));
         }

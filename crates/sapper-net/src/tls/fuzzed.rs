@@ -2,6 +2,8 @@
 //! their oracles live here; `fuzz/targets/tls_*.rs` only call them. Compiled for the fuzzer and for
 //! the tests, which run them on inputs of a generator, so that they cannot rot.
 
+pub mod given;
+
 use std::collections::VecDeque;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -10,7 +12,6 @@ use zeroize::Zeroizing;
 
 use super::bench::{BENCH_SERVER_NAME, EngineEnd, EnginePair};
 use super::config::TlsConfig;
-use super::credentials::read_certificates;
 use super::dev_cert::dev_certificates;
 use super::key_schedule::{Exporter, Hash, next_traffic_secret};
 use super::options::{
@@ -331,26 +332,6 @@ fn strangers_words(mut ours: EngineEnd, words: &[u8], we_are_client: bool) {
     }
 }
 
-/// Certificates that a user gives: PEM or DER.
-pub fn certificates(input: &[u8]) {
-    match read_certificates(input, "roots") {
-        Ok(found) => {
-            assert!(!found.is_empty());
-            for der in &found {
-                assert_eq!(
-                    read_certificates(der, "roots").expect("it was read once"),
-                    std::slice::from_ref(der)
-                );
-            }
-        }
-        Err(error) => assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("roots"))),
-    }
-    let options = TlsOptions { roots: Roots::Own(input.to_vec().into()), ..TlsOptions::default() };
-    if let Err(error) = TlsConfig::new(&options) {
-        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("roots")));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -372,11 +353,6 @@ mod tests {
                 input.extend(content);
             }
             records(&input);
-        }
-
-        #[test]
-        fn any_certificates(input in vec(any::<u8>(), 0..200)) {
-            certificates(&input);
         }
     }
 

@@ -1,0 +1,4 @@
+//! PKCS#12 files that a user gives.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| sapper_net::tls::fuzzed::given::pkcs12(bytes));
