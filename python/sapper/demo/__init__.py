@@ -25,11 +25,13 @@ from sapper.demo import tun
 from sapper.errors import DeviceError
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 
-__all__ = ["PUMPS", "SCENES", "PumpName", "Pumped", "Sample", "Scene", "run_scene", "scenes"]
+__all__ = ["PUMPS", "SCENES", "SUITE", "PumpName", "Pumped", "Sample", "Scene", "run_scene", "scenes"]
 
 PumpName = Literal["sapper", "asyncio"]
 PUMPS: tuple[PumpName, ...] = ("sapper", "asyncio")
 
+#: What both pumps seal and open with.
+SUITE = "TLS_AES_256_GCM_SHA384"
 #: Seconds between two samples.
 INTERVAL = 0.2
 #: Nothing that a worker does before its first sample takes this long.
