@@ -73,7 +73,7 @@ class PumpStats:
         transport: The network's endpoint.
         sink: The other endpoint.
         facts: What does not change: ``transport.tls.engine``, ``.version``, ``.cipher_suite``, and each
-            ``offload.…``, ``"on"`` or ``"off: "`` and why.
+            ``offload.…``, ``"on"`` or ``"off: "`` and why. And ``tap``: what became of its packets.
     """
 
     running: float

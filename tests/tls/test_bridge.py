@@ -30,6 +30,7 @@ from sapper.errors import (
     IdleDeadline,
     NotStartedError,
     PolicyDenied,
+    ResourceError,
     SapperError,
 )
 from sapper.events import Closed, Event, Started
@@ -518,6 +519,32 @@ async def test_a_tap_that_was_set_before_the_start_has_the_first_packet(tmp_path
     for file in files:
         data = file.read_bytes()
         assert 0 < data.find(first) < data.find(second)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+async def test_a_tap_that_cannot_write_says_so(leak_check: None) -> None:
+    packet = traffic.udp_packet("fd00::1", "fd00::2", b"seen by nobody")
+    async with running(pair(socket.SOCK_DGRAM, framing="ipv6")) as two:
+        await two.server.tap("/dev/full")
+        two.client_end.send(packet)
+        assert await receive(two.server_end, len(packet)) == packet
+        with pytest.raises(ResourceError, match="No space left") as caught:
+            await two.server.untap()
+        assert caught.value.field == "tap"
+        assert two.server.stats().facts["tap"].startswith("off: No space left")
+        assert two.server.stats().facts["tap"].endswith("0 packets written, 1 lost")
+        assert two.server.state == "running"
+
+
+async def test_a_tap_counts_what_it_wrote(tmp_path: Path, leak_check: None) -> None:
+    packet = traffic.udp_packet("fd00::1", "fd00::2", bytes(500))
+    async with running(pair(socket.SOCK_DGRAM, framing="ipv6")) as two:
+        await two.server.tap(tmp_path / "tap.pcapng", max_bytes=2000)
+        for _ in range(4):
+            two.client_end.send(packet)
+            assert await receive(two.server_end, len(packet)) == packet
+        await two.server.untap()
+        assert two.server.stats().facts["tap"] == "full: 3 packets written, 0 lost"
 
 
 # -- deadlines, memory -----------------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from sapper.errors import IncompatiblePeer, RemoteProtocolError
+from sapper.pump import PumpOptions
 from sapper.tls import Bridge, CdTunnelParameters, Credentials, create_bridge
+from support import traffic
+from support.bridges import receive
 
 PSK = Credentials.psk("x", bytes(range(32)))
 
@@ -41,6 +44,28 @@ async def test_resync_goes_on_at_the_next_record(leak_check: None) -> None:
         async with asyncio.timeout(20):
             assert await loop.sock_recv(end, 2000) == packet
         assert set(bridge.stats().decapsulate.drops) == {"resync"}
+        await asyncio.gather(bridge.stop(), peer.stop(), return_exceptions=True)
+
+
+async def test_packets_are_counted_where_they_went(leak_check: None) -> None:
+    """Delivered is what left; what was dropped is dropped in the direction in which it was on its way."""
+    bridge, peer, end, hand = await joined(framing="ipv4", options=PumpOptions(max_packet=100))
+    good = traffic.udp_packet("10.0.0.1", "10.0.0.2", b"delivered")
+    with end, hand:
+        for packet in (
+            traffic.udp_packet("fd00::1", "fd00::2", b"not of this framing"),
+            traffic.udp_packet("10.0.0.1", "10.0.0.2", bytes(100)),
+            good,
+        ):
+            end.send(packet)
+        assert await receive(hand, len(good)) == good
+        async with asyncio.timeout(20):
+            while sum(bridge.stats().encapsulate.drops.values()) < 2:
+                await asyncio.sleep(0.005)
+        stats = bridge.stats()
+        assert stats.encapsulate.drops == {"malformed": 1, "too_large": 1}
+        assert (stats.encapsulate.packets, stats.encapsulate.bytes) == (1, len(good))
+        assert stats.decapsulate.drops == {}
         await asyncio.gather(bridge.stop(), peer.stop(), return_exceptions=True)
 
 

@@ -237,6 +237,15 @@ impl Error {
         self
     }
 
+    /// The same seen from the sink: what it reads is on its way to the network.
+    pub fn turned(mut self) -> Self {
+        self.0.direction = self.0.direction.map(|direction| match direction {
+            Direction::Encapsulate => Direction::Decapsulate,
+            Direction::Decapsulate => Direction::Encapsulate,
+        });
+        self
+    }
+
     /// The TLS alert that was sent.
     pub fn with_alert(mut self, alert: u8) -> Self {
         self.0.alert = Some(alert);

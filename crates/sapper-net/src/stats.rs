@@ -97,8 +97,10 @@ pub struct EndpointStats {
     pub receive_calls: Counter,
     /// System calls that sent.
     pub send_calls: Counter,
-    /// Packets dropped.
+    /// Packets that were to be sent and were dropped.
     pub drops: Drops,
+    /// Packets that came from the endpoint and were dropped.
+    pub receive_drops: Drops,
 }
 
 /// Powers of two that a [`LatencyHistogram`] tells apart, the first one being below 128 ns: the last

@@ -7,8 +7,10 @@
 
 mod check;
 mod control;
+mod facts;
 mod hello;
 mod open;
+mod resting;
 mod running;
 mod state;
 mod task;
@@ -114,6 +116,8 @@ pub struct Deadlines {
     pub accept: Option<Duration>,
     /// TLS handshake, policy answer and framing hello together.
     pub handshake: Duration,
+    /// How much of `handshake` had gone by when the bridge was asked for it: something else came first.
+    pub spent: Duration,
     /// No byte in either direction.
     pub idle: Option<Duration>,
 }
@@ -124,6 +128,7 @@ impl Default for Deadlines {
             connect: Duration::from_secs(30),
             accept: None,
             handshake: Duration::from_secs(30),
+            spent: Duration::ZERO,
             idle: None,
         }
     }

@@ -9,7 +9,7 @@ use sapper_proto::upgrade::Upgrade;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::control::Reply;
-use super::{BridgeDirection, Deadlines, PacketOptions, PolicyOptions, SideOptions, SideTls};
+use super::{BridgeDirection, Deadlines, PacketOptions, PolicyOptions, SideOptions, SideTls, task};
 use crate::endpoint::{EndpointSpec, OpenOptions, Opened};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
@@ -133,7 +133,12 @@ impl Prepared {
     /// Opens the sink; a listener's one connection is waited for here.
     pub(super) async fn open_sink(&mut self) -> Result<OpenSide> {
         let max_packet = self.form.packets.max_packet;
-        open_side(&mut self.sink, max_packet, &self.deadlines, OnTheWay::default()).await
+        let opened = open_side(&mut self.sink, max_packet, &self.deadlines, OnTheWay::default()).await;
+        let mut sink = opened.map_err(Error::turned)?;
+        if let Some(tls) = task::tls_of(&mut sink) {
+            tls.turn();
+        }
+        Ok(sink)
     }
 }
 
@@ -162,7 +167,7 @@ async fn open_side(
         Opened::Stream(stream) => stream,
         Opened::Port(_) => return Err(Error::config(side.field, "TLS runs over a stream, not over packets")),
     };
-    let until = Instant::now() + deadlines.handshake;
+    let until = Instant::now() + deadlines.handshake.saturating_sub(deadlines.spent);
     let mut upgrading = None;
     let shake = async {
         let Some((upgrade, inner)) = on_the_way.upgrade else {

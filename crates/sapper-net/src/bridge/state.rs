@@ -8,8 +8,9 @@ use tokio::sync::Notify;
 
 use super::control::{Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
+use crate::port::tap::TapStats;
 use crate::pump::FlowStats;
-use crate::stats::{DropReason, EndpointStats};
+use crate::stats::EndpointStats;
 
 /// Where a bridge's life is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct BridgeStats {
     pub encapsulate: Arc<FlowStats>,
     /// Cleartext from the transport to the sink.
     pub decapsulate: Arc<FlowStats>,
+    /// The latest tap, which may be over.
+    pub tap: Option<Arc<TapStats>>,
     /// Facts that do not change while it runs: `("engine", "openssl")`, `("offload.tso", "on")`.
     pub facts: Vec<(String, String)>,
 }
@@ -165,12 +168,13 @@ impl Default for Inner {
     }
 }
 
-/// A drop belongs to the direction whose destination refused the packet, and what was skipped in a
-/// stream to the direction that reads it.
+/// A drop belongs to the direction in which the packet was on its way.
 fn note_drops(endpoint: Option<&EndpointStats>, to_it: &mut FlowSnapshot, from_it: &mut FlowSnapshot) {
     let Some(endpoint) = endpoint else { return };
-    for (reason, n) in endpoint.drops.iter().filter(|(_, n)| *n > 0) {
-        let flow = if reason == DropReason::Resync { &mut *from_it } else { &mut *to_it };
+    let sent = endpoint.drops.iter().map(|drop| (drop, true));
+    let received = endpoint.receive_drops.iter().map(|drop| (drop, false));
+    for ((reason, n), is_to_it) in sent.chain(received).filter(|((_, n), _)| *n > 0) {
+        let flow = if is_to_it { &mut *to_it } else { &mut *from_it };
         match flow.drops.iter_mut().find(|(word, _)| *word == reason.as_str()) {
             Some((_, sum)) => *sum += n,
             None => flow.drops.push((reason.as_str(), n)),
@@ -324,7 +328,12 @@ impl Shared {
             decapsulate,
             transport: transport.snapshot(),
             sink: sink.snapshot(),
-            facts: stats.facts.clone(),
+            facts: stats
+                .facts
+                .iter()
+                .cloned()
+                .chain(stats.tap.iter().map(|tap| ("tap".to_owned(), tap.to_string())))
+                .collect(),
         }
     }
 

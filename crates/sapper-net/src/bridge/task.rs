@@ -18,17 +18,16 @@ use tokio::time::{sleep_until, timeout};
 
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
+use super::resting::Resting;
 use super::running::{Running, linger};
-use super::state::{BridgeState, BridgeStats, Shared};
-use super::{BridgeDirection, CdTunnelRole, Handshakes};
+use super::state::{BridgeState, Shared};
+use super::{BridgeDirection, CdTunnelRole, Handshakes, facts};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::PacketKind;
 use crate::port::tap::{Tap, TapFile};
 use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode};
 use crate::runtime;
-use crate::stream::Stream;
-use crate::tls::HandshakeInfo;
 use crate::tls::stream::{StreamDirection, TlsStream};
 
 /// Runs a bridge to its end and tells everybody. Not an `async fn`, which would keep its arguments
@@ -152,7 +151,7 @@ impl Task {
         self.prepared = prepared;
         match ends {
             Ok(ends) => {
-                self.note_open(&ends);
+                facts::opened(&self.shared, &ends);
                 let handshakes = Handshakes {
                     transport: ends.transport.info.clone(),
                     sink: ends.sink.as_ref().and_then(|sink| sink.info.clone()),
@@ -181,6 +180,7 @@ impl Task {
 
     /// Ready: hellos and questions about the connection, until the start.
     async fn wait_for_start(&mut self, ends: &mut OpenEnds) -> Result<(), End> {
+        let mut resting = Resting::new(&self.prepared.deadlines);
         while !self.start {
             let shared = Arc::clone(&self.shared);
             let command = tokio::select! {
@@ -198,9 +198,22 @@ impl Task {
                     return Err(End::Stopped);
                 }
                 command = self.inbox.recv() => command.ok_or(End::Stopped)?,
+                over = resting.over(ends) => {
+                    if let (Err(error), Some(OpenSide { opened: Opened::Stream(sink), .. })) =
+                        (&over, &mut ends.sink)
+                    {
+                        // What never began must not look like an end.
+                        sink.fail(error);
+                    }
+                    say_goodbye(&mut ends.transport.opened).await;
+                    return over.map_err(End::Failed).and(Err(End::Stopped));
+                }
             };
             match *command {
-                Command::CdTunnel(role, reply) => self.cdtunnel(&mut ends.transport, role, reply).await?,
+                Command::CdTunnel(role, reply) => {
+                    self.cdtunnel(&mut ends.transport, role, reply).await?;
+                    resting.interrupted();
+                }
                 other => self.command_before_start(other, Some(&mut ends.transport)),
             }
         }
@@ -338,7 +351,7 @@ impl Task {
         let (prepared, joined) = self.during(work, true).await?;
         self.prepared = prepared;
         let (mut ends, to_network, to_sink) = joined?;
-        self.note_ends(&mut ends);
+        facts::joined(&self.shared, &mut ends);
         let (encapsulate_stats, decapsulate_stats) = self.flow_stats();
         let mut encapsulate = FlowOptions::new(encapsulate_stats);
         let mut decapsulate = FlowOptions::new(decapsulate_stats);
@@ -367,8 +380,7 @@ impl Task {
             pump.set_paused(direction, paused);
         }
         if let Some(file) = self.tap.take() {
-            let tap = start_tap(&mut pump, *file)?;
-            pump.set_tap(Some(tap))?;
+            self.tap_pump(&mut pump, *file)?;
         }
         Ok(pump)
     }
@@ -490,11 +502,8 @@ impl Task {
             Command::SetTap(tap, reply) => {
                 let set = match tap {
                     Some(_) if !self.carries_packets => Err(no_packets()),
-                    Some(options) => options
-                        .open()
-                        .and_then(|file| start_tap(pump, file))
-                        .and_then(|tap| pump.set_tap(Some(tap))),
-                    None => pump.set_tap(None),
+                    Some(options) => options.open().and_then(|file| self.tap_pump(pump, file)),
+                    None => pump.set_tap(None).and_then(|()| self.check_tap()),
                 };
                 reply.send(set.map(|()| Value::Unit));
             }
@@ -514,46 +523,25 @@ impl Task {
         }
     }
 
-    fn note_open(&self, ends: &OpenEnds) {
-        if let Opened::Stream(stream) = &ends.transport.opened {
-            self.shared.set_addresses(stream.local_address(), stream.peer_address());
-        }
-        self.shared.update_stats(|stats, descriptions| {
-            for (side, prefix) in [(Some(&ends.transport), "transport"), (ends.sink.as_ref(), "sink")] {
-                let Some(OpenSide { info: Some(info), .. }) = side else { continue };
-                stats.facts.extend(tls_facts(prefix, info));
-            }
-            descriptions.0 = describe(&ends.transport.opened);
-            descriptions.1 = ends.sink.as_ref().map(|sink| describe(&sink.opened)).unwrap_or_default();
-        });
+    fn tap_pump(&self, pump: &mut Pump, file: TapFile) -> Result<()> {
+        let tap = start_tap(pump, file)?;
+        self.shared.update_stats(|stats, _| stats.tap = Some(Arc::clone(tap.stats())));
+        pump.set_tap(Some(tap))
     }
 
-    fn note_ends(&self, ends: &mut Ends) {
-        self.shared.update_stats(|stats, descriptions| {
-            let offloads = match ends {
-                Ends::Streams(network, sink) => {
-                    descriptions.1 = sink.describe();
-                    note_layers(stats, network.as_mut());
-                    stats.transport = Some(Arc::clone(network.stats()));
-                    stats.sink = Some(Arc::clone(sink.stats()));
-                    Vec::new()
-                }
-                Ends::Ports(network, sink) => {
-                    descriptions.1 = sink.describe();
-                    if let Some(stream) = network.stream_mut() {
-                        note_layers(stats, stream);
-                    }
-                    stats.transport = Some(Arc::clone(network.stats()));
-                    stats.sink = Some(Arc::clone(sink.stats()));
-                    let facts = network.offloads().into_iter();
-                    let facts = facts.map(|(name, state)| (format!("transport.offload.{name}"), state));
-                    stats.facts.extend(facts);
-                    sink.offloads()
-                }
-            };
-            let offloads = offloads.into_iter().map(|(name, state)| (format!("offload.{name}"), state));
-            stats.facts.extend(offloads);
+    /// A tap that is over: whether its file is complete.
+    fn check_tap(&self) -> Result<()> {
+        let mut failure = None;
+        self.shared.update_stats(|stats, _| {
+            failure = stats.tap.as_ref().and_then(|tap| tap.failure().map(str::to_owned));
         });
+        match failure {
+            Some(why) => {
+                let text = format!("the tap's file could not be written: {why}");
+                Err(Error::new(ErrorKind::Device, text).with_field("tap"))
+            }
+            None => Ok(()),
+        }
     }
 
     fn flow_stats(&self) -> (Arc<FlowStats>, Arc<FlowStats>) {
@@ -588,18 +576,7 @@ impl Task {
     }
 }
 
-/// TLS counts records; what is below it counts bytes and system calls.
-fn note_layers(stats: &mut BridgeStats, stream: &mut dyn Stream) {
-    match stream.tls_mut() {
-        Some(tls) => {
-            stats.tls = Some(Arc::clone(tls.stats()));
-            stats.carrier = Some(Arc::clone(tls.carrier().stats()));
-        }
-        None => stats.carrier = Some(Arc::clone(stream.stats())),
-    }
-}
-
-fn tls_of(side: &mut OpenSide) -> Option<&mut TlsStream> {
+pub(super) fn tls_of(side: &mut OpenSide) -> Option<&mut TlsStream> {
     match &mut side.opened {
         Opened::Stream(stream) => stream.tls_mut(),
         Opened::Port(_) => None,
@@ -642,29 +619,6 @@ async fn say_goodbye(opened: &mut Opened) {
         })
         .await;
     }
-}
-
-fn describe(opened: &Opened) -> String {
-    match opened {
-        Opened::Stream(stream) => stream.describe(),
-        Opened::Port(port) => port.describe(),
-    }
-}
-
-fn tls_facts(prefix: &'static str, info: &HandshakeInfo) -> Vec<(String, String)> {
-    let mut facts = vec![
-        (format!("{prefix}.tls.engine"), info.engine.to_owned()),
-        (format!("{prefix}.tls.version"), info.version.to_owned()),
-        (format!("{prefix}.tls.cipher_suite"), info.cipher_suite.clone()),
-    ];
-    if let Some(group) = &info.group {
-        facts.push((format!("{prefix}.tls.group"), group.clone()));
-    }
-    facts.push((
-        "offload.ktls".to_owned(),
-        "off: records are sealed and opened in this process; kernel TLS is not used".to_owned(),
-    ));
-    facts
 }
 
 fn no_packets() -> Error {

@@ -181,7 +181,7 @@ impl PacketPort for DatagramPort {
                     }
                     self.stats.packets_received.add(received.packets);
                     self.stats.bytes_received.add(received.bytes);
-                    self.stats.drops.add(DropReason::TooLarge, received.too_large);
+                    self.stats.receive_drops.add(DropReason::TooLarge, received.too_large);
                     if received.last_is_empty && self.flavour == Flavour::SeqPacket {
                         self.ended = self.peer_has_ended();
                     }

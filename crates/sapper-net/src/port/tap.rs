@@ -3,13 +3,14 @@
 //! The pump never waits for the disk: packets go into blocks, blocks into a queue of fixed length,
 //! and what does not fit is counted as lost. Format: `docs/bridge.md`; reader: Wireshark, tcpdump.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sapper_proto::filter::Filter;
@@ -67,6 +68,37 @@ impl TapOptions {
     }
 }
 
+/// What became of a tap's packets. It outlives the tap; its text is for people.
+#[derive(Debug, Default)]
+pub struct TapStats {
+    written: AtomicU64,
+    lost: AtomicU64,
+    full: AtomicBool,
+    failure: OnceLock<String>,
+}
+
+impl TapStats {
+    /// Why the file could not be written any more.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    fn lose(&self, packets: u64) {
+        self.lost.fetch_add(packets, Relaxed);
+    }
+}
+
+impl fmt::Display for TapStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (written, lost) = (self.written.load(Relaxed), self.lost.load(Relaxed));
+        match self.failure() {
+            Some(why) => write!(f, "off: {why}; {written} packets written, {lost} lost"),
+            None if self.full.load(Relaxed) => write!(f, "full: {written} packets written, {lost} lost"),
+            None => write!(f, "{written} packets written, {lost} lost"),
+        }
+    }
+}
+
 /// A tap's file, open; nothing is written yet.
 #[derive(Debug)]
 pub struct TapFile {
@@ -85,9 +117,11 @@ struct Shared {
     snap_len: u32,
     max_bytes: u64,
     block: Mutex<Block>,
-    packets: AtomicU64,
-    lost: AtomicU64,
+    stats: Arc<TapStats>,
 }
+
+/// Bytes on their way to the disk, and how many packets they are.
+type Full = (Vec<u8>, u64);
 
 struct Block {
     bytes: Vec<u8>,
@@ -96,7 +130,7 @@ struct Block {
     /// Packets in `bytes`.
     packets: u64,
     full: bool,
-    queue: Option<SyncSender<Vec<u8>>>,
+    queue: Option<SyncSender<Full>>,
     /// Blocks that come back from the writer.
     empty: Receiver<Vec<u8>>,
     writer: Option<std::thread::JoinHandle<()>>,
@@ -117,11 +151,13 @@ impl Tap {
         let mut bytes = Vec::with_capacity(BLOCK_BYTES + 66_000);
         pcapng::section_header(&mut bytes, concat!("sapper ", env!("CARGO_PKG_VERSION")));
         pcapng::interface(&mut bytes, link, options.snap_len, "bridge");
-        let (queue, inbox) = sync_channel::<Vec<u8>>(QUEUE);
+        let (queue, inbox) = sync_channel::<Full>(QUEUE);
         let (give_back, empty) = sync_channel(QUEUE + 1);
+        let stats = Arc::new(TapStats::default());
+        let told = Arc::clone(&stats);
         let writer = std::thread::Builder::new()
             .name("sapper-tap".into())
-            .spawn(move || write_blocks(file, &inbox, &give_back))
+            .spawn(move || write_blocks(file, &inbox, &give_back, &told))
             .map_err(|source| Error::io(ErrorKind::ResourceLimit, "start the tap's thread", &source))?;
         Ok(Self(Arc::new(Shared {
             filter,
@@ -137,8 +173,7 @@ impl Tap {
                 empty,
                 writer: Some(writer),
             }),
-            packets: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
+            stats,
         })))
     }
 
@@ -171,6 +206,7 @@ impl Tap {
             let grown = record.block_len() as u64;
             if block.written + grown > shared.max_bytes {
                 block.full = true;
+                shared.stats.full.store(true, Relaxed);
                 break;
             }
             pcapng::packet(&mut block.bytes, &record);
@@ -188,9 +224,9 @@ impl Tap {
         block.hand_over(&self.0);
     }
 
-    /// Packets written, and packets lost because the disk was too slow.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.0.packets.load(Relaxed), self.0.lost.load(Relaxed))
+    /// What became of its packets so far, and later.
+    pub fn stats(&self) -> &Arc<TapStats> {
+        &self.0.stats
     }
 }
 
@@ -203,11 +239,13 @@ impl Block {
         let full = std::mem::replace(&mut self.bytes, fresh);
         let packets = std::mem::take(&mut self.packets);
         let Some(queue) = &self.queue else { return };
-        match queue.try_send(full) {
-            Ok(()) => shared.packets.store(shared.packets.load(Relaxed) + packets, Relaxed),
-            Err(TrySendError::Full(mut back) | TrySendError::Disconnected(mut back)) => {
+        match queue.try_send((full, packets)) {
+            Ok(()) => {}
+            Err(
+                TrySendError::Full((mut back, packets)) | TrySendError::Disconnected((mut back, packets)),
+            ) => {
                 // The block is lost whole: a cut one would not be a valid file.
-                shared.lost.store(shared.lost.load(Relaxed) + packets, Relaxed);
+                shared.stats.lose(packets);
                 self.written -= back.len() as u64;
                 back.clear();
                 self.bytes = back;
@@ -223,7 +261,7 @@ impl Drop for Shared {
             && let Some(queue) = &block.queue
         {
             // The end may wait for the disk: the writer takes a block at a time and never stops.
-            let _ = queue.send(std::mem::take(&mut block.bytes));
+            let _ = queue.send((std::mem::take(&mut block.bytes), block.packets));
         }
         block.queue = None;
         if let Some(writer) = block.writer.take() {
@@ -232,12 +270,17 @@ impl Drop for Shared {
     }
 }
 
-fn write_blocks(mut file: File, inbox: &Receiver<Vec<u8>>, give_back: &SyncSender<Vec<u8>>) {
-    let mut failed = false;
-    for mut block in inbox {
-        if !failed && let Err(error) = file.write_all(&block) {
+fn write_blocks(mut file: File, inbox: &Receiver<Full>, give_back: &SyncSender<Vec<u8>>, stats: &TapStats) {
+    for (mut block, packets) in inbox {
+        if stats.failure().is_none()
+            && let Err(error) = file.write_all(&block)
+        {
             tracing::warn!(%error, "the tap's file cannot be written; the tap is off");
-            failed = true;
+            let _ = stats.failure.set(error.to_string());
+        }
+        match stats.failure() {
+            None => drop(stats.written.fetch_add(packets, Relaxed)),
+            Some(_) => stats.lose(packets),
         }
         block.clear();
         let _ = give_back.try_send(block);

@@ -144,7 +144,7 @@ impl TunPort {
                 if unused && let Some(error) = self.device.has_unnamed_header(&room[..n]) {
                     return Err(error);
                 }
-                self.stats.drops.add(reason, 1);
+                self.stats.receive_drops.add(reason, 1);
             }
         }
         Ok(Some(()))

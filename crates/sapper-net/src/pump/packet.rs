@@ -44,6 +44,12 @@ impl PacketFlow {
     }
 }
 
+/// Bytes and packets that a port has sent so far.
+fn sent_by(port: &dyn PacketPort) -> (u64, u64) {
+    let stats = port.stats();
+    (stats.bytes_sent.get(), stats.packets_sent.get())
+}
+
 impl FlowEnd for dyn PacketPort {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         PacketPort::poll_flush(self, cx)
@@ -98,13 +104,15 @@ impl Flow for PacketFlow {
                 self.adapter.adapt(received, ready, &abilities, &self.stats.drops);
                 continue;
             }
-            let (bytes, packets) = (ready.byte_len(), ready.len());
+            let (packets, before) = (ready.len(), sent_by(destination));
             let sent = destination.poll_send(cx, ready).map_err(|e| e.with_phase(Phase::Transfer))?;
-            let (bytes, packets) = (bytes - ready.byte_len(), packets - ready.len());
+            let packets = packets - ready.len();
             if packets > 0 {
                 self.stats.flowing();
-                self.stats.bytes.add(bytes as u64);
-                self.stats.packets.add(packets as u64);
+                // The destination knows what went out: not what it dropped, a large packet as its segments.
+                let after = sent_by(destination);
+                self.stats.bytes.add(after.0 - before.0);
+                self.stats.packets.add(after.1 - before.1);
                 *active = true;
                 if let Some(received) = self.received_at {
                     self.stats.latency.record_many(received.elapsed(), packets as u64);

@@ -96,6 +96,8 @@ pub struct TlsStream {
     /// The carrier's, with the records.
     stats: Arc<EndpointStats>,
     direction: StreamDirection,
+    /// It is a sink's: what it reads is on its way to the network.
+    turned: bool,
     allow_truncation: bool,
     /// The peer has ended its direction, or we do not read any more.
     read_ended: bool,
@@ -152,6 +154,7 @@ impl TlsStream {
             answers: 0,
             version: "TLS",
             direction: StreamDirection::Duplex,
+            turned: false,
             allow_truncation: config.allows_truncation(),
             read_ended: false,
             write_ended: false,
@@ -277,6 +280,11 @@ impl TlsStream {
         self.direction = direction;
     }
 
+    /// It is a sink's: its errors say so.
+    pub fn turn(&mut self) {
+        self.turned = true;
+    }
+
     /// New keys for our direction (TLS 1.3). [`poll_flush`](Stream::poll_flush) sends the message;
     /// otherwise it goes out with the next data.
     pub fn update_keys(&mut self) -> Result<()> {
@@ -344,6 +352,37 @@ impl TlsStream {
         unused
     }
 
+    /// Ready when the peer has ended its direction, or the connection has failed, where nobody reads
+    /// yet. What comes before the end waits for the reader; behind a record of it nothing is seen.
+    pub fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            if let Some(error) = &self.failed {
+                return Poll::Ready(Err(error.clone()));
+            }
+            if !self.plain.is_empty() {
+                return Poll::Pending;
+            }
+            if self.read_ended {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.outgoing.is_empty() {
+                let drained = self.poll_drain(cx);
+                if self.answers > MAX_ANSWERS {
+                    let _ = ready!(drained);
+                }
+            }
+            if self.unopened {
+                self.open_aside(cx)?;
+                continue;
+            }
+            match ready!(self.poll_receive(cx)) {
+                Ok(0) => ready!(self.truncated(cx)).map(|_| ())?,
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(self.fail(cx, error))),
+            }
+        }
+    }
+
     /// What it runs over.
     pub fn carrier(&mut self) -> &mut dyn Stream {
         self.carrier.as_mut()
@@ -355,12 +394,16 @@ impl TlsStream {
 
     /// Remembers the end, and lets the alert go out as far as the carrier takes it.
     fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
-        let error = error.with_phase(Phase::Transfer);
+        let error = self.seen_from_here(error.with_phase(Phase::Transfer));
         self.failed = Some(error.clone());
         self.tell_confirmed(&Err(error.clone()));
         self.write_ended = true;
         let _ = self.poll_drain(cx);
         error
+    }
+
+    fn seen_from_here(&self, error: Error) -> Error {
+        if self.turned { error.turned() } else { error }
     }
 
     /// One receive into what is free; 0 is the carrier's end.
@@ -433,19 +476,8 @@ impl TlsStream {
                 OpenState::Full => {}
             }
             // The reader's buffer is smaller than the next record.
-            let mut plain = std::mem::take(&mut self.plain);
-            let mut plain_marks = self.plain_marks.take().unwrap_or_else(RecordMarks::wanted);
-            plain_marks.clear();
-            let space = &mut plain.reserve(ONE_RECORD)[..ONE_RECORD];
-            let result = self.open_into(cx, space, &mut plain_marks);
-            let produced = result.as_ref().map_or(0, |opened| opened.produced);
-            plain.commit(produced);
-            plain.release();
-            self.plain = plain;
-            self.plain_marks = Some(plain_marks);
-            self.plain_taken = 0;
-            let opened = result?;
-            if produced > 0 {
+            let opened = self.open_aside(cx)?;
+            if opened.produced > 0 {
                 return Ok(Some(self.take_plain(buf, marks)));
             }
             if opened.state == OpenState::Closed {
@@ -453,6 +485,21 @@ impl TlsStream {
             }
         }
         Ok(None)
+    }
+
+    /// Opens a record for a later reader.
+    fn open_aside(&mut self, cx: &mut Context<'_>) -> Result<Opened> {
+        let mut plain = std::mem::take(&mut self.plain);
+        let mut plain_marks = self.plain_marks.take().unwrap_or_else(RecordMarks::wanted);
+        plain_marks.clear();
+        let space = &mut plain.reserve(ONE_RECORD)[..ONE_RECORD];
+        let result = self.open_into(cx, space, &mut plain_marks);
+        plain.commit(result.as_ref().map_or(0, |opened| opened.produced));
+        plain.release();
+        self.plain = plain;
+        self.plain_marks = Some(plain_marks);
+        self.plain_taken = 0;
+        result
     }
 
     /// One call of the engine, with what follows from its result.
@@ -721,9 +768,10 @@ impl Stream for TlsStream {
 
 impl TlsStream {
     fn seal(&mut self, plain: &[u8], records: usize) -> Result<()> {
-        self.engine
-            .seal(plain, &mut self.outgoing)
-            .map_err(|error| error.with_phase(Phase::Transfer).with_direction(Direction::Encapsulate))?;
+        if let Err(error) = self.engine.seal(plain, &mut self.outgoing) {
+            let error = error.with_phase(Phase::Transfer).with_direction(Direction::Encapsulate);
+            return Err(self.seen_from_here(error));
+        }
         self.stats.records_sent.add(records as u64);
         Ok(())
     }

@@ -236,7 +236,7 @@ impl Receiver {
             self.failure = Some(error);
             return self.position;
         }
-        stats.drops.add(DropReason::Resync, 1);
+        stats.receive_drops.add(DropReason::Resync, 1);
         let position = self.position;
         self.records.retain(|&record| record > position);
         self.next_record()

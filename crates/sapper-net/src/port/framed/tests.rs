@@ -198,7 +198,7 @@ async fn resynchronising_goes_on_at_a_record_and_nowhere_else() {
     let bad = [&[0xee; 33][..], &good[0]].concat();
     a.inject(&[&good[0], &bad, &good[1], &[0xff; 8], &[0xff; 9], &good[2]]);
     assert_eq!(receive(&mut port).await.unwrap(), good[..3]);
-    assert_eq!(port.stats.drops.iter().find(|drop| drop.0 == DropReason::Resync).unwrap().1, 3);
+    assert_eq!(port.stats.receive_drops.iter().find(|drop| drop.0 == DropReason::Resync).unwrap().1, 3);
     // Records to skip that are not there yet.
     a.inject(&[&[0xee; 40]]);
     let waiting = tokio::spawn(async move { (receive(&mut port).await, port) });
@@ -227,7 +227,7 @@ async fn resynchronising_survives_a_batch_that_is_full() {
     let expected: Vec<_> =
         records.iter().filter(|record| record.len() == 4).map(|r| r[2..].to_vec()).collect();
     assert!(arrived == expected);
-    assert_eq!(port.stats.drops.total(), 10);
+    assert_eq!(port.stats.receive_drops.total(), 10);
 }
 
 #[tokio::test]

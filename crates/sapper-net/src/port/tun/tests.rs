@@ -54,7 +54,11 @@ async fn receive(port: &mut TunPort) -> Result<Vec<(Vec<u8>, PacketMeta)>> {
 }
 
 fn dropped(port: &TunPort, reason: DropReason) -> u64 {
-    port.stats.drops.iter().find(|drop| drop.0 == reason).unwrap().1
+    let stats = &port.stats;
+    [&stats.drops, &stats.receive_drops]
+        .map(|drops| drops.iter().find(|drop| drop.0 == reason).unwrap().1)
+        .iter()
+        .sum()
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ fn read_once(shared: &Shared) -> io::Result<()> {
             shared.stats.packets_received.add(data.len().div_ceil(train.stride).max(1) as u64);
             shared.stats.bytes_received.add(data.len() as u64);
             let unwanted = users.distribute(data, train);
-            shared.stats.drops.add(DropReason::NoRoute, unwanted);
+            shared.stats.receive_drops.add(DropReason::NoRoute, unwanted);
         }
         Ok(())
     })
@@ -159,7 +159,7 @@ impl User {
         let waker = if queue.push(data, train) {
             queue.waker.take()
         } else {
-            self.stats.drops.add(DropReason::QueueFull, datagrams(data, train));
+            self.stats.receive_drops.add(DropReason::QueueFull, datagrams(data, train));
             None
         };
         drop(queue);

@@ -54,7 +54,10 @@ fn numbered(count: usize, len: usize) -> Vec<Vec<u8>> {
 }
 
 fn dropped(stats: &EndpointStats, reason: DropReason) -> u64 {
-    stats.drops.iter().find(|drop| drop.0 == reason).unwrap().1
+    [&stats.drops, &stats.receive_drops]
+        .map(|drops| drops.iter().find(|drop| drop.0 == reason).unwrap().1)
+        .iter()
+        .sum()
 }
 
 #[tokio::test]
