@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ClosedError, ConnectionLost, IdleDeadline, SapperError, TlsError
+from sapper.errors import ApiMisuseError, ClosedError, ConnectionLost, IdleDeadline, SapperError, TlsError
 from sapper.tls import Bridge, Credentials, create_bridge
 from support.bridges import PSK, Pair, pair, receive, send
 from support.certs import Certificates
@@ -43,8 +43,6 @@ async def ended(bridge: Bridge) -> SapperError | None:
     async with asyncio.timeout(20):
         with suppress(SapperError):
             await bridge.wait_closed()
-    with pytest.raises(ClosedError):
-        bridge.start()
     return bridge.error
 
 
@@ -73,6 +71,20 @@ async def test_a_peer_that_breaks_off_is_noticed(any_loop: str, ends: dict[str, 
     await let_go(two)
 
 
+async def test_a_start_that_crosses_the_error_is_no_mistake(any_loop: str, ends: dict[str, Any]) -> None:
+    """Whoever starts a bridge cannot know that its peer went a moment ago: the error is told as always."""
+    heard = list[SapperError]()
+    two = await shaken(pair(on_error=heard.append, **ends))
+    two.server.abort()
+    await ended(two.client)
+    two.client.start()
+    with pytest.raises(ApiMisuseError):
+        two.client.start()
+    await two.client.wait_closed()
+    assert heard == [two.client.error]
+    await let_go(two)
+
+
 async def test_a_server_notices_it_too(ends: dict[str, Any]) -> None:
     two = await shaken(pair(**ends))
     two.client.abort()
@@ -85,6 +97,8 @@ async def test_a_peer_that_says_goodbye_has_nobody_for_ever(ends: dict[str, Any]
     two = await shaken(pair(handshake_timeout=wait, **ends))
     await two.server.stop()
     assert await ended(two.client) is None
+    with pytest.raises(ClosedError):
+        two.client.start()
     await let_go(two)
 
 

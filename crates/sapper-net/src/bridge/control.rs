@@ -170,7 +170,10 @@ impl Bridge {
     /// the error of [`Event::Closed`]. Started twice is `ApiMisuse`.
     pub fn start(&self) -> Result<()> {
         self.shared.note_start()?;
-        self.send(Command::Start)
+        match self.send(Command::Start) {
+            Err(_) if self.shared.failed_at_rest() => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Stops reading for one direction until [`resume`](Self::resume); what was read is delivered.

@@ -134,6 +134,8 @@ pub(super) struct Shared {
 struct Inner {
     state: BridgeState,
     start_called: bool,
+    /// An error ended it between its handshake and its start.
+    failed_at_rest: bool,
     /// Latest moment of the end, once a stop was asked for.
     stop_at: Option<Instant>,
     drain: bool,
@@ -154,6 +156,7 @@ impl Default for Inner {
         Self {
             state: BridgeState::New,
             start_called: false,
+            failed_at_rest: false,
             stop_at: None,
             drain: false,
             aborted: false,
@@ -212,16 +215,27 @@ impl Shared {
         self.lock().watched
     }
 
-    /// Notes the first `start`; a second one, or one on a closed bridge, is refused.
+    /// Notes the first `start`; a second one, or one on a closed bridge, is refused. Where an error has
+    /// just ended it, nobody could know: it is told like any error of a bridge that was started.
     pub(super) fn note_start(&self) -> Result<()> {
         let mut inner = self.lock();
-        if inner.state == BridgeState::Closed || inner.stop_at.is_some() {
+        let is_over = inner.state == BridgeState::Closed && !inner.failed_at_rest;
+        if is_over || inner.stop_at.is_some() {
             return Err(Error::new(ErrorKind::Closed, "the bridge is closed"));
         }
         if std::mem::replace(&mut inner.start_called, true) {
             return Err(Error::new(ErrorKind::ApiMisuse, "the bridge was started already"));
         }
         Ok(())
+    }
+
+    /// An error ends it before its start.
+    pub(super) fn fail_at_rest(&self) {
+        self.lock().failed_at_rest = true;
+    }
+
+    pub(super) fn failed_at_rest(&self) -> bool {
+        self.lock().failed_at_rest
     }
 
     pub(super) fn start_called(&self) -> bool {

@@ -205,6 +205,9 @@ impl Task {
                         // What never began must not look like an end.
                         sink.fail(error);
                     }
+                    if over.is_err() {
+                        self.shared.fail_at_rest();
+                    }
                     say_goodbye(&mut ends.transport.opened).await;
                     return over.map_err(End::Failed).and(Err(End::Stopped));
                 }
