@@ -21,6 +21,7 @@ PARSES = re.compile(
 )
 #: Files that look like it, and whose bytes are not from outside.
 NOT_OUTSIDE = {
+    "sapper-wasi/src/allow.rs": "what the host's own user allows its guests",
     "sapper-net/src/load.rs": "blocks that this very module has sent",
     "sapper-net/src/port/sys/address.rs": "the kernel's answers about our own interface",
     "sapper-net/src/tls/config.rs": "a server's name, which rustls reads",

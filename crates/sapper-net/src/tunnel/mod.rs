@@ -9,8 +9,6 @@
 //! The wire and every state machine are `sapper_proto::tunnel`'s; docs/tunnel.md has the behaviour.
 
 pub mod client;
-#[cfg(any(test, fuzzing))]
-pub mod fuzzed;
 mod greeting;
 pub mod limit;
 mod link;
