@@ -406,19 +406,17 @@ def _tables(said: dict[str, Any]) -> Group:
     parts: list[Any] = []
     for server in said["tunnels"].values():
         clients = server["clients"]
-        visitors = sum(one["streams"] for one in clients)
-        parts.append(
-            f"server at {', '.join(server['listen'])}: {len(clients):,} clients, {visitors:,} visitors"
-        )
+        count = sum(one["streams"] for one in clients)
+        where = ", ".join(server["listen"])
+        parts.append(f"server at {where}: {len(clients):,} clients, {count:,} visitors")
         if clients:
             parts.append(_clients(clients))
-        parts += _visitors(
-            [(one["port"], visitor) for one in clients for visitor in one["visitors"]], visitors
-        )
+        parts += _services(clients) + _visitors(clients, count)
     for name, client in said["tunnel_clients"].items():
         parts.append(f"client {name} of {client['server']}")
-        parts.append(_clients([{**client, "connected": client["port"] is not None}], "server"))
-        parts += _visitors([(client["port"], one) for one in client["visitors"]], client["streams"])
+        client["connected"] = client["port"] is not None
+        parts.append(_clients([client], "server"))
+        parts += _services([client], "server") + _visitors([client], client["streams"])
     return Group(*parts or ["no tunnel runs there"])
 
 
@@ -429,7 +427,7 @@ def _clients(clients: list[dict[str, Any]], other: str = "client") -> Table:
         table.add_column(name)
     for one in clients:
         table.add_row(
-            "-" if one["port"] is None else str(one["port"]),
+            _port(one["port"]),
             *((escape(one["client_address"]),) if other == "client" else ()),
             "yes" if one["connected"] else "no",
             f"{one['streams']:,}",
@@ -443,19 +441,44 @@ def _clients(clients: list[dict[str, Any]], other: str = "client") -> Table:
     return table
 
 
-def _visitors(visitors: list[tuple[Any, dict[str, Any]]], count: int) -> list[Any]:
-    if not visitors:
+def _services(clients: list[dict[str, Any]], other: str = "client") -> list[Any]:
+    """Those of clients that have more than one of their own."""
+    services = [one for client in clients for one in client["services"]]
+    if not any(one["name"] for one in services):
+        return []
+    table = Table(box=None, pad_edge=False)
+    for name in ("port", "service", "visitors", "visits", f"to {other}", f"from {other}", "sent away", "cut"):
+        table.add_column(name)
+    for one in services:
+        table.add_row(
+            _port(one["port"]),
+            escape(one["name"] or "-"),
+            *(f"{one[name]:,}" for name in ("visitors", "visits")),
+            amount(one["sent"]),
+            amount(one["received"]),
+            *(f"{one[name]:,}" for name in ("refused", "cut")),
+        )
+    return [table]
+
+
+def _visitors(clients: list[dict[str, Any]], count: int) -> list[Any]:
+    shown = [(client, one) for client in clients for one in client["visitors"]][:_SHOWN]
+    if not shown:
         return []
     table = Table(box=None, pad_edge=False)
     for name in ("port", "visitor", "here for", "from visitor", "to visitor"):
         table.add_column(name)
-    for port, one in visitors[:_SHOWN]:
+    for client, one in shown:
         table.add_row(
-            "-" if port is None else str(port),
+            _port(client["port"]),
             escape(one["visitor_address"] or "not known"),
             duration(one["age"]),
             amount(one["from_visitor"]),
             amount(one["to_visitor"]),
         )
-    more = count - min(len(visitors), _SHOWN)
+    more = count - len(shown)
     return [table, *([f"and {more:,} more"] if more > 0 else [])]
+
+
+def _port(port: int | None) -> str:
+    return str(port) if port else "-"

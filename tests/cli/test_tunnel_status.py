@@ -1,0 +1,63 @@
+"""The tables of ``sapper tunnel status``, from what a server and a client say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from sapper.cli._tunnel import _tables
+
+
+def service(name: str, port: int) -> dict[str, Any]:
+    counts = {"visitors": 1, "visits": 2, "sent": 300, "received": 4000, "refused": 3, "paused": 0, "cut": 1}
+    return {"name": name, "port": port, **counts}
+
+
+def client(*services: dict[str, Any]) -> dict[str, Any]:
+    visitor = {"number": 1, "visitor_address": "192.0.2.7:77", "age": 2.0, "from_visitor": 1, "to_visitor": 2}
+    counts = {
+        "streams": 2,
+        "opened": 3,
+        "sent": 1,
+        "received": 2,
+        "sent_rate": 3,
+        "received_rate": 4,
+        "held": 5,
+    }
+    where = {"id": 1, "port": 20_001, "client_address": "192.0.2.1:5", "connected": True, "rtt": 0.001}
+    return {**where, **counts, "visitors": [visitor], "services": [*services]}
+
+
+def shown(said: dict[str, Any]) -> list[list[str]]:
+    console = Console(highlight=False, width=200)
+    with console.capture() as capture:
+        console.print(_tables(said))
+    return [line.split() for line in capture.get().splitlines()]
+
+
+def test_a_server_s_clients_services_and_visitors() -> None:
+    one = client(service("", 20_001), service("second", 20_002))
+    lines = shown({"tunnels": {"tunnel": {"listen": ["[::]:9000"], "clients": [one]}}, "tunnel_clients": {}})
+    assert " ".join(lines[0]) == "server at [::]:9000: 1 clients, 2 visitors"
+    assert lines[2][:3] == ["20001", "192.0.2.1:5", "yes"]
+    assert ["20002", "second", "1", "2", "300", "B", "4.00", "kB", "3", "1"] in lines
+    assert ["20001", "192.0.2.7:77", "2.00", "s", "1", "B", "2", "B"] in lines
+    assert lines[-1] == ["and", "1", "more"]
+
+
+def test_one_service_without_a_name_needs_no_table() -> None:
+    said = {**client(service("", 20_001)), "server": "tunnel.example:9000"}
+    lines = shown({"tunnels": {}, "tunnel_clients": {"tunnel": said}})
+    assert " ".join(lines[0]) == "client tunnel of tunnel.example:9000"
+    assert not any("service" in line for line in lines)
+
+
+def test_a_client_without_a_port_is_not_there() -> None:
+    said = {**client(), "server": "h:1", "port": None, "visitors": []}
+    lines = shown({"tunnels": {}, "tunnel_clients": {"tunnel": said}})
+    assert lines[2][:2] == ["-", "no"]
+
+
+def test_nothing_runs() -> None:
+    assert shown({"tunnels": {}, "tunnel_clients": {}}) == [["no", "tunnel", "runs", "there"]]
