@@ -75,7 +75,6 @@ async def test_the_server_s_filter(later: bool, leak_check: None) -> None:
     assert given == [SECRET, {"id": "another"}]
 
 
-@pytest.mark.soak
 async def test_the_client_s_example(leak_check: None) -> None:
     """Its call-backs, with a server that goes away and comes back, and a service that is not there."""
     server = TunnelServer()
