@@ -3,7 +3,7 @@
 Each of them is in the middle of its work when the link is cut (nothing is lost), when the server is killed
 and started again, and when the client is (both: a clear end, and service at the same public port). The
 network between the two ends stops after so many bytes, so that "in the middle" is no matter of speed.
-They run in `make soak`: once quickly, and once with a gigabyte and cuts of five seconds.
+Marked `soak`: the same with a gigabyte and cuts of five seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Scale:
 QUICK = Scale(silence=0.0, cut=0.2, megabytes=48, deadline=30)
 LONG = Scale(silence=5.0, cut=5.0, megabytes=1_000, deadline=240)
 SCALES = [
-    pytest.param(QUICK, id="quick", marks=pytest.mark.soak),
+    pytest.param(QUICK, id="quick"),
     pytest.param(LONG, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
 ]
 at_both_scales = pytest.mark.parametrize("scale", SCALES)
@@ -274,6 +274,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.iterdir())
 
 
+@pytest.mark.soak
 @at_both_scales
 async def test_the_redis_client_s_own_tests(redis: int, suite: Path, scale: Scale, tmp_path: Path) -> None:
     """As they are; the link is cut again and again meanwhile, and none of them notices."""
