@@ -244,6 +244,20 @@ async def test_a_lease_is_taken_over_at_once(leak_check: None) -> None:
                 assert await asked(public or 0, b"fresh") == b"fresh"
 
 
+async def test_a_client_that_is_started_again_has_its_port_at_once(leak_check: None) -> None:
+    async with Service(echo) as service, server() as ours:
+        async with Cutter(ours.port or 0) as network, client(network.port, service.port) as dead:
+            public = dead.assigned_port
+            network.refuses = True
+            network.cut()
+            await until(lambda: not ours.status()[0].connected, "the end of its connection")
+            async with client(ours.port or 0, 9) as other:
+                assert other.assigned_port != public, "it exposes another service"
+            async with client(ours.port or 0, service.port) as again:
+                assert again.assigned_port == public
+                assert await asked(public or 0, b"again") == b"again"
+
+
 async def test_one_port_is_enough_to_come_back(free_port: Any, leak_check: None) -> None:
     only = free_port()
     async with Service(echo) as service, server(options={"public_ports": (only, only)}) as ours:

@@ -4,5 +4,5 @@
 mod process;
 mod signal;
 
-pub use process::forks;
+pub use process::{forks, machine};
 pub use signal::Signal;

@@ -21,7 +21,7 @@ use super::live::Live;
 use super::notice::{Notice, ServiceInfo, Teller};
 use super::public::shake;
 use super::served::{Served, ServiceStats};
-use super::service::{Dialer, Exposed, Target};
+use super::service::{Dialer, Exposed, Target, origin};
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -471,8 +471,12 @@ impl Stock {
     /// For a connection to the server with these options.
     fn mine(&self, instance: &str, options: &ClientOptions) -> Mine {
         let asked = options.services.iter().map(|exposed| exposed.asked.clone()).collect();
-        let words =
-            ClientWords { instance: instance.to_owned(), lease: options.lease.clone(), services: asked };
+        let words = ClientWords {
+            instance: instance.to_owned(),
+            origin: origin(&options.services),
+            lease: options.lease.clone(),
+            services: asked,
+        };
         Mine {
             dialers: self.services.iter().map(|one| Arc::clone(&one.dialer)).collect(),
             quota: Quota { meters: self.meter.iter().cloned().collect(), ..Quota::default() },

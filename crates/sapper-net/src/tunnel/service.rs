@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Phase};
 use crate::stream::address::UnixAddress;
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
 use crate::stream::{BoxStream, ops};
+use crate::sys;
 
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,18 @@ pub struct Exposed {
     pub asked: Asked,
     /// What may pass to it.
     pub limits: Limits,
+}
+
+/// What is the same when a client is started again, and different elsewhere: a hash of the machine and of where its
+/// services are, which tells neither.
+pub(super) fn origin(services: &[Exposed]) -> String {
+    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    hash.update(b"sapper tunnel origin");
+    hash.update(&sys::machine());
+    for exposed in services {
+        hash.update(format!("{:?} {:?}", exposed.asked.name, exposed.service).as_bytes());
+    }
+    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// This machine, in the order in which it is tried.

@@ -24,6 +24,8 @@ const LONGEST_WORD: usize = 256;
 pub struct ClientWords {
     /// Which client process: a connection of the same one is stale.
     pub instance: String,
+    /// What it is beyond its process: its machine and its services. Who is started again is of the same one.
+    pub origin: String,
     /// Whose public ports it wants, whatever its credentials are.
     pub lease: Option<String>,
     /// What it exposes, at least one. A stream's `open` names one by its place in this list.
@@ -32,7 +34,7 @@ pub struct ClientWords {
 
 impl Default for ClientWords {
     fn default() -> Self {
-        Self { instance: String::new(), lease: None, services: vec![Asked::default()] }
+        Self { instance: String::new(), origin: String::new(), lease: None, services: vec![Asked::default()] }
     }
 }
 
@@ -59,7 +61,9 @@ impl ClientWords {
     /// As a hello carries it.
     pub fn encode(&self) -> Vec<u8> {
         let services: Vec<Value> = self.services.iter().map(Asked::value).collect();
-        json!({"instance": self.instance, "lease": self.lease, "services": services}).to_string().into_bytes()
+        json!({"instance": self.instance, "lease": self.lease, "origin": self.origin, "services": services})
+            .to_string()
+            .into_bytes()
     }
 
     /// Reads a hello's. Without a list of services there is one without a name.
@@ -69,8 +73,12 @@ impl ClientWords {
             let word = value[key].as_str().filter(|word| !word.is_empty() && word.len() <= LONGEST_WORD);
             word.map(str::to_owned)
         };
-        let mut words =
-            Self { instance: word("instance").unwrap_or_default(), lease: word("lease"), ..Self::default() };
+        let mut words = Self {
+            instance: word("instance").unwrap_or_default(),
+            origin: word("origin").unwrap_or_default(),
+            lease: word("lease"),
+            ..Self::default()
+        };
         if let Some(services) = value.get("services") {
             words.services = asked(services)?;
         }
@@ -201,13 +209,14 @@ mod tests {
     fn the_wire_forms() {
         let words = ClientWords {
             instance: "i".into(),
+            origin: "o".into(),
             lease: None,
             services: vec![
                 Asked::default(),
                 Asked { name: "db".into(), ports: Some((8000, 8010)), host: Some("::1".parse().unwrap()) },
             ],
         };
-        let text = r#"{"instance":"i","lease":null,"services":[{"name":""},{"host":"::1","name":"db","ports":[8000,8010]}]}"#;
+        let text = r#"{"instance":"i","lease":null,"origin":"o","services":[{"name":""},{"host":"::1","name":"db","ports":[8000,8010]}]}"#;
         assert_eq!(String::from_utf8(words.encode()).unwrap(), text);
         assert_eq!(ClientWords::parse(text.as_bytes()), Ok(words));
         let granted = ServerWords::Granted(vec![8000, 9]);
@@ -263,6 +272,7 @@ mod tests {
         #[test]
         fn what_one_says_the_other_hears(
             instance in "[a-f0-9]{0,32}",
+            origin in "[a-f0-9]{0,64}",
             lease in proptest::option::of("[a-z]{1,9}"),
             mut services in proptest::collection::vec(any_asked(), 1..9),
             ports in proptest::collection::vec(1u16.., 1..9),
@@ -271,7 +281,7 @@ mod tests {
         ) {
             services.sort_by(|a, b| a.name.cmp(&b.name));
             services.dedup_by(|a, b| a.name == b.name);
-            let words = ClientWords { instance, lease, services };
+            let words = ClientWords { instance, origin, lease, services };
             prop_assert_eq!(ClientWords::parse(&words.encode()), Ok(words));
             let count = ports.len();
             let granted = ServerWords::Granted(ports);

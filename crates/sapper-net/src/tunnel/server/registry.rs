@@ -49,6 +49,15 @@ pub(super) struct Place {
     fresh: bool,
 }
 
+/// Which client it is, as far as it says.
+#[derive(Clone, Default)]
+pub(super) struct Client {
+    /// This process of it.
+    pub(super) instance: String,
+    /// Its machine and its services.
+    pub(super) origin: String,
+}
+
 struct Entry {
     info: Arc<TunnelInfo>,
     live: Arc<Live>,
@@ -57,7 +66,7 @@ struct Entry {
     owner: TokenHash,
     places: Vec<Place>,
     session: Option<[u8; 16]>,
-    instance: String,
+    client: Client,
     attached: bool,
 }
 
@@ -152,7 +161,7 @@ impl Registry {
             owner,
             places: Vec::new(),
             session: None,
-            instance: String::new(),
+            client: Client::default(),
             attached: true,
         };
         self.tunnels.insert(entry.info.id, entry);
@@ -164,12 +173,12 @@ impl Registry {
         info: &Arc<TunnelInfo>,
         places: &[Place],
         session: Option<[u8; 16]>,
-        instance: &str,
+        client: &Client,
     ) {
         if let Some(entry) = self.tunnels.get_mut(&info.id) {
             (entry.info, entry.session) = (Arc::clone(info), session);
             places.clone_into(&mut entry.places);
-            instance.clone_into(&mut entry.instance);
+            entry.client.clone_from(client);
         }
     }
 
@@ -189,17 +198,22 @@ impl Registry {
         entry.map(|entry| entry.orders.clone())
     }
 
-    /// The tunnel of the same client process, or of the same lease, whoever of them has it.
+    /// The tunnel of the same client process, or of the same lease, whoever of them has it; or one that waits for
+    /// a client which is started again: the session that it had died with its process.
     pub(super) fn stale(
         &self,
         id: u64,
-        instance: &str,
-        owners: &[TokenHash],
+        owner: TokenHash,
+        client: &Client,
+        leased: &[TokenHash],
     ) -> Option<(u64, mpsc::Sender<Order>, Vec<Place>)> {
+        let is = |one: &str, other: &str| !one.is_empty() && one == other;
         let same = |entry: &&Entry| {
-            entry.info.id != id
-                && (!instance.is_empty() && entry.instance == instance
-                    || entry.places.iter().any(|place| owners.contains(&place.owner)))
+            let process = is(&client.instance, &entry.client.instance);
+            let started_again =
+                !entry.attached && entry.owner == owner && is(&client.origin, &entry.client.origin);
+            let lease = || entry.places.iter().any(|place| leased.contains(&place.owner));
+            entry.info.id != id && (process || started_again || lease())
         };
         let stale = self.tunnels.values().find(same);
         stale.map(|entry| (entry.info.id, entry.orders.clone(), entry.places.clone()))

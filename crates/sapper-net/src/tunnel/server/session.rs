@@ -13,7 +13,7 @@ use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::registry::{self, Order, Place, Takeover};
+use super::registry::{self, Client, Order, Place, Takeover};
 use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
@@ -211,8 +211,7 @@ struct Tunnel<'a> {
     /// Told, and known to others.
     created: bool,
     attached: bool,
-    /// Which client process.
-    instance: String,
+    client: Client,
     orders: mpsc::Sender<Order>,
 }
 
@@ -243,7 +242,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
         places,
         created: false,
         attached: true,
-        instance: String::new(),
+        client: Client::default(),
         orders,
     };
     let talk = async {
@@ -311,7 +310,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
                     Ok(settled) => settled,
                     Err(no) => return tunnel.refuse(link, no).await,
                 };
-                if let Err(error) = tunnel.answer(&mut link, &words) {
+                if let Err(error) = tunnel.answer(&mut link) {
                     return tunnel.end(Some(link), Some(error));
                 }
                 tunnel.create(&mut link, ports, &words);
@@ -351,7 +350,7 @@ impl Tunnel<'_> {
                 let (info, live) = (Arc::clone(&self.info), Arc::clone(&self.live));
                 registry.enter(info, live, self.orders.clone(), self.owner);
             }
-            registry.name(&self.info, &self.places, session, &self.instance);
+            registry.name(&self.info, &self.places, session, &self.client);
         }
         if first {
             tell(self.shared, "tunnel-created", &self.info, None);
@@ -372,7 +371,7 @@ impl Tunnel<'_> {
                 .with_reason("services")
         })?;
         let words = if several { said } else { ClientWords { services: vec![Asked::default()], ..said } };
-        self.instance.clone_from(&words.instance);
+        self.client = Client { instance: words.instance.clone(), origin: words.origin.clone() };
         let lease = words.lease.as_ref().map(|lease| hash(b"lease:", lease.as_bytes()));
         let base = lease.unwrap_or(self.owner);
         let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
@@ -380,7 +379,7 @@ impl Tunnel<'_> {
         let mut old = Vec::new();
         loop {
             // It may be gone already; then so is its channel.
-            let stale = lock(&self.shared.registry).stale(self.info.id, &words.instance, leased);
+            let stale = lock(&self.shared.registry).stale(self.info.id, self.owner, &self.client, leased);
             let Some((id, orders, places)) = stale else { break };
             let (done, gone) = oneshot::channel();
             let _ = orders.send(Order::Replace(done)).await;
@@ -489,8 +488,7 @@ impl Tunnel<'_> {
     }
 
     /// Our hello, with the final ports.
-    fn answer(&mut self, link: &mut Link, words: &ClientWords) -> Result<()> {
-        self.instance.clone_from(&words.instance);
+    fn answer(&mut self, link: &mut Link) -> Result<()> {
         let (session, token) = (random()?, Token(random()?));
         let (now, said) = (link.now(), self.words());
         link.mux().answer(session, token, said, now);
