@@ -467,6 +467,7 @@ class TunnelVisitorDict(TypedDict):
     tunnel: int
     number: int
     address: str | None
+    service: str
     age: float
     from_socket: int
     to_socket: int

@@ -176,6 +176,43 @@ def test_a_running_client_says_how_it_is(web: int, tmp_path: Path) -> None:
                 assert token not in figures + shown + json.dumps(said)
 
 
+def test_a_status_tells_services_apart(web: int, tmp_path: Path) -> None:
+    place = f"unix:{tmp_path / 'figures'}"
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))
+    with started(*serve, "--metrics", place, "--json") as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (tmp_path / "state" / "tunnel-token").read_text().strip()
+        config = tmp_path / "expose.toml"
+        config.write_text(
+            f'[expose]\nserver = "127.0.0.1:{port}"\n'
+            f'services = [{web}, {{ port = {web}, name = "second" }}]\n'
+        )
+        expose = ("expose", "--config", str(config), "--json", "--metrics", "127.0.0.1:0")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            (at_client,) = event(client.stdout, "metrics")["addresses"]
+            told = event(client.stdout, "authentication-acknowledged")["services"]
+            public = {one["name"]: one["port"] for one in told}
+            with socket.create_connection(("127.0.0.1", public["second"]), 20) as visitor:
+                assert event(client.stdout, "service-connected")["service"]["service"] == "second"
+                here = ":".join(map(str, visitor.getsockname()))
+                for said in (
+                    json.loads(_status(place, "--json"))["tunnels"]["tunnel"]["clients"][0],
+                    json.loads(_status(at_client, "--json"))["tunnel_clients"]["tunnel"],
+                ):
+                    assert [one["visitors"] for one in said["services"]] == [0, 1]
+                    (one,) = said["visitors"]
+                    assert (one["service"], one["visitor_address"]) == ("second", here)
+                for shown in (_status(place), _status(at_client)):
+                    assert any(
+                        line.startswith(f"{public['second']} ") and here in line
+                        for line in shown.splitlines()
+                    )
+                with urllib.request.urlopen(f"http://{at_client}/metrics", timeout=20) as answer:
+                    figures = answer.read().decode()
+                labels = 'client="tunnel",service="second"'
+                assert f"sapper_tunnel_client_service_visitors{{{labels}}} 1\n" in figures
+
+
 def test_a_status_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     place = f"unix:{tmp_path / 'figures'}"
     serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))

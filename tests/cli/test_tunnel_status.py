@@ -15,7 +15,14 @@ def service(name: str, port: int) -> dict[str, Any]:
 
 
 def client(*services: dict[str, Any]) -> dict[str, Any]:
-    visitor = {"number": 1, "visitor_address": "192.0.2.7:77", "age": 2.0, "from_visitor": 1, "to_visitor": 2}
+    visitor = {
+        "number": 1,
+        "visitor_address": "192.0.2.7:77",
+        "service": services[-1]["name"] if services else "",
+        "age": 2.0,
+        "from_visitor": 1,
+        "to_visitor": 2,
+    }
     counts = {
         "streams": 2,
         "opened": 3,
@@ -42,7 +49,7 @@ def test_a_server_s_clients_services_and_visitors() -> None:
     assert " ".join(lines[0]) == "server at [::]:9000: 1 clients, 2 visitors"
     assert lines[2][:3] == ["20001", "192.0.2.1:5", "yes"]
     assert ["20002", "second", "1", "2", "300", "B", "4.00", "kB", "3", "1"] in lines
-    assert ["20001", "192.0.2.7:77", "2.00", "s", "1", "B", "2", "B"] in lines
+    assert ["20002", "192.0.2.7:77", "2.00", "s", "1", "B", "2", "B"] in lines
     assert lines[-1] == ["and", "1", "more"]
 
 

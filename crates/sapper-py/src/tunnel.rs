@@ -361,6 +361,7 @@ fn visitor_values<'py>(py: Python<'py>, tunnel: u64, one: &VisitorStats) -> PyRe
     values.set_item("tunnel", tunnel)?;
     values.set_item("number", one.number)?;
     values.set_item("address", one.address.map(|address| address.to_string()))?;
+    values.set_item("service", &one.service.name)?;
     values.set_item("age", one.age.as_secs_f64())?;
     values.set_item("from_socket", one.from_socket)?;
     values.set_item("to_socket", one.to_socket)?;

@@ -469,8 +469,9 @@ def _visitors(clients: list[dict[str, Any]], count: int) -> list[Any]:
     for name in ("port", "visitor", "here for", "from visitor", "to visitor"):
         table.add_column(name)
     for client, one in shown:
+        ports = {service["name"]: service["port"] for service in client["services"]}
         table.add_row(
-            _port(client["port"]),
+            _port(ports.get(one["service"], client["port"])),
             escape(one["visitor_address"] or "not known"),
             duration(one["age"]),
             amount(one["from_visitor"]),

@@ -128,6 +128,7 @@ class VisitorStatus:
         tunnel: The ``id`` of its tunnel at a server; 0 at a client.
         number: Counted from 1 in each tunnel, as in events.
         visitor_address: Where it comes from; an original server does not say.
+        service: The name of the service that it came to; empty for the client's own.
         age: Seconds since it came.
         from_visitor: Bytes from it.
         to_visitor: Bytes to it.
@@ -136,6 +137,7 @@ class VisitorStatus:
     tunnel: int
     number: int
     visitor_address: str | None
+    service: str
     age: float
     from_visitor: int
     to_visitor: int
@@ -145,7 +147,7 @@ def visitor_status(one: _native.TunnelVisitorDict, *, at_client: bool = False) -
     """As the binding tells it. What a client reads from its service is for the visitor."""
     read, written = one["from_socket"], one["to_socket"]
     ways = (written, read) if at_client else (read, written)
-    return VisitorStatus(one["tunnel"], one["number"], one["address"], one["age"], *ways)
+    return VisitorStatus(one["tunnel"], one["number"], one["address"], one["service"], one["age"], *ways)
 
 
 def tunnel_status(one: _native.TunnelStatusDict) -> TunnelStatus:

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use sapper_proto::tunnel::mux::Mux;
 
+use super::notice::ServiceInfo;
 use super::payload::Payload;
 use super::served::{Served, ServiceStats};
 
@@ -48,6 +49,8 @@ pub struct VisitorStats {
     pub number: u64,
     /// Where the visitor comes from; an original server does not say.
     pub address: Option<SocketAddr>,
+    /// Which of the tunnel's services it came to.
+    pub service: ServiceInfo,
     /// Since it came.
     pub age: Duration,
     /// Bytes from the socket at this end of the tunnel.
@@ -83,6 +86,7 @@ struct Mark {
 #[derive(Debug)]
 struct Moved {
     address: Option<SocketAddr>,
+    service: Arc<Served>,
     began: Instant,
     from: AtomicU64,
     to: AtomicU64,
@@ -144,9 +148,14 @@ impl Live {
     }
 
     /// Adds a visitor.
-    pub(super) fn list(self: &Arc<Self>, number: u64, address: Option<SocketAddr>) -> Listed {
+    pub(super) fn list(
+        self: &Arc<Self>,
+        number: u64,
+        address: Option<SocketAddr>,
+        service: Arc<Served>,
+    ) -> Listed {
         let (from, to) = (AtomicU64::new(0), AtomicU64::new(0));
-        let moved = Arc::new(Moved { address, began: Instant::now(), from, to });
+        let moved = Arc::new(Moved { address, service, began: Instant::now(), from, to });
         lock(&self.visitors).insert(number, Arc::clone(&moved));
         Listed { live: Arc::clone(self), number, moved }
     }
@@ -172,6 +181,7 @@ impl Live {
         let one = |(number, moved): (&u64, &Arc<Moved>)| VisitorStats {
             number: *number,
             address: moved.address,
+            service: moved.service.info().clone(),
             age: moved.began.elapsed(),
             from_socket: moved.from.load(Ordering::Relaxed),
             to_socket: moved.to.load(Ordering::Relaxed),
@@ -228,7 +238,10 @@ mod tests {
     fn visitors_are_listed_while_they_are_there() {
         let live = Arc::new(Live::default());
         let address = "192.0.2.1:4000".parse().unwrap();
-        let (one, two) = (live.list(1, Some(address)), live.list(2, None));
+        let info = ServiceInfo { name: "web".to_owned(), port: 4000 };
+        let service = Arc::new(Served::new(info.clone(), None));
+        let (one, two) =
+            (live.list(1, Some(address), Arc::clone(&service)), live.list(2, None, Arc::clone(&service)));
         one.moved(5, 0);
         one.moved(2, 9);
         let seen = live.visitors(1);
@@ -237,12 +250,13 @@ mod tests {
             [VisitorStats {
                 number: 1,
                 address: Some(address),
+                service: info,
                 age: seen[0].age,
                 from_socket: 7,
                 to_socket: 9
             }]
         );
-        let again = live.list(1, None);
+        let again = live.list(1, None, service);
         drop(one);
         assert_eq!(live.visitors(9).len(), 2, "the one that has its number now stays");
         drop((two, again));

@@ -76,6 +76,7 @@ impl Slots {
         }
         self.numbers += 1;
         service.came();
+        let listed = live.list(self.numbers, visitor.map(|(from, _)| from), Arc::clone(&service));
         let slot = Slot {
             key,
             number: self.numbers,
@@ -87,7 +88,7 @@ impl Slots {
             local_ended: false,
             over: false,
             visitor,
-            listed: live.list(self.numbers, visitor.map(|(from, _)| from)),
+            listed,
             untold: (0, 0),
             copied: (None, None),
             throttle,
