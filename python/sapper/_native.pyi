@@ -454,6 +454,7 @@ class TunnelServerDict(TypedDict):
     deny_visitors: list[str]
     visitor_rate: tuple[float, int] | None
     max_clients: int
+    max_handshakes: int
     max_visitors: int
     max_streams: int
     visitor_limits: TunnelLimitsDict
@@ -524,6 +525,7 @@ class TunnelServer:
     def reload(self, options: TunnelServerDict) -> None: ...
     def tunnels(self) -> list[TunnelStatusDict]: ...
     def visitors(self, tunnel: int | None, most: int) -> list[TunnelVisitorDict]: ...
+    def handshakes(self) -> tuple[int, int]: ...
 
 class TunnelServiceDict(TypedDict):
     name: str

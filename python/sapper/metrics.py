@@ -137,6 +137,10 @@ def _tunnel_samples(name: str, server: TunnelServer) -> Iterable[_Sample]:
 
     yield sample("up", "gauge", "Whether it takes clients.", int(server.running))
     yield sample("clients", "gauge", "Clients that have a public port.", len(tunnels))
+    shaking = server.handshakes()
+    yield sample("handshakes", "gauge", "Clients that are not let in yet.", shaking.under_way)
+    text = "Clients that were not let in yet and gave way to others."
+    yield sample("handshakes_gave_way_total", "counter", text, shaking.gave_way)
     for one in tunnels:
         port = str(one.port)
         yield sample("connected", "gauge", "Whether the client is there.", int(one.connected), port=port)
@@ -253,7 +257,11 @@ def _status(
         },
         "pumps": {name: {**asdict(pump.stats()), "state": pump.state} for name, pump in pumps.items()},
         "tunnels": {
-            name: {"listen": list(server.addresses), "clients": _tunnel_clients(server)}
+            name: {
+                "listen": list(server.addresses),
+                "handshakes": asdict(server.handshakes()),
+                "clients": _tunnel_clients(server),
+            }
             for name, server in tunnels.items()
         },
         "tunnel_clients": {

@@ -12,15 +12,28 @@ from typing import Any
 
 import pytest
 
+from sapper.errors import ConnectError
 from sapper.testing import throwaway_certificates
-from sapper.tunnel import TunnelServer, events
-from support.tunnels import CREDENTIALS, LATEST, Service, asked, client, echo, server, until, visit
-from support.w3ptunl import DATA, MAGIC, OriginalClient, frame, message
+from sapper.tunnel import ClientOptions, HandshakeStatus, TunnelClient, TunnelServer, events
+from support.tunnels import (
+    CREDENTIALS,
+    LATEST,
+    Cutter,
+    Service,
+    asked,
+    client,
+    come,
+    echo,
+    server,
+    until,
+    visit,
+)
+from support.w3ptunl import DATA, MAGIC, OriginalClient, frame, message, read_message
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 # The beginning of a client's hello of TLS 1.3, and of requests of other protocols.
-OPENINGS = [
+OPENINGS = (
     b"",
     b"W",
     MAGIC,
@@ -28,17 +41,18 @@ OPENINGS = [
     bytes.fromhex("160301007a010000760303"),
     b"GET / HTTP/1.1\r\n",
     b"\0" * 64,
-]
+)
 
 
 @asynccontextmanager
-async def strangers(port: int, number: int) -> AsyncIterator[list[Stream]]:
+async def strangers(port: int, number: int, *openings: bytes) -> AsyncIterator[list[Stream]]:
     """So many connections, each with one of the openings said."""
+    openings = openings or OPENINGS
     there: list[Stream] = []
     try:
         for n in range(number):
             reader, writer = await visit(port)
-            writer.write(OPENINGS[n % len(OPENINGS)])
+            writer.write(openings[n % len(openings)])
             there.append((reader, writer))
         yield there
     finally:
@@ -83,12 +97,87 @@ async def test_a_flood_at_the_main_port_holds_up_no_client(leak_check: None) -> 
                 assert await asked(exposed.assigned_port or 0, b"and after") == b"and after"
 
 
-async def test_strangers_in_every_place_are_gone_after_the_deadline(leak_check: None) -> None:
-    options = {"max_clients": 4, "handshake_timeout": 0.3}
+@pytest.mark.parametrize("opening", [b"", MAGIC + b"\0\0"], ids=["silent", "speaking"])
+async def test_strangers_in_every_place_give_way_to_a_client(opening: bytes, leak_check: None) -> None:
+    """No deadline helps: it is an hour away."""
+    options = {"max_clients": 1, "max_handshakes": 4, "handshake_timeout": 3_600.0}
     async with Service(echo) as service, server(options=options) as ours:
-        async with strangers(ours.port or 0, 40):
+        async with strangers(ours.port or 0, 40, opening) as there:
+            ends = [asyncio.create_task(sent_away(reader)) for reader, _ in there]
+            await until(lambda: sum(end.done() for end in ends) == 36, "the end of all but four")
             async with client(ours.port or 0, service.port) as exposed:
-                assert await asked(exposed.assigned_port or 0, b"its turn came") == b"its turn came"
+                assert await asked(exposed.assigned_port or 0, b"in spite of them") == b"in spite of them"
+                await until(lambda: sum(end.done() for end in ends) == 37, "the end of one more")
+                assert ours.handshakes() == HandshakeStatus(under_way=3, gave_way=37)
+        await asyncio.gather(*ends)
+        await until(lambda: ours.handshakes().under_way == 0, "the end of the strangers")
+
+
+async def test_strangers_are_gone_after_the_deadline(leak_check: None) -> None:
+    async with server(options={"max_handshakes": 40, "handshake_timeout": 0.3}) as ours:
+        heard = ours.events()
+        async with strangers(ours.port or 0, 40, b"") as there:
+            await asyncio.gather(*(sent_away(reader) for reader, _ in there))
+            assert (await client_error(heard)).err.kind == "handshake_deadline"
+            assert ours.handshakes() == HandshakeStatus(under_way=0, gave_way=0)
+
+
+async def test_strangers_from_one_address_push_out_only_each_other(leak_check: None) -> None:
+    async with server(options={"max_handshakes": 4, "handshake_timeout": 3_600.0}) as ours:
+        heard = ours.events()
+        slow = await visit(ours.port or 0)
+        await until(lambda: ours.handshakes().under_way == 1, "the slow client")
+        there = [await come(ours.port or 0, "127.0.0.2") for _ in range(20)]
+        assert (await client_error(heard)).err.context.reason == "too_many_handshakes"
+        await asyncio.gather(*(sent_away(reader) for reader, _ in there[:17]))
+        slow[1].write(message(CREDENTIALS))
+        assert "port" in await read_message(slow[0])
+        for _, writer in (slow, *there):
+            writer.transport.abort()
+
+
+async def test_clients_beyond_those_that_there_may_be_are_refused_and_come_again(leak_check: None) -> None:
+    async with Service(echo) as service, server(options={"max_clients": 1}) as ours:
+        port = ours.port or 0
+        async with Cutter(port) as network, client(network.port, service.port) as first:
+            original = OriginalClient(service.port)
+            with pytest.raises(ValueError, match="too_many_clients"):
+                await original.connect("127.0.0.1", port, {**CREDENTIALS, "n": 2})
+            await original.close()
+            given: Any = {"options": ClientOptions(reconnect_delay=(0.05, 0.2))}
+            second = TunnelClient("127.0.0.1", port, service.port, {**CREDENTIALS, "n": 2}, **given)
+            heard = second.events()
+            coming = asyncio.create_task(second.connect())
+            async with asyncio.timeout(LATEST):
+                async for event in heard:
+                    if isinstance(event, events.TunnelReconnectQueued):
+                        break
+            # The one that is there comes back to its session, though every place is taken: one of them by it.
+            network.cut()
+            await until(lambda: ours.status()[0].resumes == 1, "the client that was cut")
+            assert await asked(first.assigned_port or 0, b"back") == b"back"
+            await first.stop()
+            public = await asyncio.wait_for(coming, LATEST)
+            assert await asked(public, b"its turn") == b"its turn"
+            await second.stop()
+
+
+async def test_a_client_that_is_started_again_takes_the_place_that_it_had(leak_check: None) -> None:
+    async with Service(echo) as service, server(options={"max_clients": 1}) as ours:
+        async with Cutter(ours.port or 0) as network, client(network.port, service.port) as dead:
+            network.refuses = True
+            network.cut()
+            await until(lambda: not ours.status()[0].connected, "the end of its connection")
+            # Another one with its credentials is not the same: it waits until the session's grace is over.
+            other = TunnelClient(
+                "127.0.0.1", ours.port or 0, 9, CREDENTIALS, options=ClientOptions(reconnect=False)
+            )
+            with pytest.raises(ConnectError) as raised:
+                await asyncio.wait_for(other.connect(), LATEST)
+            assert raised.value.context.reason == "too_many_clients"
+            async with client(ours.port or 0, service.port) as again:
+                assert again.assigned_port == dead.assigned_port
+                assert await asked(again.assigned_port or 0, b"again") == b"again"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,12 @@ async def test_what_cannot_change_is_named_and_nothing_changes(leak_check: None)
     async with Service(echo) as service, server() as ours:
         async with client(ours.port or 0, service.port) as exposed:
             public = exposed.assigned_port or 0
-            for name, value in [("host", "::1"), ("max_clients", 7), ("lease_file", "x")]:
+            for name, value in [
+                ("host", "::1"),
+                ("max_clients", 7),
+                ("max_handshakes", 7),
+                ("lease_file", "x"),
+            ]:
                 given: dict[str, Any] = {"host": "127.0.0.1", "deny_visitors": ("*",), name: value}
                 with pytest.raises(ConfigError, match="while the server runs") as caught:
                     await ours.reload(ServerOptions(**given))

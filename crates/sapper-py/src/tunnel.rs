@@ -104,6 +104,7 @@ struct ServerValues {
     deny_visitors: Vec<String>,
     visitor_rate: Option<(f64, u32)>,
     max_clients: u32,
+    max_handshakes: u32,
     max_visitors: u32,
     max_streams: u32,
     visitor_limits: LimitValues,
@@ -142,6 +143,7 @@ impl ServerValues {
                 deny: addresses("deny_visitors", &self.deny_visitors)?,
             },
             max_clients: self.max_clients,
+            max_handshakes: self.max_handshakes,
             max_visitors: self.max_visitors,
             max_streams: self.max_streams,
             visitor_limits: self.visitor_limits.into(),
@@ -225,6 +227,11 @@ impl TunnelServer {
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let visitors = self.inner.get(py)?.visitors(tunnel, most);
         visitors.into_iter().map(|(id, one)| visitor_values(py, id, &one)).collect()
+    }
+
+    /// Connections whose client is not let in yet: how many there are, and how many gave way.
+    fn handshakes(&self, py: Python<'_>) -> PyResult<(usize, u64)> {
+        Ok(self.inner.get(py)?.handshakes())
     }
 }
 

@@ -16,7 +16,13 @@ from sapper.tunnel.server import (
     TunnelServer,
     VisitorFilter,
 )
-from sapper.tunnel.status import ClientStatus, ServiceStatus, TunnelStatus, VisitorStatus
+from sapper.tunnel.status import (
+    ClientStatus,
+    HandshakeStatus,
+    ServiceStatus,
+    TunnelStatus,
+    VisitorStatus,
+)
 
 if TYPE_CHECKING:
     from sapper.tunnel.options import ClientOptions, Limits, ServerOptions, Service, VisitorLimits
@@ -25,6 +31,7 @@ __all__ = [
     "ClientOptions",
     "ClientStatus",
     "ConnectionFilter",
+    "HandshakeStatus",
     "Limits",
     "ServerOptions",
     "Service",

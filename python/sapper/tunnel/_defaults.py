@@ -73,6 +73,7 @@ class ServerDefaults(CommonDefaults):
     visitor_rate: float | None = None
     visitor_burst: int = 20
     max_clients: int = 1_024
+    max_handshakes: int = 256
     max_visitors: int = 4_096
     max_streams: int = 65_536
     visitor_limits: NoLimits = NoLimits()

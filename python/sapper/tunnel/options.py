@@ -217,7 +217,10 @@ class ServerOptions(_Common):
     visitor_burst: _Count = 20
     """How many of them may come at once after a pause."""
     max_clients: _Count = 1_024
-    """Clients at a time; more wait to be accepted."""
+    """Clients at a time, those included whose session waits for them; more are refused, and come again."""
+    max_handshakes: _Count = 256
+    """Connections whose client is not let in yet, at a time. Beyond that one gives way to the newcomer: of
+    the address that has most of them the one that said least, the oldest of those."""
     max_visitors: _Count = 4_096
     """Visitors of one client at a time; more wait to be accepted."""
     max_streams: _Count = 65_536

@@ -20,7 +20,13 @@ from sapper.errors import ClosedError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import server_options
 from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
-from sapper.tunnel.status import TunnelStatus, VisitorStatus, tunnel_status, visitor_status
+from sapper.tunnel.status import (
+    HandshakeStatus,
+    TunnelStatus,
+    VisitorStatus,
+    tunnel_status,
+    visitor_status,
+)
 
 if TYPE_CHECKING:
     from sapper.tls.config import Credentials, TlsConfig
@@ -231,8 +237,8 @@ class TunnelServer(TunnelObject):
         arguments the files of its TLS configurations are read again.
 
         Args:
-            options: All of them. ``host``, ``max_clients``, ``max_streams`` and ``lease_file`` have to be
-                what they were: they need another server.
+            options: All of them. ``host``, ``max_clients``, ``max_handshakes``, ``max_streams`` and
+                ``lease_file`` have to be what they were: they need another server.
             visitor_filter: ``...`` is the one that it has; so for the next two.
             tls: TLS at the main port.
             visitor_tls: TLS at public ports.
@@ -301,6 +307,7 @@ class TunnelServer(TunnelObject):
             if options.visitor_rate is None
             else (options.visitor_rate, options.visitor_burst),
             "max_clients": options.max_clients,
+            "max_handshakes": options.max_handshakes,
             "max_visitors": options.max_visitors,
             "max_streams": options.max_streams,
             "visitor_limits": options.visitor_limits._native(),
@@ -342,6 +349,12 @@ class TunnelServer(TunnelObject):
         if not isinstance(self._native, _native.TunnelServer):
             return ()
         return tuple(visitor_status(one) for one in self._native.visitors(tunnel, most))
+
+    def handshakes(self) -> HandshakeStatus:
+        """Connections whose clients are not let in yet."""
+        if not isinstance(self._native, _native.TunnelServer):
+            return HandshakeStatus(0, 0)
+        return HandshakeStatus(*self._native.handshakes())
 
     async def __aenter__(self) -> Self:
         if self._begun is None:

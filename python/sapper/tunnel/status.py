@@ -9,6 +9,7 @@ from sapper import _native
 
 __all__ = [
     "ClientStatus",
+    "HandshakeStatus",
     "ServiceStatus",
     "TunnelStatus",
     "VisitorStatus",
@@ -118,6 +119,19 @@ class ClientStatus:
     resumes: int
     age: float
     services: tuple[ServiceStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeStatus:
+    """Connections to a server whose clients are not let in yet, as of now.
+
+    Attributes:
+        under_way: How many there are.
+        gave_way: How many ended because there were ``max_handshakes``, since the server began.
+    """
+
+    under_way: int
+    gave_way: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,12 +407,13 @@ fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
         "port_not_allowed" => "port_not_allowed",
         "host_not_allowed" => "host_not_allowed",
         "too_many_services" => "too_many_services",
+        "too_many_clients" => "too_many_clients",
         "service_rejected" => "service_rejected",
         _ => "refused",
     };
     let kind = match reason {
         "refused" if word == "rejected" => ErrorKind::CredentialsRejected,
-        "refused" | "no_port" | "port_taken" => ErrorKind::Connect,
+        "refused" | "no_port" | "port_taken" | "too_many_clients" => ErrorKind::Connect,
         _ => ErrorKind::PolicyDenied,
     };
     let text = if message.is_empty() { code } else { message };

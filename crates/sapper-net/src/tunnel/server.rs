@@ -1,12 +1,15 @@
 //! The tunnel's server: takes clients, asks who they are, gives each a public port.
 //!
 //! In here: options, the handle, the main port. [`session`] is one client from its connection to its end,
-//! [`registry`] what all of them share: ports, leases, sessions that wait for their client.
+//! [`admission`] how it is let in, [`handshakes`] what bounds those who are not yet, [`registry`] what all of them
+//! share: ports, leases, sessions that wait for their client.
 
+mod admission;
+mod handshakes;
 mod registry;
 mod session;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +20,7 @@ use sapper_proto::tunnel::lease::LeaseError;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+use self::handshakes::Handshakes;
 use self::registry::Registry;
 use super::limit::{Limits, Visitors};
 use super::notice::{Notice, Teller, TunnelInfo};
@@ -70,8 +74,10 @@ pub struct ServerOptions {
     pub service_filter: Option<Duration>,
     /// How often one address may visit, whichever tunnel.
     pub visitor_rate: Option<Rate>,
-    /// Clients at a time.
+    /// Clients at a time, those included whose session waits for them; more are refused.
     pub max_clients: u32,
+    /// Connections to the main port whose client is not let in yet, at a time; beyond, one gives way.
+    pub max_handshakes: u32,
     /// Visitors of one client at a time.
     pub max_visitors: u32,
     /// Visitors of all clients at a time; more are sent away.
@@ -97,13 +103,13 @@ impl ServerOptions {
                 config.check(&Role::Server).map_err(|error| error.with_field(field))?;
             }
         }
-        if self.max_clients == 0 {
-            return Err(Error::config("max_clients", "must be at least 1"));
-        }
-        if self.max_visitors == 0 {
-            return Err(Error::config("max_visitors", "must be at least 1"));
-        }
-        for (number, field) in [(self.max_streams, "max_streams"), (self.max_services, "max_services")] {
+        for (number, field) in [
+            (self.max_clients, "max_clients"),
+            (self.max_handshakes, "max_handshakes"),
+            (self.max_visitors, "max_visitors"),
+            (self.max_streams, "max_streams"),
+            (self.max_services, "max_services"),
+        ] {
             if number == 0 {
                 return Err(Error::config(field, "must be at least 1"));
             }
@@ -151,6 +157,7 @@ impl ServerOptions {
             ("host", self.host == other.host),
             ("port", self.port == other.port),
             ("max_clients", self.max_clients == other.max_clients),
+            ("max_handshakes", self.max_handshakes == other.max_handshakes),
             ("max_streams", self.max_streams == other.max_streams),
             ("lease_file", self.lease_file == other.lease_file),
         ];
@@ -184,6 +191,9 @@ struct Shared {
     options: Mutex<Arc<ServerOptions>>,
     gate: Arc<Gate>,
     teller: Arc<Teller>,
+    /// Places of clients that are let in: each tunnel has one.
+    clients: Arc<Semaphore>,
+    handshakes: Arc<Handshakes>,
     registry: Mutex<Registry>,
     changed: Notify,
     stopping: watch::Sender<Option<Duration>>,
@@ -211,6 +221,8 @@ impl Server {
         teller.watch(watched);
         let shared = Arc::new(Shared {
             gate: Gate::new(options.public(None)),
+            clients: Arc::new(Semaphore::new(options.max_clients as usize)),
+            handshakes: Handshakes::new(options.max_handshakes),
             options: Mutex::new(Arc::new(options)),
             teller,
             registry: Mutex::new(registry),
@@ -264,6 +276,12 @@ impl Server {
     /// Visitors of one tunnel, or of all: the tunnel's number with each, at most so many.
     pub fn visitors(&self, tunnel: Option<u64>, most: usize) -> Vec<(u64, VisitorStats)> {
         lock(&self.shared.registry).visitors(tunnel, most)
+    }
+
+    /// Connections whose client is not let in yet: how many there are, and how many gave way to others since the
+    /// server began.
+    pub fn handshakes(&self) -> (usize, u64) {
+        self.shared.handshakes.counts()
     }
 }
 
@@ -327,7 +345,7 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     let options = shared.options();
     let address = ListenAddress::Tcp { host: options.host.clone(), port: options.port };
     let listen = ListenOptions {
-        max_connections: options.max_clients,
+        max_connections: most_connections(&options),
         socket: SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: Some(MOST_UNSENT) },
         ..ListenOptions::default()
     };
@@ -359,11 +377,24 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
                 saving.set(leases_to_save(shared));
             }
             accepted = listener.accept_socket() => {
-                let client = session::run(Arc::clone(shared), accepted?, alive.clone());
+                let accepted = accepted?;
+                let from = match &accepted.peer {
+                    Address::Inet(peer) => peer.ip(),
+                    _ => Ipv4Addr::UNSPECIFIED.into(),
+                };
+                let place = shared.handshakes.enter(from);
+                let client = session::run(Arc::clone(shared), accepted, place, alive.clone());
                 runtime::spawn("tunnel", client)?;
             }
         }
     }
+}
+
+/// Nobody who is let in waits for this. A client that comes back has another connection for a moment, and the
+/// rest are handshakes.
+fn most_connections(options: &ServerOptions) -> u32 {
+    let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
+    options.max_clients.saturating_mul(2).saturating_add(options.max_handshakes).min(most)
 }
 
 async fn leases_to_save(shared: &Shared) {

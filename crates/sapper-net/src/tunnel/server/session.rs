@@ -1,4 +1,5 @@
-//! One client of a server: handshake, the filter's answer, its public port, its tunnel, its end.
+//! One client of a server: its connection, its public ports, its tunnel, its end. What is before it is let in:
+//! [`admission`](super::admission).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,13 +7,13 @@ use std::time::Duration;
 use sapper_proto::tunnel::frame::{Capabilities, Code, Hello, Token};
 use sapper_proto::tunnel::lease::{LeaseError, TokenHash, Wanted};
 use sapper_proto::tunnel::mux::Mux;
-use sapper_proto::tunnel::w3p::{
-    Acknowledgement, Credentials, Offer, Refusal, Retry, ServerHandshake, Speech, recognise,
-};
+use sapper_proto::tunnel::w3p::{Acknowledgement, Offer, Refusal, Retry};
 use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::admission::{Admitted, admit, another_client, hash};
+use super::handshakes::Handshake;
 use super::registry::{self, Client, Order, Place, Takeover};
 use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -20,14 +21,13 @@ use crate::mailbox::Subject;
 use crate::stream::address::Address;
 use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
-use crate::tls::Role;
 use crate::tunnel::client::drained;
 use crate::tunnel::greeting;
 use crate::tunnel::limit::{Meter, Quota, Scope};
 use crate::tunnel::link::{End, Exit, Link};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::{Notice, ServiceInfo, TunnelInfo};
-use crate::tunnel::public::{PublicPort, shake};
+use crate::tunnel::public::PublicPort;
 use crate::tunnel::served::Served;
 use crate::tunnel::{canonical, random};
 
@@ -41,15 +41,17 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const ORDERS: usize = 8;
 
 /// From the connection to the end.
-pub(super) async fn run(shared: Arc<Shared>, socket: AcceptedSocket, alive: mpsc::Sender<()>) {
-    let mut info = TunnelInfo {
-        id: lock(&shared.registry).next_id(),
-        client: match &socket.peer {
-            Address::Inet(peer) => canonical(*peer).to_string(),
-            other => other.to_string(),
-        },
-        ..TunnelInfo::default()
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    socket: AcceptedSocket,
+    handshake: Handshake,
+    alive: mpsc::Sender<()>,
+) {
+    let client = match &socket.peer {
+        Address::Inet(peer) => canonical(*peer).to_string(),
+        other => other.to_string(),
     };
+    let mut info = TunnelInfo { id: lock(&shared.registry).next_id(), client, ..TunnelInfo::default() };
     let stream: BoxStream = match socket.open() {
         Ok(stream) => Box::new(stream),
         Err(error) => {
@@ -61,7 +63,11 @@ pub(super) async fn run(shared: Arc<Shared>, socket: AcceptedSocket, alive: mpsc
     let admitted = tokio::select! {
         biased;
         () = shared.stopped() => None,
-        admitted = admit(&shared, stream, &mut info) => match admitted {
+        error = handshake.gives_way() => {
+            tell(&shared, "client-error", &info, Some(error));
+            None
+        }
+        admitted = admit(&shared, stream, &mut info, &handshake) => match admitted {
             Ok(admitted) => Some(admitted),
             Err(error) => {
                 tell(&shared, "client-error", &info, Some(error));
@@ -70,134 +76,17 @@ pub(super) async fn run(shared: Arc<Shared>, socket: AcceptedSocket, alive: mpsc
         },
     };
     if let Some(admitted) = admitted {
-        tunnel(&shared, admitted, info).await;
+        tunnel(&shared, admitted, handshake, info).await;
     } else {
         tell(&shared, "client-disconnected", &info, None);
     }
     drop(alive);
 }
 
-fn tell(shared: &Shared, name: &'static str, info: &TunnelInfo, error: Option<Error>) {
+pub(super) fn tell(shared: &Shared, name: &'static str, info: &TunnelInfo, error: Option<Error>) {
     let tunnel = Some(Arc::new(info.clone()));
     let secure = shared.options().visitor_tls.is_some();
     shared.tell(Notice { name, tunnel, error, secure, ..Notice::default() });
-}
-
-/// A client that has its answer.
-struct Admitted {
-    carrier: BoxStream,
-    /// Its credentials, as the table of leases knows them.
-    owner: TokenHash,
-    /// `None` where every port is taken, one of them by a session of the same credentials: the client may be
-    /// the one that it waits for.
-    public: Option<(PublicPort, Place)>,
-}
-
-async fn admit(shared: &Shared, stream: BoxStream, info: &mut TunnelInfo) -> Result<Admitted> {
-    let deadline = shared.options().common.handshake_timeout;
-    let (mut carrier, credentials) =
-        timeout(deadline, introduce(shared, stream, info)).await.unwrap_or_else(|_| {
-            let text = format!("the client's handshake took more than {:.0} s", deadline.as_secs_f64());
-            Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
-        })?;
-    info.credentials.clone_from(&credentials.text);
-    if let Err(error) = allowed(shared, &mut carrier, info).await {
-        if error.kind() == ErrorKind::PolicyDenied {
-            tell(shared, "client-authentication-failed", info, None);
-            refuse(&mut carrier, "rejected", error.message(), Retry::Never).await;
-        }
-        return Err(error);
-    }
-    let owner = hash(b"credentials:", credentials.text.as_bytes());
-    let public = match registry::bind(&shared.registry, (owner, None), Wanted::Any, None, &shared.gate).await
-    {
-        Ok(bound) => Some(bound),
-        Err(error) => {
-            let port = lock(&shared.registry).port_of(owner);
-            let Some(port) = port else { return Err(unavailable(&mut carrier, error).await) };
-            info.port = port;
-            None
-        }
-    };
-    shared.leases_changed();
-    if let Some((_, place)) = &public {
-        info.port = place.port;
-    }
-    Ok(Admitted { carrier, owner, public })
-}
-
-async fn unavailable(carrier: &mut BoxStream, error: Error) -> Error {
-    refuse(carrier, "no_port", error.message(), Retry::Usual).await;
-    error
-}
-
-async fn refuse(carrier: &mut BoxStream, code: &str, message: &str, retry: Retry) {
-    let refusal = Refusal { code: code.to_owned(), message: message.to_owned(), retry };
-    greeting::last_word(carrier, &Acknowledgement::Refused(refusal).encode()).await;
-}
-
-/// TLS where it is spoken, and the credentials.
-async fn introduce(
-    shared: &Shared,
-    mut carrier: BoxStream,
-    info: &TunnelInfo,
-) -> Result<(BoxStream, Credentials)> {
-    let deadline = shared.options().common.handshake_timeout;
-    let mut bytes = Vec::new();
-    if let Some(tls) = shared.options().tls.clone() {
-        while recognise(&bytes).is_none() {
-            if greeting::more(&mut carrier, &mut bytes).await? == 0 {
-                return Err(greeting::ended("before it said anything"));
-            }
-        }
-        if recognise(&bytes) == Some(Speech::W3p) {
-            refuse(&mut carrier, "tls_required", "this port speaks TLS", Retry::Never).await;
-            return Err(Error::new(
-                ErrorKind::IncompatiblePeer,
-                "the client speaks W3PTUNL without TLS, this port speaks TLS",
-            )
-            .with_phase(Phase::Handshake)
-            .with_reason("plain_at_tls_port"));
-        }
-        let initial = std::mem::take(&mut bytes);
-        carrier = shake(carrier, tls, Role::Server, initial, deadline).await?;
-    }
-    let mut handshake = ServerHandshake::new(deadline);
-    let confirmed = || tell(shared, "client-protocol-confirmed", info, None);
-    let credentials = greeting::credentials(&mut carrier, &mut bytes, &mut handshake, confirmed).await?;
-    Ok((carrier, credentials))
-}
-
-/// The filter's answer. A client that leaves, or says more, while it is being decided about is out.
-async fn allowed(shared: &Shared, carrier: &mut BoxStream, info: &TunnelInfo) -> Result<()> {
-    let Some(deadline) = shared.options().filter else { return Ok(()) };
-    let (mailbox, key) = shared.teller.mailbox();
-    let subject = Subject::TunnelClient {
-        id: info.id,
-        credentials: info.credentials.clone(),
-        address: info.client.clone(),
-    };
-    let mut early = Vec::new();
-    let yes = tokio::select! {
-        biased;
-        more = greeting::more(carrier, &mut early) => {
-            return Err(match more? {
-                0 => greeting::ended("while its credentials were looked at"),
-                _ => Error::new(
-                    ErrorKind::RemoteProtocol,
-                    "the client sent more before its handshake was answered",
-                )
-                .with_phase(Phase::Handshake),
-            });
-        }
-        yes = mailbox.ask(key, subject, deadline) => yes,
-    };
-    if yes {
-        Ok(())
-    } else {
-        Err(Error::new(ErrorKind::PolicyDenied, "Client rejected by connection filter")
-            .with_phase(Phase::Handshake))
-    }
 }
 
 /// A client with its ports.
@@ -206,6 +95,7 @@ struct Tunnel<'a> {
     info: Arc<TunnelInfo>,
     live: Arc<Live>,
     owner: TokenHash,
+    counts: Counts,
     /// Of each of its services.
     places: Vec<Place>,
     /// Told, and known to others.
@@ -213,6 +103,13 @@ struct Tunnel<'a> {
     attached: bool,
     client: Client,
     orders: mpsc::Sender<Order>,
+}
+
+/// What a connection counts as. Where there are as many clients as there may be, one that is perhaps the same as one
+/// of them stays a handshake until that is known.
+enum Counts {
+    Client { _permit: OwnedSemaphorePermit },
+    Handshake { _place: Handshake },
 }
 
 /// Why a client's services are not exposed, none of them.
@@ -227,8 +124,15 @@ impl From<Error> for No {
     }
 }
 
-async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
-    let Admitted { mut carrier, owner, public } = admitted;
+async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: TunnelInfo) {
+    let Admitted { mut carrier, owner, public, permit } = admitted;
+    let counts = match permit {
+        Some(permit) => {
+            drop(place);
+            Counts::Client { _permit: permit }
+        }
+        None => Counts::Handshake { _place: place },
+    };
     let (orders, mut inbox) = mpsc::channel(ORDERS);
     let (mut public, places) =
         public.map_or_else(Default::default, |(public, place)| (Some(public), vec![place]));
@@ -239,6 +143,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
         info: Arc::new(info),
         live: Arc::default(),
         owner,
+        counts,
         places,
         created: false,
         attached: true,
@@ -290,6 +195,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, info: TunnelInfo) {
                 undecided = false;
                 let Some(port) = public.take() else {
                     let error = Error::new(ErrorKind::ResourceLimit, "no port is free");
+                    let error = tunnel.count().err().unwrap_or(error);
                     return tunnel.end(Some(link), Some(error));
                 };
                 tunnel.create(&mut link, vec![port], &ClientWords::default());
@@ -387,6 +293,7 @@ impl Tunnel<'_> {
             lock(&self.shared.registry).remove(id);
             old.extend(places);
         }
+        self.count()?;
         let usual = words.services == [Asked::default()] && lease.is_none() && old.is_empty();
         if usual {
             self.may_expose(&words).await?;
@@ -440,6 +347,14 @@ impl Tunnel<'_> {
         }
         self.shared.leases_changed();
         Ok((words, ports))
+    }
+
+    /// Counts it as a client, where it does not count as one.
+    fn count(&mut self) -> Result<()> {
+        if let Counts::Handshake { .. } = self.counts {
+            self.counts = Counts::Client { _permit: another_client(self.shared)? };
+        }
+        Ok(())
     }
 
     /// The program's answer about what the client wants.
@@ -508,7 +423,7 @@ impl Tunnel<'_> {
         let No { error, service } = no;
         let code = error.reason().unwrap_or("no_port").to_owned();
         let retry = match &*code {
-            "no_port" | "port_taken" | "in_use" => Retry::Usual,
+            "no_port" | "port_taken" | "in_use" | "too_many_clients" => Retry::Usual,
             // The same would be asked for again.
             _ => Retry::Never,
         };
@@ -593,13 +508,4 @@ fn owner(base: TokenHash, name: &str) -> TokenHash {
     }
     let named: Vec<u8> = base.iter().copied().chain(name.bytes()).collect();
     hash(b"service:", &named)
-}
-
-fn hash(what: &[u8], text: &[u8]) -> TokenHash {
-    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    context.update(what);
-    context.update(text);
-    let mut hash = [0; 32];
-    hash.copy_from_slice(context.finish().as_ref());
-    hash
 }

@@ -1,0 +1,174 @@
+//! A client until it is let in: TLS, its credentials, the filter's answer, a place and a public port.
+
+use std::sync::Arc;
+
+use sapper_proto::tunnel::lease::{TokenHash, Wanted};
+use sapper_proto::tunnel::w3p::{
+    Acknowledgement, Credentials, Refusal, Retry, ServerHandshake, Speech, recognise,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::handshakes::{Handshake, Progress};
+use super::registry::{self, Place};
+use super::session::tell;
+use super::{Shared, lock};
+use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::mailbox::Subject;
+use crate::stream::BoxStream;
+use crate::tls::Role;
+use crate::tunnel::greeting;
+use crate::tunnel::notice::TunnelInfo;
+use crate::tunnel::public::{PublicPort, shake};
+
+/// A client that has its answer.
+pub(super) struct Admitted {
+    pub(super) carrier: BoxStream,
+    /// Its credentials, as the table of leases knows them.
+    pub(super) owner: TokenHash,
+    /// `None` where every port is taken, one of them by a session of the same credentials: the client may be
+    /// the one that it waits for.
+    pub(super) public: Option<(PublicPort, Place)>,
+    /// `None` where there are as many clients as there may be, one of them the same.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+pub(super) async fn admit(
+    shared: &Shared,
+    stream: BoxStream,
+    info: &mut TunnelInfo,
+    place: &Handshake,
+) -> Result<Admitted> {
+    let deadline = shared.options().common.handshake_timeout;
+    let (mut carrier, credentials) =
+        timeout(deadline, introduce(shared, stream, info, place)).await.unwrap_or_else(|_| {
+            let text = format!("the client's handshake took more than {:.0} s", deadline.as_secs_f64());
+            Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
+        })?;
+    info.credentials.clone_from(&credentials.text);
+    place.reached(Progress::Asked);
+    if let Err(error) = allowed(shared, &mut carrier, info).await {
+        if error.kind() == ErrorKind::PolicyDenied {
+            tell(shared, "client-authentication-failed", info, None);
+            refuse(&mut carrier, "rejected", error.message(), Retry::Never).await;
+        }
+        return Err(error);
+    }
+    let owner = hash(b"credentials:", credentials.text.as_bytes());
+    let permit = another_client(shared);
+    let bound = match &permit {
+        Err(error) => Err(error.clone()),
+        Ok(_) => registry::bind(&shared.registry, (owner, None), Wanted::Any, None, &shared.gate).await,
+    };
+    let public = match bound {
+        Ok(bound) => Some(bound),
+        Err(error) => {
+            let port = lock(&shared.registry).port_of(owner);
+            let Some(port) = port else {
+                let code = if permit.is_err() { "too_many_clients" } else { "no_port" };
+                refuse(&mut carrier, code, error.message(), Retry::Usual).await;
+                return Err(error);
+            };
+            info.port = port;
+            None
+        }
+    };
+    shared.leases_changed();
+    if let Some((_, place)) = &public {
+        info.port = place.port;
+    }
+    Ok(Admitted { carrier, owner, public, permit: permit.ok() })
+}
+
+/// A place among the clients.
+pub(super) fn another_client(shared: &Shared) -> Result<OwnedSemaphorePermit> {
+    Arc::clone(&shared.clients).try_acquire_owned().map_err(|_| {
+        Error::new(ErrorKind::ResourceLimit, "the server has as many clients as it takes")
+            .with_phase(Phase::Handshake)
+            .with_reason("too_many_clients")
+    })
+}
+
+async fn refuse(carrier: &mut BoxStream, code: &str, message: &str, retry: Retry) {
+    let refusal = Refusal { code: code.to_owned(), message: message.to_owned(), retry };
+    greeting::last_word(carrier, &Acknowledgement::Refused(refusal).encode()).await;
+}
+
+/// TLS where it is spoken, and the credentials.
+async fn introduce(
+    shared: &Shared,
+    mut carrier: BoxStream,
+    info: &TunnelInfo,
+    place: &Handshake,
+) -> Result<(BoxStream, Credentials)> {
+    let deadline = shared.options().common.handshake_timeout;
+    let mut bytes = Vec::new();
+    if let Some(tls) = shared.options().tls.clone() {
+        while recognise(&bytes).is_none() {
+            if greeting::more(&mut carrier, &mut bytes).await? == 0 {
+                return Err(greeting::ended("before it said anything"));
+            }
+        }
+        if recognise(&bytes) == Some(Speech::W3p) {
+            refuse(&mut carrier, "tls_required", "this port speaks TLS", Retry::Never).await;
+            return Err(Error::new(
+                ErrorKind::IncompatiblePeer,
+                "the client speaks W3PTUNL without TLS, this port speaks TLS",
+            )
+            .with_phase(Phase::Handshake)
+            .with_reason("plain_at_tls_port"));
+        }
+        place.reached(Progress::Speaks);
+        let initial = std::mem::take(&mut bytes);
+        carrier = shake(carrier, tls, Role::Server, initial, deadline).await?;
+    }
+    let mut handshake = ServerHandshake::new(deadline);
+    let confirmed = || {
+        place.reached(Progress::Speaks);
+        tell(shared, "client-protocol-confirmed", info, None);
+    };
+    let credentials = greeting::credentials(&mut carrier, &mut bytes, &mut handshake, confirmed).await?;
+    Ok((carrier, credentials))
+}
+
+/// The filter's answer. A client that leaves, or says more, while it is being decided about is out.
+async fn allowed(shared: &Shared, carrier: &mut BoxStream, info: &TunnelInfo) -> Result<()> {
+    let Some(deadline) = shared.options().filter else { return Ok(()) };
+    let (mailbox, key) = shared.teller.mailbox();
+    let subject = Subject::TunnelClient {
+        id: info.id,
+        credentials: info.credentials.clone(),
+        address: info.client.clone(),
+    };
+    let mut early = Vec::new();
+    let yes = tokio::select! {
+        biased;
+        more = greeting::more(carrier, &mut early) => {
+            return Err(match more? {
+                0 => greeting::ended("while its credentials were looked at"),
+                _ => Error::new(
+                    ErrorKind::RemoteProtocol,
+                    "the client sent more before its handshake was answered",
+                )
+                .with_phase(Phase::Handshake),
+            });
+        }
+        yes = mailbox.ask(key, subject, deadline) => yes,
+    };
+    if yes {
+        Ok(())
+    } else {
+        Err(Error::new(ErrorKind::PolicyDenied, "Client rejected by connection filter")
+            .with_phase(Phase::Handshake))
+    }
+}
+
+/// What a table knows of a secret.
+pub(super) fn hash(what: &[u8], text: &[u8]) -> TokenHash {
+    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    context.update(what);
+    context.update(text);
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}

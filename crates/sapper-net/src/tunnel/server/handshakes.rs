@@ -1,0 +1,181 @@
+//! Connections to the main port whose clients are not let in yet: how many there may be, and who gives way.
+//!
+//! Clients have places of their own ([`Shared::clients`](super::Shared)), so strangers who say nothing hold none
+//! of them up. What is bounded here is memory: a handshake is at most 64 KiB long, and TLS holds as much beside
+//! it. Where the places are taken, a newcomer does not wait, for who fills them would have it wait: the address
+//! that has most of them loses one, the one that said least, of those the oldest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::error::{Error, ErrorKind, Phase};
+use crate::proxy::network;
+
+/// How far a client's handshake is. A stranger can be slow in each, but has to know more for the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Progress {
+    /// It said nothing that begins a handshake.
+    Silent,
+    /// It speaks.
+    Speaks,
+    /// Its credentials are there, and somebody is asked about them.
+    Asked,
+}
+
+/// The table of a server.
+#[derive(Debug)]
+pub(super) struct Handshakes {
+    most: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    number: u64,
+    gave_way: u64,
+    /// By age.
+    under_way: BTreeMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    network: u64,
+    progress: Progress,
+    leave: Arc<Notify>,
+}
+
+/// A place; dropped, it is free again.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    all: Arc<Handshakes>,
+    number: u64,
+    leave: Arc<Notify>,
+}
+
+impl Handshakes {
+    pub(super) fn new(most: u32) -> Arc<Self> {
+        Arc::new(Self { most: most as usize, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a connection from there. Where all are taken, another one gives way.
+    pub(super) fn enter(self: &Arc<Self>, from: IpAddr) -> Handshake {
+        let mut state = self.state();
+        if state.under_way.len() >= self.most
+            && let Some(number) = state.least()
+            && let Some(entry) = state.under_way.remove(&number)
+        {
+            state.gave_way += 1;
+            entry.leave.notify_one();
+        }
+        state.number += 1;
+        let (number, leave) = (state.number, Arc::new(Notify::new()));
+        let entry = Entry { network: network(from), progress: Progress::Silent, leave: Arc::clone(&leave) };
+        state.under_way.insert(number, entry);
+        Handshake { all: Arc::clone(self), number, leave }
+    }
+
+    /// How many are under way, and how many gave way since the server began.
+    pub(super) fn counts(&self) -> (usize, u64) {
+        let state = self.state();
+        (state.under_way.len(), state.gave_way)
+    }
+}
+
+impl State {
+    /// Who gives way.
+    fn least(&self) -> Option<u64> {
+        let mut of = HashMap::<u64, usize>::new();
+        for entry in self.under_way.values() {
+            *of.entry(entry.network).or_default() += 1;
+        }
+        let most = of.values().copied().max()?;
+        let crowd = self.under_way.iter().filter(|(_, entry)| of[&entry.network] == most);
+        crowd.min_by_key(|(number, entry)| (entry.progress, **number)).map(|(number, _)| *number)
+    }
+}
+
+impl Handshake {
+    /// It is further now.
+    pub(super) fn reached(&self, progress: Progress) {
+        if let Some(entry) = self.all.state().under_way.get_mut(&self.number) {
+            entry.progress = progress;
+        }
+    }
+
+    /// Waits until it has to give way; why.
+    pub(super) async fn gives_way(&self) -> Error {
+        self.leave.notified().await;
+        Error::new(ErrorKind::ResourceLimit, "gave way to another client: too many handshakes are under way")
+            .with_phase(Phase::Handshake)
+            .with_reason("too_many_handshakes")
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.all.state().under_way.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn come(all: &Arc<Handshakes>, from: &str) -> Handshake {
+        all.enter(from.parse().unwrap())
+    }
+
+    fn gone(one: &Handshake) -> bool {
+        pin!(one.gives_way()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn the_oldest_that_said_least_gives_way() {
+        let all = Handshakes::new(3);
+        let there = [come(&all, "192.0.2.1"), come(&all, "192.0.2.1"), come(&all, "192.0.2.1")];
+        there[0].reached(Progress::Asked);
+        there[1].reached(Progress::Speaks);
+        assert!(!there.iter().any(gone));
+        let newcomer = come(&all, "192.0.2.1");
+        assert_eq!(there.each_ref().map(gone), [false, false, true]);
+        newcomer.reached(Progress::Speaks);
+        let last = come(&all, "192.0.2.1");
+        assert_eq!((gone(&there[0]), gone(&there[1]), gone(&newcomer)), (false, true, false));
+        assert_eq!(all.counts(), (3, 2));
+        drop((there, newcomer, last));
+        assert_eq!(all.counts(), (0, 2));
+    }
+
+    #[test]
+    fn who_has_most_of_them_loses_one() {
+        let all = Handshakes::new(4);
+        let honest = come(&all, "192.0.2.1");
+        let one = [come(&all, "2001:db8::1"), come(&all, "2001:db8::2"), come(&all, "2001:db8::3")];
+        one.iter().for_each(|one| one.reached(Progress::Asked));
+        let other = come(&all, "192.0.2.2");
+        assert_eq!((gone(&honest), one.each_ref().map(gone)), (false, [true, false, false]));
+        // A place that was given up is free.
+        drop(one);
+        let more = [come(&all, "192.0.2.3"), come(&all, "192.0.2.4")];
+        assert!(!gone(&honest) && !gone(&other) && !more.iter().any(gone));
+    }
+
+    #[test]
+    fn there_are_never_more_than_that() {
+        let all = Handshakes::new(16);
+        let there: Vec<_> = (0..1_000u32).map(|n| all.enter(IpAddr::from(n.to_be_bytes()))).collect();
+        assert_eq!(all.counts(), (16, 984));
+        assert!(there[..984].iter().all(gone), "each by itself: the oldest");
+        assert!(!there[984..].iter().any(gone));
+    }
+}
