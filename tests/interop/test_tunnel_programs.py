@@ -73,35 +73,52 @@ class Work:
     failed: Callable[[int | None, bytes], bool] = lambda status, said: status != 0
 
 
+class Program:
+    """A program at work; what it prints is read all the while, or it would wait for its reader instead of
+    for the tunnel."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._printed = asyncio.create_task(process.communicate())
+
+    @property
+    def works(self) -> bool:
+        return self._process.returncode is None
+
+    async def ended(self, seconds: float) -> tuple[int | None, bytes]:
+        """Waits for its end by itself: its status, and what it printed."""
+        said, _ = await asyncio.wait_for(asyncio.shield(self._printed), seconds)
+        return self._process.returncode, said
+
+    async def kill(self) -> None:
+        if self.works:
+            self._process.kill()
+        await self._printed
+
+
 @contextlib.asynccontextmanager
-async def working(work: Work, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+async def working(work: Work, port: int) -> AsyncIterator[Program]:
     """The program at work; it does not outlive this."""
     work.prepare()
-    program = await asyncio.create_subprocess_exec(
-        *work.command(port),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **work.environment},
+    program = Program(
+        await asyncio.create_subprocess_exec(
+            *work.command(port),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, **work.environment},
+        )
     )
     try:
         yield program
     finally:
-        if program.returncode is None:
-            program.kill()
-        await program.communicate()
-
-
-async def ended(program: asyncio.subprocess.Process, seconds: float) -> tuple[int | None, bytes]:
-    """Waits for its end by itself: its status, and what it printed."""
-    said, _ = await asyncio.wait_for(program.communicate(), seconds)
-    return program.returncode, said
+        await program.kill()
 
 
 async def whole(work: Work, tunnel: Tunnel, scale: Scale) -> None:
     """A run that nothing disturbs."""
     async with working(work, tunnel.public) as program:
-        status, said = await ended(program, scale.deadline)
+        status, said = await program.ended(scale.deadline)
         assert not work.failed(status, said), said[-2000:]
         work.check(said)
 
@@ -111,17 +128,17 @@ async def all_three(work: Work, service: int, folder: Path, scale: Scale) -> Non
     async with Tunnel(service, folder) as tunnel:
         async with working(work, tunnel.public) as program:
             await tunnel.network.stop_after(work.enough)
-            assert program.returncode is None
+            assert program.works
             await asyncio.sleep(scale.silence)  # the fault itself
             await tunnel.cut_for(scale.cut)
-            status, said = await ended(program, scale.deadline)
+            status, said = await program.ended(scale.deadline)
             assert not work.failed(status, said), said[-2000:]
             work.check(said)
 
         async with working(work, tunnel.public) as program:
             await tunnel.network.stop_after(work.enough)
             await tunnel.kill_server()
-            status, said = await ended(program, LATEST)
+            status, said = await program.ended(LATEST)
             assert work.failed(status, said), "it did not notice: " + said[-2000:].decode(errors="replace")
             tunnel.network.go_on()
             await tunnel.start_server()
@@ -134,10 +151,10 @@ async def all_three(work: Work, service: int, folder: Path, scale: Scale) -> Non
             await tunnel.network.stop_after(work.enough)
             await tunnel.kill_client()
             await until(lambda: connections(service) == 0, "the end of the service's connections")
-            assert program.returncode is None, "within the grace somebody may come back"
+            assert program.works, "within the grace somebody may come back"
             tunnel.network.go_on()
             await tunnel.start_client()
-            status, said = await ended(program, LATEST)
+            status, said = await program.ended(LATEST)
             assert work.failed(status, said), "it did not notice: " + said[-2000:].decode(errors="replace")
             await tunnel.served()
         await whole(work, tunnel, scale)
