@@ -167,6 +167,7 @@ class Cutter:
         self._passed = 0
         self.refuses = False
         self.connections = 0
+        self.seen_as = ""
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -217,6 +218,7 @@ class Cutter:
             writer.transport.abort()
             self._tasks.discard(task)
             return
+        self.seen_as = "{}:{}".format(*near.get_extra_info("sockname"))
         pair = (writer, near)
         self._pairs.add(pair)
 

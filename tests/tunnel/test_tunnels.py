@@ -175,6 +175,21 @@ def _received_more(exposed: TunnelClient, seen: int) -> bool:
     return exposed.status().received > seen
 
 
+async def test_a_client_is_where_it_came_from_last(leak_check: None) -> None:
+    async with Service(echo) as service, server() as ours, Cutter(ours.port or 0) as network:
+        heard = ours.events()
+        async with client(network.port, service.port) as exposed:
+            assert ours.status()[0].client_address == network.seen_as
+            network.cut()
+            await until(lambda: ours.status()[0].resumes == 1, "the client")
+            assert ours.status()[0].client_address == network.seen_as
+            assert await asked(exposed.assigned_port or 0, b"x") == b"x"
+        async for event in heard:
+            if isinstance(event, events.VisitorConnected):
+                assert event.client_tunnel.client_address == network.seen_as
+                break
+
+
 async def test_visitors_come_while_the_client_is_away(leak_check: None) -> None:
     async with Service(echo) as service, server() as ours, Cutter(ours.port or 0) as network:
         async with client(network.port, service.port) as exposed:

@@ -37,6 +37,8 @@ pub(super) struct Takeover {
     pub(super) carrier: BoxStream,
     pub(super) rest: Vec<u8>,
     pub(super) hello: Hello,
+    /// Where it comes from.
+    pub(super) client: String,
 }
 
 /// A port's place in the table.
@@ -182,9 +184,17 @@ impl Registry {
         }
     }
 
-    pub(super) fn attached(&mut self, id: u64, attached: bool) {
+    /// Its client is gone, and may come back.
+    pub(super) fn detached(&mut self, id: u64) {
         if let Some(entry) = self.tunnels.get_mut(&id) {
-            entry.attached = attached;
+            entry.attached = false;
+        }
+    }
+
+    /// Its client is back, from wherever it is now.
+    pub(super) fn attached(&mut self, info: &Arc<TunnelInfo>) {
+        if let Some(entry) = self.tunnels.get_mut(&info.id) {
+            (entry.info, entry.attached) = (Arc::clone(info), true);
         }
     }
 

@@ -452,13 +452,15 @@ impl Tunnel<'_> {
         lock(&self.shared.registry).remove(self.info.id);
         if let Some((carrier, rest)) = link.into_carrier() {
             // Where that tunnel ended meanwhile, the carrier goes with the order and the client comes again.
-            let _ = orders.send(Order::Takeover(Box::new(Takeover { carrier, rest, hello }))).await;
+            let client = self.info.client.clone();
+            let takeover = Takeover { carrier, rest, hello, client };
+            let _ = orders.send(Order::Takeover(Box::new(takeover))).await;
         }
     }
 
     /// The client is back.
     fn take_over(&mut self, link: &mut Link, takeover: Takeover) {
-        let Takeover { mut carrier, rest, hello } = takeover;
+        let Takeover { mut carrier, rest, hello, client } = takeover;
         let (now, said) = (link.now(), self.words());
         if let Err(error) = carrier.moved() {
             return tell(self.shared, "tunnel-error", &self.info, Some(error));
@@ -466,14 +468,16 @@ impl Tunnel<'_> {
         if link.mux().resume(&hello, said, now) {
             link.set_carrier(carrier, &rest);
             self.attached = true;
-            lock(&self.shared.registry).attached(self.info.id, true);
+            self.info = Arc::new(TunnelInfo { client, ..TunnelInfo::clone(&self.info) });
+            link.set_info(Arc::clone(&self.info));
+            lock(&self.shared.registry).attached(&self.info);
         }
     }
 
     /// The carrier is gone; the streams wait.
     fn detached(&mut self, error: Option<Error>) {
         self.attached = false;
-        lock(&self.shared.registry).attached(self.info.id, false);
+        lock(&self.shared.registry).detached(self.info.id);
         if error.is_some() {
             tell(self.shared, "tunnel-error", &self.info, error);
         }
