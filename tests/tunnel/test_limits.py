@@ -230,6 +230,40 @@ async def test_visits_of_a_service_in_all_are_of_the_clients_whole_life(leak_che
             assert local.connections == 3
 
 
+async def test_tunnels_of_one_client_share_its_limits(leak_check: None) -> None:
+    """Those at a time, and those one after the other; other credentials are another client."""
+    options: Any = {"client_limits": Limits(total_visits=3), "service_limits": Limits(total_visits=2)}
+    async with Local(echo) as local, server(options=options) as ours:
+        port = ours.port or 0
+        async with client(port, local.port) as one, client(port, local.port) as two:
+            assert one.assigned_port != two.assigned_port
+            assert await come(one.assigned_port or 0, 3) == [True, True, False], "the service's limit"
+            heard = ours.events()
+            assert await come(two.assigned_port or 0, 2) == [True, False]
+            assert (await sent_away(heard)).context.reason == "client_limit"
+            async with client(port, local.port, credentials={**CREDENTIALS, "n": 2}) as other:
+                assert await come(other.assigned_port or 0) == [True]
+        async with client(port, local.port) as again:
+            assert await come(again.assigned_port or 0) == [False]
+            await ours.reload(ServerOptions(host="127.0.0.1", **options))
+            async with client(port, local.port) as same:
+                assert await come(same.assigned_port or 0) == [False], "the same limits are used up"
+            changed = {**options, "client_limits": Limits(total_visits=1)}
+            await ours.reload(ServerOptions(host="127.0.0.1", **changed))
+            async with client(port, local.port) as anew:
+                assert await come(anew.assigned_port or 0, 2) == [True, False]
+            assert await come(again.assigned_port or 0) == [False], "who is there keeps what it has"
+
+
+async def test_tunnels_of_one_client_share_its_rate(leak_check: None) -> None:
+    async with Local(sink) as local, server(options={"client_limits": Limits(bytes_per_second=RATE)}) as ours:
+        async with client(ours.port or 0, local.port) as one, client(ours.port or 0, local.port) as two:
+            began = time.monotonic()
+            ports = (one.assigned_port or 0, two.assigned_port or 0)
+            await asyncio.gather(*(asked(port, bytes(MUCH)) for port in ports))
+            assert time.monotonic() - began > (2 * MUCH - RATE / 4) / RATE * 0.95
+
+
 # -- visitors at a time, visits a second -------------------------------------------------------------------
 
 

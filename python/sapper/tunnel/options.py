@@ -228,7 +228,7 @@ class ServerOptions(_Common):
     visitor_limits: VisitorLimits = VisitorLimits()
     """What visitors from one address may do."""
     client_limits: Limits = Limits()
-    """What may pass through one client. Limits in all are of one tunnel."""
+    """What may pass for one client: all tunnels, now and later, with the same credentials."""
     service_limits: Limits = Limits()
     """What may pass to one service. Limits in all are of one tunnel."""
     lease_file: Path | None = None

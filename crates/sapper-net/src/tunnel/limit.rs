@@ -21,6 +21,8 @@ use crate::proxy::{Rate, network};
 
 /// Addresses whose limits are remembered: 4 MB.
 const MOST_ADDRESSES: usize = 16_384;
+/// Credentials whose limits are remembered: 4 MB. Those of clients that are there stay in any case.
+const MOST_OWNERS: usize = 16_384;
 /// Visits are counted in thousandths: a rate may be below one a second.
 const VISIT: u64 = 1_000;
 
@@ -217,12 +219,20 @@ impl Meter {
         state.bytes_left = state.bytes_left.map(|left| left.saturating_sub(u64::from(n)));
     }
 
-    /// Nobody uses it, and a new one would be the same.
-    fn is_as_new(self: &Arc<Self>, now: Instant) -> bool {
+    /// Nobody uses it.
+    fn is_idle(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1
+    }
+
+    /// Nobody uses it, and a new one with these limits would be the same.
+    fn is_as_new(self: &Arc<Self>, limits: &Limits, now: Instant) -> bool {
         let time = self.time(now);
         let paid = |bucket: &mut Bucket| bucket.is_full(time);
-        Arc::strong_count(self) == 1
-            && self.state().bytes.as_mut().is_none_or(|both| both.iter_mut().all(paid))
+        let mut state = self.state();
+        self.is_idle()
+            && state.bytes.as_mut().is_none_or(|both| both.iter_mut().all(paid))
+            && state.visits.as_mut().is_none_or(paid)
+            && (state.bytes_left, state.visits_left) == (limits.total_bytes, limits.total_visits)
     }
 }
 
@@ -272,12 +282,51 @@ impl Visitors {
         }
         let meter = Meter::new(Scope::Visitor, &self.limits)?;
         if meters.len() >= MOST_ADDRESSES {
-            meters.retain(|_, meter| !meter.is_as_new(now));
+            meters.retain(|_, meter| !meter.is_as_new(&self.limits, now));
         }
         // Whoever has that many addresses is not held up by a limit per address.
         if meters.len() < MOST_ADDRESSES {
             meters.insert(key, Arc::clone(&meter));
         }
+        Some(meter)
+    }
+}
+
+/// The limits of each client of a server, who is whoever says the same credentials: its tunnels share them, those
+/// at a time and those one after the other.
+#[derive(Debug)]
+pub(super) struct Clients {
+    most: usize,
+    limits: Limits,
+    meters: HashMap<[u8; 32], Arc<Meter>>,
+}
+
+impl Clients {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self { most: MOST_OWNERS, limits: limits.clone(), meters: HashMap::new() }
+    }
+
+    /// Other limits for those who come. Where they are the same, what was used up stays so.
+    pub(super) fn reload(&mut self, limits: &Limits) {
+        if self.limits != *limits {
+            *self = Self { most: self.most, ..Self::new(limits) };
+        }
+    }
+
+    /// The account of who has credentials with this hash; none where nothing is limited.
+    pub(super) fn of(&mut self, owner: [u8; 32], now: Instant) -> Option<Arc<Meter>> {
+        if let Some(meter) = self.meters.get(&owner) {
+            return Some(Arc::clone(meter));
+        }
+        let meter = Meter::new(Scope::Client, &self.limits)?;
+        if self.meters.len() >= self.most {
+            self.meters.retain(|_, meter| !meter.is_as_new(&self.limits, now));
+        }
+        if self.meters.len() >= self.most {
+            // Who lets in that many forgets who is not there.
+            self.meters.retain(|_, meter| !meter.is_idle());
+        }
+        self.meters.insert(owner, Arc::clone(&meter));
         Some(meter)
     }
 }
@@ -545,6 +594,35 @@ mod tests {
         let open = Quota::default();
         assert!(open.admit(service.as_ref(), None).is_ok());
         assert_eq!(open.admit(service.as_ref(), None).unwrap_err().reason(), Some("service_limit"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_the_same_credentials_has_one_account() {
+        let limits = Limits { total_visits: Some(2), ..Limits::default() };
+        let mut clients = Clients { most: 2, ..Clients::new(&limits) };
+        let mut quota = |owner: u8| {
+            let meters = clients.of([owner; 32], Instant::now()).into_iter().collect();
+            Quota { meters, ..Quota::default() }
+        };
+        let (one, other) = (quota(1), quota(1));
+        assert!(one.admit(None, None).is_ok() && other.admit(None, None).is_ok());
+        assert_eq!(one.admit(None, None).unwrap_err().message(), "the client has no visit left");
+        drop((one, other));
+        assert!(quota(1).admit(None, None).is_err(), "what is used up stays so");
+        // The table is full of those that are as new, and of one that is not: the latter is remembered.
+        for owner in 2..9 {
+            quota(owner);
+        }
+        assert!(quota(1).admit(None, None).is_err());
+        let there = quota(2);
+        assert!(there.admit(None, None).is_ok() && there.admit(None, None).is_ok());
+        quota(3);
+        assert!(quota(2).admit(None, None).is_err(), "who is there is never forgotten");
+        assert!(quota(1).admit(None, None).is_ok(), "who is not has made room");
+        clients.reload(&limits.clone());
+        assert_eq!(clients.meters.len(), 2);
+        clients.reload(&Limits::default());
+        assert!(clients.of([2; 32], Instant::now()).is_none(), "nothing is limited");
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,7 +84,7 @@ pub struct ServerOptions {
     pub max_streams: u32,
     /// What may pass for one address: bytes in all of one visit, no visits a second ([`Self::visitor_rate`]).
     pub visitor_limits: Limits,
-    /// What may pass through one client.
+    /// What may pass for one client: all tunnels of the same credentials together.
     pub client_limits: Limits,
     /// What may pass to one service.
     pub service_limits: Limits,

@@ -10,10 +10,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sapper_proto::tunnel::frame::Hello;
 use sapper_proto::tunnel::lease::{LeaseError, Leases, TokenHash, Wanted};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::{ServerOptions, TunnelSnapshot, no_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::BoxStream;
+use crate::tunnel::limit::{Clients, Meter};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
 use crate::tunnel::public::{Gate, PublicPort};
@@ -80,6 +82,8 @@ pub(super) struct Registry {
     tunnels: BTreeMap<u64, Entry>,
     /// Places that are in use, by tunnels or by those that become one.
     used: Vec<(TokenHash, u16)>,
+    /// What may pass for each credentials.
+    limits: Clients,
     next: u64,
 }
 
@@ -91,15 +95,28 @@ impl Registry {
         if let Some(file) = &options.lease_file {
             read(file, &mut leases)?;
         }
-        let file = options.lease_file.clone();
-        Ok(Self { leases, file, dirty: false, tunnels: BTreeMap::new(), used: Vec::new(), next: 0 })
+        Ok(Self {
+            leases,
+            file: options.lease_file.clone(),
+            dirty: false,
+            tunnels: BTreeMap::new(),
+            used: Vec::new(),
+            limits: Clients::new(&options.client_limits),
+            next: 0,
+        })
     }
 
-    /// Other ports for those who come; who has one keeps it.
+    /// Other ports and limits for those who come; who is there keeps what it has.
     pub(super) fn reload(&mut self, options: &ServerOptions) {
         let (first, last) = options.public_ports;
         self.leases.reload(first, last, options.lease_time);
         self.leases.allow(asked_ports(options));
+        self.limits.reload(&options.client_limits);
+    }
+
+    /// What may pass for whoever has these credentials, all of its tunnels together.
+    pub(super) fn limits(&mut self, owner: TokenHash) -> Option<Arc<Meter>> {
+        self.limits.of(owner, Instant::now())
     }
 
     pub(super) fn next_id(&mut self) -> u64 {

@@ -166,7 +166,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
     link.set_live(Arc::clone(&tunnel.live));
     let current = shared.gate.current();
     link.set_quota(Quota {
-        meters: Meter::new(Scope::Client, &shared.options().client_limits).into_iter().collect(),
+        meters: lock(&shared.registry).limits(owner).into_iter().collect(),
         visitors: current.visitors.clone(),
         places: Some(Arc::clone(&current.places)),
     });
