@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+
+from sapper.cli._tunnel import _matrix
+from sapper.testing import throwaway_certificates
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
 
@@ -235,6 +239,7 @@ def test_the_public_address_is_told_for_programs_and_for_telephones(web: int, tm
         expose = ("expose", str(web), "--to", f"127.0.0.1:{port}")
         with started(*expose, "--json", "--scheme", "tcp", SAPPER_TUNNEL_TOKEN=token) as client:
             told = event(client.stdout, "authentication-acknowledged")
+            assert not told["secure"]
             assert told["url"] == f"tcp://127.0.0.1:{told['assigned_port']}"
             size = len(told["qr"])
             assert size >= 21
@@ -249,6 +254,29 @@ def test_the_public_address_is_told_for_programs_and_for_telephones(web: int, tm
             assert {len(line) for line in drawn} == {size + 8}
             assert set("".join(drawn)) == set("█▀▄ ")
             assert drawn[0] == drawn[1] == "█" * (size + 8), "a light border"
+
+
+def test_the_public_address_is_https_where_visitors_speak_tls(web: int, tmp_path: Path) -> None:
+    made = throwaway_certificates("localhost")
+    chain, key, state = tmp_path / "chain.pem", tmp_path / "key.pem", tmp_path / "state"
+    for path, text in zip((chain, key), made.server, strict=True):
+        path.write_bytes(text)
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(state), "--json")
+    with started(*serve, "--visitor-cert", str(chain), "--visitor-key", str(key)) as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (state / "tunnel-token").read_text().strip()
+        expose = ("expose", str(web), "--to", f"localhost:{port}")
+        with started(*expose, "--json", SAPPER_TUNNEL_TOKEN=token) as client:
+            told = event(client.stdout, "authentication-acknowledged")
+            assert told["secure"]
+            assert told["url"] == f"https://localhost:{told['assigned_port']}"
+            assert told["qr"] == _matrix(told["url"])
+            trust = ssl.create_default_context(cadata=made.authority.decode())
+            with urllib.request.urlopen(told["url"] + "/page", timeout=20, context=trust) as page:
+                assert page.read() == b"seen through a tunnel"
+        with started(*expose, "--scheme", "wss", "--no-qr", SAPPER_TUNNEL_TOKEN=token) as client:
+            assert client.stderr is not None
+            assert client.stderr.readline().startswith("exposed at wss://localhost:")
 
 
 def _is_sent_away(port: int) -> bool:

@@ -49,11 +49,12 @@ class Told:
 
     Args:
         as_json: Whether programs read it.
-        scheme: What a public address begins with, for ``http`` clients and the like.
+        scheme: What a public address begins with; ``None``: ``https`` where the server says that visitors
+            speak TLS, else ``http``.
         qr: Whether the public address is shown as a QR code too; ``None``: where a terminal is.
     """
 
-    def __init__(self, *, as_json: bool, scheme: str = "http", qr: bool | None = None) -> None:
+    def __init__(self, *, as_json: bool, scheme: str | None = None, qr: bool | None = None) -> None:
         self.as_json = as_json
         self._scheme = scheme
         self._console = Console(stderr=True, highlight=False)
@@ -91,7 +92,8 @@ class Told:
     def _urls(self, event: events.AuthenticationAcknowledged) -> tuple[tuple[str, str], ...]:
         """Each service with its public address."""
         host = event.client_connection.tunnel_server_host
-        return tuple((one.name, f"{self._scheme}://{_joined(host, one.port)}") for one in event.services)
+        scheme = self._scheme or ("https" if event.secure else "http")
+        return tuple((one.name, f"{scheme}://{_joined(host, one.port)}") for one in event.services)
 
 
 async def run_server(

@@ -258,7 +258,13 @@ def expose(
     ] = None,
     max_visitors: Annotated[int | None, typer.Option(help="Visitors at a time.", min=1)] = None,
     reconnect: Annotated[bool | None, typer.Option(help="Connect again when the connection is gone.")] = None,
-    scheme: Annotated[str, typer.Option(help="What the public address begins with.")] = "http",
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="What the public address begins with; without it https where the server says that visitors "
+            "speak TLS, else http."
+        ),
+    ] = None,
     qr: Annotated[
         bool | None, typer.Option("--qr/--no-qr", help="The public address as a QR code; on a terminal.")
     ] = None,

@@ -249,7 +249,8 @@ class TunnelClient(TunnelObject):
         if name == "authentication-credentials-sent":
             return events.AuthenticationCredentialsSent(way, self._credentials)
         if name == "authentication-acknowledged":
-            return events.AuthenticationAcknowledged(way, values["port"], public_services(values["services"]))
+            services = public_services(values["services"])
+            return events.AuthenticationAcknowledged(way, values["port"], services, values["secure"])
         if name == "tunnel-disconnected":
             return events.TunnelDisconnected(way, values["error"] is not None)
         if name == "tunnel-error":

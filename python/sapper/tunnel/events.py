@@ -356,12 +356,15 @@ class AuthenticationAcknowledged(TunnelEvent):
     Attributes:
         assigned_port: The public port of the first service.
         services: All of them.
+        secure: Whether visitors speak TLS to the server's public ports, as far as it says; one of the
+            original does not.
     """
 
     name: ClassVar[str] = "authentication-acknowledged"
     client_connection: ClientConnection
     assigned_port: int
     services: tuple[PublicService, ...] = ()
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

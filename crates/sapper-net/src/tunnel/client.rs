@@ -102,12 +102,19 @@ struct Shared {
     waiting: Mutex<Waiting>,
     teller: Arc<Teller>,
     live: Arc<Live>,
-    /// The services with their public ports, while they have them.
-    exposed: Mutex<Vec<ServiceInfo>>,
+    exposed: Mutex<Exposure>,
+}
+
+/// The services with their public ports, while they have them.
+#[derive(Clone, Default)]
+struct Exposure {
+    services: Vec<ServiceInfo>,
+    /// Whether visitors speak TLS to the server there, as it said when the session began.
+    tls: bool,
 }
 
 impl Shared {
-    fn exposed(&self) -> MutexGuard<'_, Vec<ServiceInfo>> {
+    fn exposed(&self) -> MutexGuard<'_, Exposure> {
         lock(&self.exposed)
     }
 }
@@ -189,7 +196,7 @@ impl Client {
             let stats = services.iter().find(|stats| stats.info.name == info.name).cloned();
             ServiceStats { info: info.clone(), ..stats.unwrap_or_default() }
         };
-        (exposed.iter().map(named).collect(), self.shared.live.stats())
+        (exposed.services.iter().map(named).collect(), self.shared.live.stats())
     }
 
     /// Its visitors, those who came first, at most so many.
@@ -236,7 +243,7 @@ async fn run(shared: Arc<Shared>) {
     if stopping.borrow().is_some() {
         error = None;
     }
-    shared.exposed().clear();
+    *shared.exposed() = Exposure::default();
     if error.is_some() {
         shared.teller.tell(Notice { name: "error", error: error.clone(), ..Notice::default() });
     }
@@ -306,7 +313,7 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
             }
         };
         if link.is_none() {
-            shared.exposed().clear();
+            *shared.exposed() = Exposure::default();
         }
         if began.elapsed() >= WORKED {
             backoff.reset();
@@ -529,7 +536,7 @@ fn attach(
     let infos = named(&options.services, &[]).into_iter();
     made.set_services(infos.zip(&mine.meters).map(|(info, meter)| Served::new(info, meter.clone())));
     if capabilities.is_none() {
-        acknowledged(shared, named(&options.services, &[port]));
+        acknowledged(shared, named(&options.services, &[port]), false);
     }
     Ok(())
 }
@@ -541,10 +548,11 @@ fn named(services: &[Exposed], ports: &[u16]) -> Vec<ServiceInfo> {
     services.iter().zip(ports).map(name).collect()
 }
 
-fn acknowledged(shared: &Shared, services: Vec<ServiceInfo>) {
-    shared.exposed().clone_from(&services);
+fn acknowledged(shared: &Shared, services: Vec<ServiceInfo>, tls: bool) {
+    *shared.exposed() = Exposure { services: services.clone(), tls };
     let port = services.first().map(|service| service.port);
-    shared.teller.tell(Notice { name: "authentication-acknowledged", port, services, ..Notice::default() });
+    let name = "authentication-acknowledged";
+    shared.teller.tell(Notice { name, port, services, secure: tls, ..Notice::default() });
 }
 
 /// How a tunnel ended.
@@ -583,7 +591,9 @@ async fn tunnel(
         };
         match exit {
             Exit::Hello(hello) => match ServerWords::parse(&hello.application, options.services.len()) {
-                Some(ServerWords::Granted(ports)) => acknowledged(shared, named(&options.services, &ports)),
+                Some(ServerWords::Granted { ports, tls }) => {
+                    acknowledged(shared, named(&options.services, &ports), tls);
+                }
                 Some(ServerWords::Refused { refusal, service }) => {
                     let Refused { error, retry } = refused(about(refusal, service, &options.services));
                     return disconnected(Some(error), false, retry);
@@ -595,8 +605,8 @@ async fn tunnel(
                 }
             },
             Exit::Resumed => {
-                let services = shared.exposed().clone();
-                acknowledged(shared, services);
+                let Exposure { services, tls } = shared.exposed().clone();
+                acknowledged(shared, services, tls);
             }
             Exit::CarrierLost(error, waits) => {
                 return disconnected(error, waits && lock(&shared.options).reconnect.is_some(), Retry::Usual);

@@ -149,8 +149,13 @@ pub fn is_name(name: &str) -> bool {
 /// What a server says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerWords {
-    /// The public ports, in the order of the client's services.
-    Granted(Vec<u16>),
+    /// The client gets what it asks for.
+    Granted {
+        /// The public ports, in the order of the client's services.
+        ports: Vec<u16>,
+        /// Whether visitors speak TLS to the server there.
+        tls: bool,
+    },
     /// The client gets none of them, and which one it is about.
     Refused {
         /// Why, and when to come again.
@@ -164,7 +169,13 @@ impl ServerWords {
     /// As a hello carries it.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Granted(ports) => json!({"port": ports.first(), "ports": ports}),
+            Self::Granted { ports, tls } => {
+                let mut value = json!({"port": ports.first(), "ports": ports});
+                if *tls {
+                    value["tls"] = json!(true);
+                }
+                value
+            }
             Self::Refused { refusal, service } => {
                 let mut error = refusal_value(refusal);
                 if let Some(service) = service {
@@ -192,7 +203,8 @@ impl ServerWords {
             Some(_) => return None,
             None => vec![port(&value["port"])?],
         };
-        (ports.len() == services).then_some(Self::Granted(ports))
+        let tls = value["tls"] == json!(true);
+        (ports.len() == services).then_some(Self::Granted { ports, tls })
     }
 }
 
@@ -219,15 +231,19 @@ mod tests {
         let text = r#"{"instance":"i","lease":null,"origin":"o","services":[{"name":""},{"host":"::1","name":"db","ports":[8000,8010]}]}"#;
         assert_eq!(String::from_utf8(words.encode()).unwrap(), text);
         assert_eq!(ClientWords::parse(text.as_bytes()), Ok(words));
-        let granted = ServerWords::Granted(vec![8000, 9]);
-        assert_eq!(granted.encode(), br#"{"port":8000,"ports":[8000,9]}"#);
+        let granted = |ports, tls| ServerWords::Granted { ports, tls };
+        assert_eq!(granted(vec![8000, 9], false).encode(), br#"{"port":8000,"ports":[8000,9]}"#);
+        assert_eq!(granted(vec![8000, 9], true).encode(), br#"{"port":8000,"ports":[8000,9],"tls":true}"#);
         let refusal =
             Refusal { code: "port_taken".into(), message: "it is not free".into(), retry: Retry::Usual };
         let refused = ServerWords::Refused { refusal, service: Some(1) };
         let text = r#"{"error":{"code":"port_taken","message":"it is not free","retry":true,"service":1}}"#;
         assert_eq!(refused.encode(), text.as_bytes());
         assert_eq!(ServerWords::parse(text.as_bytes(), 2), Some(refused));
-        assert_eq!(ServerWords::parse(br#"{"port":7}"#, 1), Some(ServerWords::Granted(vec![7])));
+        assert_eq!(ServerWords::parse(br#"{"port":7}"#, 1), Some(granted(vec![7], false)));
+        for (text, tls) in [(r#"{"port":7,"tls":true}"#, true), (r#"{"port":7,"tls":1}"#, false)] {
+            assert_eq!(ServerWords::parse(text.as_bytes(), 1), Some(granted(vec![7], tls)));
+        }
     }
 
     #[test]
@@ -278,13 +294,14 @@ mod tests {
             ports in proptest::collection::vec(1u16.., 1..9),
             seconds in 0u64..9_999,
             about in 0u16..9,
+            tls: bool,
         ) {
             services.sort_by(|a, b| a.name.cmp(&b.name));
             services.dedup_by(|a, b| a.name == b.name);
             let words = ClientWords { instance, origin, lease, services };
             prop_assert_eq!(ClientWords::parse(&words.encode()), Ok(words));
             let count = ports.len();
-            let granted = ServerWords::Granted(ports);
+            let granted = ServerWords::Granted { ports, tls };
             prop_assert_eq!(ServerWords::parse(&granted.encode(), count), Some(granted.clone()));
             prop_assert_eq!(ServerWords::parse(&granted.encode(), count + 1), None);
             let retry = Retry::After(Duration::from_secs(seconds));

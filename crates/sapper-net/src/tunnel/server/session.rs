@@ -415,7 +415,8 @@ impl Tunnel<'_> {
 
     /// What our hello says.
     fn words(&self) -> Vec<u8> {
-        ServerWords::Granted(self.places.iter().map(|place| place.port).collect()).encode()
+        let ports = self.places.iter().map(|place| place.port).collect();
+        ServerWords::Granted { ports, tls: self.shared.options().visitor_tls.is_some() }.encode()
     }
 
     /// Our hello says no.
