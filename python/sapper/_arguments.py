@@ -82,6 +82,8 @@ def file_path(value: object, name: str) -> Path:
     """A path in the file system."""
     if not isinstance(value, str | os.PathLike) or isinstance(path := os.fspath(value), bytes):
         raise wrong_type(name, "a path", value)
+    if not path:
+        raise config_error(name, "must not be empty")
     if "\0" in path:
         raise config_error(name, "a path holds a zero byte")
     return Path(path)

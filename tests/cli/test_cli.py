@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from sapper import __version__
+from sapper.cli import app
 from sapper.endpoint import TcpListen, TlsListen, parse
 from sapper.errors import ErrorKind
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
@@ -86,6 +89,29 @@ def test_help_names_every_exit_code() -> None:
         assert "Usage" in text
         for kind in ErrorKind:
             assert re.search(rf"\b{kind.exit_code}\b", text.split("Exit codes:")[1]), (command, kind)
+
+
+def _commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in getattr(group, "commands", {}).items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+def test_help_cuts_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    runner = CliRunner()
+    commands = [*_commands(typer.main.get_command(app))]
+    assert ("tunnel", "serve") in [names for names, _ in commands]
+    for names, command in commands:
+        text = runner.invoke(app, [*names, "--help"]).stdout
+        assert all(len(line) <= 80 for line in text.splitlines()), names
+        for param in command.params:
+            if param.param_type_name == "option":
+                for option in (*param.opts, *param.secondary_opts):
+                    assert re.search(rf"(?m)^ .*{option}\b", text), (names, option)
 
 
 def test_two_endpoints_without_tls() -> None:

@@ -421,6 +421,18 @@ def _status(*arguments: str) -> str:
     return done.stdout
 
 
+def test_who_says_no_token_hears_of_that(tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+    with started(*serve) as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        with started("expose", "9", "--to", f"127.0.0.1:{port}", SAPPER_TUNNEL_TOKEN="") as client:
+            _, said = client.communicate(timeout=20)
+            assert client.returncode == 9
+            assert "it was told no token" in said
+            assert "SAPPER_TUNNEL_TOKEN=…, --token-file" in said.replace("\n", " ")
+            assert "certificate" not in said
+
+
 def test_another_token_is_refused(tmp_path: Path) -> None:
     with started(
         "tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json"
@@ -429,7 +441,9 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         with started("expose", "9", "--to", f"127.0.0.1:{port}", SAPPER_TUNNEL_TOKEN="wrong") as client:
             assert client.wait(20) == 9
             assert client.stderr is not None
-            assert "rejected" in client.stderr.read()
+            said = client.stderr.read()
+            assert "rejected" in said
+            assert "no token" not in said
 
 
 @pytest.mark.parametrize(
@@ -438,7 +452,7 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         (("expose", "3000", "--to", "nowhere"), "to"),
         (("expose", "x", "--to", "host:1"), "SERVICE"),
         (("expose", "1@9-8", "--to", "host:1"), "SERVICE"),
-        (("expose", "a=1", "a=2", "--to", "host:1"), "services"),
+        (("expose", "a=1", "a=2", "--to", "host:1"), "SERVICE"),
         (("tunnel", "serve", "--ask-ports", "x"), "ask-ports"),
         (("tunnel", "serve", "--port", "0", "--ask-host", "x"), "--ask-host"),
         (("tunnel", "serve", "--public-ports", "9-1"), "public"),
@@ -457,3 +471,57 @@ def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Pa
     )
     assert done.returncode == 2
     assert field in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "text", "field"),
+    [
+        ("tunnel", 'deny_visitors = ["10.0.0.0/33"]', "deny_visitors: "),
+        ("tunnel", 'asked_hosts = ["x"]', "asked_hosts.0: x is no IP address"),
+        ("tunnel", 'host = "192.0.2.1:1"\nport = 0\nvisitor_rate = 0', "visitor_rate: "),
+        ("tunnel", 'token_file = "nothere"', "token_file: cannot read "),
+        ("tunnel", 'lease_file = "nothere/leases"', "lease_file: "),
+        ("expose", 'server = "h:1"\nservice = 1\nreconnect_delay = [0, 1]', "reconnect_delay: "),
+        ("expose", 'server = "h:1"\nservice = 1\ntoken_file = "nothere"', "token_file: cannot read "),
+        ("expose", 'server = "h:1"\nservices = ["3000@70000"]', "services.0.public_port: must be from 1 to"),
+    ],
+)
+def test_mistakes_of_a_file_have_its_names(table: str, text: str, field: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"[{table}]\n{text}\n")
+    command = (
+        ("tunnel", "serve", "--port", "0", "--state", str(tmp_path)) if table == "tunnel" else ("expose",)
+    )
+    done = subprocess.run(
+        [*SAPPER, *command, "--config", str(config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert f"--config: [{table}] {field}" in " ".join(done.stderr.split())
+
+
+def test_what_is_typed_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[tunnel]\ndeny_visitors = ["10.0.0.1"]\n')
+    serve = ("tunnel", "serve", "--port", "0", "--state", str(tmp_path), "--config", str(config))
+    done = subprocess.run(
+        [*SAPPER, *serve, "--deny", "nobody"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "error: --deny: " in done.stderr
+
+
+def test_people_hear_of_errors_too(web: int, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with started("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(state)) as server:
+        assert server.stderr is not None
+        said = "".join(server.stderr.readline() for _ in range(3))
+        port = said.rpartition("listening at port ")[2].strip()
+        token = (state / "tunnel-token").read_text().strip()
+        # Leases cannot be written any more.
+        (state / "tunnel-leases.new").mkdir()
+        with started(
+            "expose", str(web), "--to", f"127.0.0.1:{port}", "--json", SAPPER_TUNNEL_TOKEN=token
+        ) as client:
+            event(client.stdout, "authentication-acknowledged")
+            told = next(line for line in server.stderr if "error" in line)
+            assert "error: lease_file: " in told

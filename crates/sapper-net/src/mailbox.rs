@@ -132,6 +132,8 @@ pub enum Subject {
         port: u16,
         /// Whether the client is one of our own kind.
         negotiated: bool,
+        /// Names and public ports of all of its services.
+        services: Vec<(String, u16)>,
         /// Where the visitor connects from.
         visitor: String,
     },

@@ -181,12 +181,13 @@ impl Question {
                 subject.set_item("negotiated", true)?;
                 subject.set_item("asked", services.clone())?;
             }
-            Subject::TunnelVisitor { id, credentials, client, port, negotiated, visitor } => {
+            Subject::TunnelVisitor { id, credentials, client, port, negotiated, services, visitor } => {
                 subject.set_item("id", id)?;
                 subject.set_item("credentials", credentials)?;
                 subject.set_item("client", client)?;
                 subject.set_item("tunnel_port", port)?;
                 subject.set_item("negotiated", negotiated)?;
+                subject.set_item("tunnel_services", services.clone())?;
                 subject.set_item("visitor", visitor)?;
             }
         }

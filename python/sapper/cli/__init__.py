@@ -46,6 +46,7 @@ def main() -> None:
 
 
 def _make(commands: Iterable[str]) -> typer.Typer:
+    from sapper.cli._help import Command
     from sapper.cli._output import EXIT_CODES
 
     made = typer.Typer(
@@ -66,7 +67,7 @@ def _make(commands: Iterable[str]) -> typer.Typer:
         if isinstance(command, typer.Typer):
             made.add_typer(command, name=name)
         else:
-            made.command(name, epilog=EXIT_CODES if name in _WITH_EXIT_CODES else None)(command)
+            made.command(name, cls=Command, epilog=EXIT_CODES if name in _WITH_EXIT_CODES else None)(command)
     return made
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sapper.errors import SapperError
 
-__all__ = ["OPTIONS", "PASSWORD_VARIABLE", "PSK_VARIABLE", "in_file", "named", "naming"]
+__all__ = ["OPTIONS", "PASSWORD_VARIABLE", "PSK_VARIABLE", "in_file", "named", "naming", "of_file"]
 
 #: A pre-shared key in hexadecimal, where no file is given.
 PSK_VARIABLE = "SAPPER_PSK"
@@ -109,9 +109,9 @@ def named(
 
     field = error.field
     if field is not None and field not in ("A", "B") and not field.startswith("-"):
-        parts = field.split(".")
+        parts = re.split(r"[.[]", field)
         field = known.get(field) or known.get(parts[0] if parts[0] != "credentials" else parts[-1], field)
-    return type(error)(_IN_TEXT.sub(word, error.message), replace(error.context, field=field))
+    return _again(error, _IN_TEXT.sub(word, error.message), field)
 
 
 @contextmanager
@@ -129,6 +129,17 @@ def in_file(table: str) -> Iterator[None]:
     try:
         yield
     except SapperError as error:
-        where = f"[{table}]" if error.field in (None, table) else f"[{table}] {error.field}"
-        context = replace(error.context, field="--config")
-        raise type(error)(f"{where}: {error.message}", context) from None
+        raise of_file(error, table) from None
+
+
+def of_file(error: SapperError, table: str) -> SapperError:
+    """The error of a file's table, in the file's own names."""
+    where = f"[{table}]" if error.field in (None, table) else f"[{table}] {error.field}"
+    return _again(error, f"{where}: {error.message}", "--config")
+
+
+def _again(error: SapperError, message: str, field: str | None) -> SapperError:
+    made = type(error)(message, replace(error.context, field=field))
+    for note in getattr(error, "__notes__", ()):
+        made.add_note(note)
+    return made

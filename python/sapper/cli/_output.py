@@ -60,13 +60,14 @@ def error_values(error: SapperError) -> dict[str, Any]:
 
 
 def fail(error: SapperError, *, as_json: bool) -> int:
-    """Tells an error on standard error and gives the exit code."""
+    """Tells an error on standard error and gives the exit code; a note of the error says what to do next."""
     if as_json:
         write_json({"event": "error", "error": error_values(error)}, sys.stderr)
     else:
         console = Console(stderr=True, highlight=False)
         console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
-        if (hint := _NEXT.get(error.kind)) is not None:
+        notes: list[str] = getattr(error, "__notes__", [])
+        if (hint := notes[-1] if notes else _NEXT.get(error.kind)) is not None:
             console.print(f"[bold]try[/]: {escape(hint)}", soft_wrap=True)
     return error.kind.exit_code
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from sapper import _notify
 from sapper.cli._limits import raise_limit
 from sapper.cli._output import amount, duration, error_values, write_json
-from sapper.errors import ConfigError, SapperError
+from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.tunnel import events
 
 if TYPE_CHECKING:
@@ -166,7 +166,13 @@ async def run_clients(
     from sapper.tunnel.fleet import Fleet
 
     raise_limit()
-    fleet = Fleet(configs, lambda name, event: told.event(event, name), drain=drain)
+
+    def hear(name: str, event: events.TunnelEvent) -> None:
+        # What ends the only one is told at the end, with what to do about it.
+        if name or told.as_json or not isinstance(event, events.GenericError):
+            told.event(event, name)
+
+    fleet = Fleet(configs, hear, drain=drain)
 
     async def reload() -> None:
         changed = again()
@@ -185,7 +191,16 @@ async def run_clients(
         await stack.enter_async_context(_reloading(reload, files, told))
         _notify.ready("exposing")
         await fleet.wait_closed()
-    _finish(fleet.error, cut)
+    error, failed = fleet.error, fleet.failed
+    if (
+        isinstance(error, CredentialsRejected)
+        and error.context.alert is None
+        and failed
+        and not failed.said()
+    ):
+        error = CredentialsRejected(f"{error.message}; it was told no token", error.context)
+        error.add_note(f"say the server's token: {TOKEN_VARIABLE}=…, --token-file, or token_file in --config")
+    _finish(error, cut)
 
 
 async def _figures(stack: contextlib.AsyncExitStack, addresses: tuple[str, ...], **what: Any) -> list[str]:
@@ -316,6 +331,10 @@ def _line(event: events.TunnelEvent) -> str | None:
             return f"client {one.id} ({one.client_address}): {err}"
         case events.TunnelError(err=err):
             return f"tunnel: {err}"
+        case events.GenericError(err=err):
+            return f"error: {err}"
+        case events.MainServerError(err=err):
+            return f"the server ends: {err}"
         case events.TunnelReconnectQueued(timeout=pause):
             return f"connecting again in {pause:.1f} s"
         case events.ServiceError(err=err):

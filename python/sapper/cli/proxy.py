@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from sapper._options import Options, config_error
+from sapper.cli._help import Command
 from sapper.cli._names import PASSWORD_VARIABLE, in_file
 from sapper.cli._output import EXIT_CODES
 from sapper.cli._serve import Journal, serve, show_status
@@ -74,7 +75,7 @@ def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=Command, epilog=EXIT_CODES)
 def run(
     listen: Annotated[
         str | None,
@@ -226,7 +227,7 @@ def run(
         raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=Command)
 def status(
     address: Annotated[
         str,

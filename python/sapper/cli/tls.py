@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from sapper.cli._help import Command
 from sapper.cli._output import EXIT_CODES, write_json
 from sapper.errors import SapperError
 from sapper.tls.dev_cert import MOST_DAYS, make_dev_certificate, trust_steps
@@ -34,7 +35,7 @@ def _group() -> None:
     """Certificates for development."""
 
 
-@tls.command("dev-cert", epilog=EXIT_CODES)
+@tls.command("dev-cert", cls=Command, epilog=EXIT_CODES)
 def dev_cert(
     names: Annotated[
         list[str], typer.Argument(help="DNS names (*.example.test too) and addresses, IPv4 and IPv6.")

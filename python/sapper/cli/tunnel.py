@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sapper._options import config_error
-from sapper.cli._names import in_file, named
+from sapper.cli._help import Command
+from sapper.cli._names import in_file, named, of_file
 from sapper.cli._output import EXIT_CODES
 from sapper.errors import SapperError
 
@@ -43,6 +43,7 @@ _SERVER_WORDS = (
 _CLIENT_WORDS = {
     "server": "--to",
     "service": "SERVICE",
+    "services": "SERVICE",
     "credentials": "--credentials",
     "token_file": "--token-file",
     "roots": "--ca",
@@ -67,7 +68,7 @@ def _tunnel() -> None:
     """The tunnel's server."""
 
 
-@tunnel.command(epilog=EXIT_CODES)
+@tunnel.command(cls=Command, epilog=EXIT_CODES)
 def serve(
     port: Annotated[int | None, typer.Option(help="The main port: 9000.", min=0, max=65_535)] = None,
     host: Annotated[str | None, typer.Option(help="Where it listens; every address without it.")] = None,
@@ -158,6 +159,7 @@ def serve(
     if visitor_burst is not None and visitor_rate is None and config is None:
         raise config_error("--visitor-burst", "belongs to --visitor-rate, which is not given")
     given = {name: value for name, value in given.items() if value is not None}
+    words = _Words(_SERVER_WORDS, "tunnel")
 
     def read() -> ServerConfig:
         from sapper.tunnel.config import ServerConfig
@@ -168,12 +170,15 @@ def serve(
                 _only(config, "tunnel")
                 base = ServerConfig.from_toml(config, table="tunnel")
             kept |= {name: getattr(base, name) for name in base.model_fields_set}
-        with _words(_SERVER_WORDS):
+            words.in_file = base.model_fields_set - given.keys()
+        with words:
             tls = {
                 "tls": _credentials(cert, key, "--cert"),
                 "visitor_tls": _credentials(visitor_cert, visitor_key, "--visitor-cert"),
             }
-            kept |= given | {name: value for name, value in tls.items() if value is not None}
+            said = given | {name: value for name, value in tls.items() if value is not None}
+            words.in_file -= said.keys()
+            kept |= said
             if not {"danger_allow_anonymous", "clients", "token_file"} & set(kept):
                 kept["token_file"] = folder / "tunnel-token"
             return ServerConfig(**kept)
@@ -185,7 +190,7 @@ def serve(
     elif first.lease_file is not None and first.lease_file.parent == folder:
         _folder(folder)
     told = Told(as_json=as_json)
-    with _words(_SERVER_WORDS):
+    with words:
         asyncio.run(
             run_server(
                 first,
@@ -199,7 +204,7 @@ def serve(
         )
 
 
-@tunnel.command(epilog=EXIT_CODES)
+@tunnel.command(cls=Command, epilog=EXIT_CODES)
 def status(
     address: Annotated[
         str,
@@ -297,16 +302,17 @@ def expose(
     given = {name: value for name, value in given.items() if value is not None}
 
     files: list[Path | None] = [config, token_file]
+    words = _Words(_CLIENT_WORDS, "expose")
 
     def read() -> dict[str, ClientConfig]:
         from sapper.tunnel.config import ClientConfig, read_clients
 
         own = {**given, **_identity(token_file, credentials)}
-        with _words(_CLIENT_WORDS):
+        with words:
             if (way := _client_tls(tls, ca, danger_accept_any_certificate)) is not False:
                 own["tls"] = way
         if config is None:
-            with _words(_CLIENT_WORDS):
+            with words:
                 return {"": ClientConfig(**_with_token(own))}
         with in_file("expose"):
             if config.suffix == ".toml":
@@ -314,14 +320,16 @@ def expose(
             bases = read_clients(config)
         if services and len(bases) > 1:
             raise config_error("SERVICE", f"{config} has several tunnels: each has its own")
-        made = {name: _merged(base, own) for name, base in bases.items()}
+        words.in_file = set().union(*(one.model_fields_set for one in bases.values())) - own.keys()
+        with words:
+            made = {name: _merged(base, own) for name, base in bases.items()}
         files[:] = [config, token_file, *(one.token_file for one in made.values())]
         return made
 
     first = read()
     told = Told(as_json=as_json, scheme=scheme, qr=qr)
     places = tuple(metrics or ())
-    with _words(_CLIENT_WORDS):
+    with words:
         asyncio.run(run_clients(first, read, lambda: files, metrics=places, drain=drain, told=told))
 
 
@@ -421,8 +429,7 @@ def _merged(base: ClientConfig, own: dict[str, Any]) -> ClientConfig:
         kept = {name: value for name, value in kept.items() if name not in ("service", "services")}
     if own.get("tls") is True and kept.get("tls"):
         own = {name: value for name, value in own.items() if name != "tls"}  # the file says how
-    with _words(_CLIENT_WORDS):
-        return type(base)(**_with_token(kept | own))
+    return type(base)(**_with_token(kept | own))
 
 
 def _with_token(values: dict[str, Any]) -> dict[str, Any]:
@@ -443,13 +450,23 @@ def _client_tls(tls: bool, ca: Path | None, accept_any: bool) -> Any:
     return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
 
 
-@contextmanager
-def _words(words: dict[str, str]) -> Iterator[None]:
-    """Errors of the calls inside, in the words of the command line."""
-    try:
-        yield
-    except SapperError as error:
-        raise named(error, words) from None
+class _Words:
+    """Errors of the calls inside, in the words of who said what is wrong: the command line, or a file."""
+
+    def __init__(self, words: dict[str, str], table: str) -> None:
+        self._words = words
+        self._table = table
+        #: What the file's table said.
+        self.in_file: set[str] = set()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, SapperError):
+            if re.split(r"[.[]", error.field or "")[0] in self.in_file:
+                raise of_file(error, self._table) from None
+            raise named(error, self._words) from None
 
 
 def _only(path: Path, table: str) -> None:

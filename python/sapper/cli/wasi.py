@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sapper._options import config_error
+from sapper.cli._help import Command
 from sapper.cli._output import EXIT_CODES, write_json
 from sapper.errors import SapperError
 from sapper.tls import TlsConfig
@@ -39,7 +40,7 @@ def _group() -> None:
     """WebAssembly guests, with TLS by the host."""
 
 
-@wasi.command("run", epilog=EXIT_CODES)
+@wasi.command("run", cls=Command, epilog=EXIT_CODES)
 def run(
     guest: Annotated[Path, typer.Argument(help="The component.", metavar="GUEST")],
     args: Annotated[

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from sapper._arguments import wrong_type
+
 if TYPE_CHECKING:
     from sapper import _native
     from sapper.tunnel.options import ClientOptions, ServerOptions
@@ -97,13 +99,33 @@ class ClientDefaults(CommonDefaults):
 
 
 def server_options(given: ServerOptions | None) -> ServerOptions:
-    """The options, or what has the same names and their defaults."""
-    return given if given is not None else cast("ServerOptions", ServerDefaults())
+    """The options, or what has the same names and their defaults.
+
+    Raises:
+        ConfigError: They are none.
+    """
+    if given is None:
+        return cast("ServerOptions", ServerDefaults())
+    from sapper.tunnel.options import ServerOptions
+
+    if not isinstance(given, ServerOptions):
+        raise wrong_type("options", "ServerOptions", given)
+    return given
 
 
 def client_options(given: ClientOptions | None) -> ClientOptions:
-    """The same for a client."""
-    return given if given is not None else cast("ClientOptions", ClientDefaults())
+    """The same for a client.
+
+    Raises:
+        ConfigError: They are none.
+    """
+    if given is None:
+        return cast("ClientOptions", ClientDefaults())
+    from sapper.tunnel.options import ClientOptions
+
+    if not isinstance(given, ClientOptions):
+        raise wrong_type("options", "ClientOptions", given)
+    return given
 
 
 def one_service(host: str | None, port: int | None, path: str | None) -> _native.TunnelServiceDict:

@@ -12,7 +12,7 @@ from sapper import _native
 from sapper._arguments import file_path, flag, seconds, text, whole
 from sapper._loop import running_post
 from sapper._mistakes import config_error
-from sapper.errors import ClosedError
+from sapper.errors import ClosedError, ConfigError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import client_options, one_service
 from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of, public_services
@@ -108,6 +108,8 @@ class TunnelClient(TunnelObject):
     async def start(self) -> None:
         """Starts it, and returns before it is connected: events say how that goes.
 
+        One that failed to start, or to :meth:`connect`, may be started again.
+
         Raises:
             ApiMisuseError: It was started already.
         """
@@ -146,7 +148,7 @@ class TunnelClient(TunnelObject):
                 await asyncio.to_thread(self._tls.reload)
             return
         given: object = like
-        if not isinstance(given, TunnelClient) or given._begun is not None:
+        if not isinstance(given, TunnelClient) or given._started:
             raise config_error("like", "must be a client that is not started", "wrong_type")
         native.reload(like._values())
         for name in self._SETTINGS:
@@ -182,7 +184,11 @@ class TunnelClient(TunnelObject):
             SapperError: It ended before it had one.
         """
         stream = self.events()
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self._forget(stream)
+            raise
         try:
             async for event in stream:
                 if isinstance(event, events.AuthenticationAcknowledged):
@@ -192,10 +198,11 @@ class TunnelClient(TunnelObject):
                 self._native.stop(0.0)
             raise
         finally:
-            if stream in self._streams:
-                self._streams.remove(stream)
-                self._watch()
-        raise self._error or ClosedError("the client was stopped")
+            self._forget(stream)
+        if self._error is None:
+            raise ClosedError("the client was stopped")
+        self._again = True
+        raise self._error
 
     async def stop(self, drain: float = 0.0) -> None:
         """Ends it and waits until everything is closed.
@@ -224,7 +231,7 @@ class TunnelClient(TunnelObject):
         return tuple(visitor_status(one, at_client=True) for one in self._native.visitors(most))
 
     async def __aenter__(self) -> Self:
-        if self._begun is None:
+        if self._native is None:
             await self.connect()
         return self
 
@@ -304,7 +311,10 @@ def _client_tls(
     if isinstance(tls, bool):
         if ca is not None and accept_any:
             raise config_error("danger_accept_any_certificate", "says to ask nobody, but ca is given")
-        return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
+        try:
+            return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
+        except ConfigError as error:
+            raise config_error("ca", error.message, error.reason) from None
     if ca is not None or accept_any:
         name = "ca" if ca is not None else "danger_accept_any_certificate"
         raise config_error(name, "belongs into the TlsConfig that is given")

@@ -50,6 +50,8 @@ def _as_tls(value: object) -> object:
 def _as_service(value: object) -> object:
     if value is None:
         return value
+    if value == "unix:":
+        raise config_error(None, "unix: needs a path")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise config_error(None, 'must be a port, "host:3000" or "unix:/path"', "wrong_type")
     if isinstance(value, int) and not 1 <= value <= 65_535:
@@ -107,8 +109,18 @@ class ServerConfig(ServerOptions):
         text = _canonical(credentials)
         return any(hmac.compare_digest(text, _canonical(one)) for one in self.clients)
 
+    def _check_token(self) -> None:
+        """Finds out now whether anybody can be let in, not when the first one comes."""
+        if self.token_file is not None:
+            secret(self.token_file, "token_file")
+
     def server(self) -> TunnelServer:
-        """A server that does so, not started."""
+        """A server that does so, not started.
+
+        Raises:
+            ConfigError: The token's file cannot be read.
+        """
+        self._check_token()
         return TunnelServer(
             None if self.danger_allow_anonymous else self.allows,
             tls=self.tls,
@@ -125,6 +137,7 @@ class ServerConfig(ServerOptions):
         """
         if self.port not in (0, server.port):
             raise config_error("port", "cannot be changed while the server runs")
+        self._check_token()
         before = server.connection_filter
         server.connection_filter = None if self.danger_allow_anonymous else self.allows
         try:

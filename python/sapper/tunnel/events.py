@@ -96,7 +96,8 @@ class ClientTunnel:
 
     id: int
     client_address: str
-    authentication_credentials: Mapping[str, Any] | None = field(default=None, repr=False)
+    # Who keeps something for each tunnel needs a hash; what JSON says has none.
+    authentication_credentials: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
     tunnel_address: TunnelAddress | None = None
     negotiated: bool = False
     services: tuple[PublicService, ...] = ()
@@ -229,7 +230,7 @@ class TunnelCreated(TunnelEvent):
 
     name: ClassVar[str] = "tunnel-created"
     client_tunnel: ClientTunnel
-    client_authentication_credentials: Mapping[str, Any] | None = field(repr=False)
+    client_authentication_credentials: Mapping[str, Any] | None = field(repr=False, hash=False)
     secure: bool
 
 
@@ -338,7 +339,7 @@ class AuthenticationCredentialsSent(TunnelEvent):
 
     name: ClassVar[str] = "authentication-credentials-sent"
     client_connection: ClientConnection
-    authentication_credentials: Mapping[str, Any] = field(repr=False)
+    authentication_credentials: Mapping[str, Any] = field(repr=False, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

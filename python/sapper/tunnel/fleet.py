@@ -42,8 +42,9 @@ class Fleet:
         self._stopping = False
         #: Whether one has ended that nobody has ended.
         self._over = False
-        #: What ended the first of those.
+        #: What ended the first of those, and what that one did.
         self.error: SapperError | None = None
+        self.failed: ClientConfig | None = None
 
     @property
     def clients(self) -> Mapping[str, TunnelClient]:
@@ -127,6 +128,8 @@ class Fleet:
         async for event in events:
             self._hear(name, event)
         if self._running.get(name) is client:
-            del self._running[name], self._does[name]
+            del self._running[name]
+            did = self._does.pop(name)
             self._over = self._over or not self._stopping
-            self.error = self.error or client.error
+            if self.error is None and client.error is not None:
+                self.error, self.failed = client.error, did

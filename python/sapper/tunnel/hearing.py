@@ -6,7 +6,11 @@ Not here: the events themselves (:mod:`sapper.tunnel.events`), nor what makes th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
+import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
@@ -40,6 +44,8 @@ __all__ = [
     "public_services",
     "tunnel_of",
 ]
+
+logger = logging.getLogger("sapper")
 
 #: Hears an event; what it returns may be awaitable.
 Listener = Callable[[Any], object]
@@ -123,7 +129,10 @@ class TunnelEvents(EventQueue[TunnelEvent]):
 
 
 class TunnelObject(ABC):
-    """What a server and a client have in common: they are heard, they end, and one waits for that."""
+    """What a server and a client have in common: they are heard, they end, and one waits for that.
+
+    Whoever starts one keeps it: when it is dropped it ends, with a ResourceWarning.
+    """
 
     _kinds: ClassVar[dict[str, type[TunnelEvent]]] = {}
 
@@ -135,6 +144,20 @@ class TunnelObject(ABC):
         self._native: _native.TunnelServer | _native.TunnelClient | None = None
         self._error: SapperError | None = None
         self._begun: asyncio.Future[Any] | None = None
+        #: Whether it ended before it was there, so that it may be started again.
+        self._again = False
+
+    def __del__(self) -> None:
+        native = getattr(self, "_native", None)
+        if native is None:
+            return
+        said = f"unclosed {self!r}"
+        with contextlib.suppress(SapperError):
+            native.stop(0.0)
+        for stream in self._streams:
+            stream.end()
+        # Last: where warnings are errors nothing behind it runs.
+        warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
 
     def on(self, name: str, callback: Listener, *, payload: bool = False) -> None:
         """Has ``callback`` called with each event of this name, on the event loop.
@@ -166,7 +189,7 @@ class TunnelObject(ABC):
                 return
 
     def events(self, *, data: bool = False, payload: bool = False) -> TunnelEvents:
-        """An iterator over the events from now on, until the end.
+        """An iterator over the events from now on, until the end; of what has ended there are none.
 
         Args:
             data: Whether ``data-*`` events are among them.
@@ -175,12 +198,19 @@ class TunnelObject(ABC):
         Raises:
             ApiMisuseError: No event loop is running.
         """
-        running_post()
         sorts = DATA if flag(data, "data") else 0
         stream = TunnelEvents(VISITORS | (DATA | PAYLOAD if flag(payload, "payload") else sorts))
-        self._streams.append(stream)
-        self._watch()
+        if self._started and self._native is None:
+            stream.end()
+        else:
+            self._streams.append(stream)
+            self._watch()
         return stream
+
+    def _forget(self, stream: TunnelEvents) -> None:
+        if stream in self._streams:
+            self._streams.remove(stream)
+            self._watch()
 
     @property
     def error(self) -> SapperError | None:
@@ -201,13 +231,30 @@ class TunnelObject(ABC):
         if native is not None:
             await running_post().call(native.wait_closed)
 
+    @property
+    def _started(self) -> bool:
+        """Whether it runs, or has run: then it is not started again."""
+        return self._begun is not None and not self._again
+
     def _begin(self) -> tuple[_native.Mailbox, int]:
-        if self._begun is not None:
+        if self._started:
             raise ApiMisuseError("it was started already", ErrorContext(reason="started"))
-        self._post = running_post()
-        mailbox, self._key = self._post.subscribe(self._hear)
-        self._begun = asyncio.get_running_loop().create_future()
-        return mailbox, self._key
+        self._post = post = running_post()
+        owner = weakref.WeakMethod(self._hear)
+
+        def heard(tag: str, value: Any) -> None:
+            hear = owner()
+            if hear is not None:
+                hear(tag, value)
+            elif tag == "question":
+                value.answer(False)
+            elif tag == "closed":
+                post.unsubscribe(key)
+
+        mailbox, key = post.subscribe(heard)
+        self._key = key
+        self._begun, self._again, self._error = asyncio.get_running_loop().create_future(), False, None
+        return mailbox, key
 
     def _not_begun(self) -> None:
         if self._post is not None:
@@ -325,5 +372,9 @@ async def answer_later(question: _native.Question, answer: Awaitable[object], de
     try:
         async with asyncio.timeout(deadline):
             yes = await answer is True
+    except TimeoutError:
+        logger.warning("sapper: a filter of the tunnel gave no answer within %g s, which means no", deadline)
+    except Exception:
+        logger.exception("sapper: a filter of the tunnel failed, which means no")
     finally:
         question.answer(yes)

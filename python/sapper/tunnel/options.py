@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Strict, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
 from sapper import _native
+from sapper._arguments import whole
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
 
@@ -18,6 +20,36 @@ _Seconds = Annotated[float, Field(ge=0)]
 _Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 _Bytes = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
 _Port = Annotated[int, Strict(), Field(ge=1, le=65_535)]
+_Flag = Annotated[bool, Strict()]
+
+
+def _is_address(text: str) -> str:
+    try:
+        ip_address(text)
+    except ValueError:
+        raise config_error(None, f"{text} is no IP address") from None
+    return text
+
+
+def _is_path(value: object) -> object:
+    if value == "":
+        raise config_error(None, "must not be empty")
+    return value
+
+
+def _ports(value: object) -> int | tuple[int, int] | None:
+    """One, or the first and the last. By hand: of a union a mistake is told with the names of its types."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        return whole(value, "", 1, 65_535)
+    if len(value) != 2:
+        raise config_error(None, "must be a port, or the first and the last one", "wrong_type")
+    return whole(value[0], "", 1, 65_535), whole(value[1], "", 1, 65_535)
+
+
+_Address = Annotated[str, AfterValidator(_is_address)]
+_Ports = Annotated[int | tuple[int, int] | None, PlainValidator(_ports)]
 
 
 class VisitorLimits(Options):
@@ -88,14 +120,14 @@ class Service(Options):
     """The service's port, on 127.0.0.1 or ::1, whichever listens; or at ``host``."""
     host: str | None = None
     """The service's host, where it is not this machine."""
-    path: Path | None = None
+    path: Annotated[Path | None, BeforeValidator(_is_path)] = None
     """A Unix socket instead of a port."""
     name: Annotated[str, Field(min_length=1)] | None = None
     """What the server calls it, and whose public port it gets again. Without one the first service of a
     client is the client's own, and each other one is called as its address."""
-    public_port: _Port | tuple[_Port, _Port] | None = None
+    public_port: _Ports = None
     """The public port to ask for, or the first and the last that will do. ``None``: any of the server's."""
-    public_host: str | None = None
+    public_host: _Address | None = None
     """The address at which the public port is to listen. ``None``: where the server's do."""
     limits: Limits = Limits()
     """What may pass to it; this end sees to that, whatever the server allows. Limits in all are of the
@@ -201,7 +233,7 @@ class ServerOptions(_Common):
     asked_ports: tuple[tuple[_Port, _Port], ...] | None = None
     """Public ports that a client may ask for, first and last each; an empty one allows none. ``None``: those
     of ``public_ports``. A port outside of those is given to nobody who does not ask for it."""
-    asked_hosts: tuple[str, ...] = ()
+    asked_hosts: tuple[_Address, ...] = ()
     """Addresses at which a client may ask its public ports to listen, besides ``visitor_host``."""
     max_services: _Count = 64
     """Services of one client; with more it gets none."""
@@ -252,7 +284,7 @@ class ClientOptions(_Common):
         ConfigError: A value is wrong; ``field`` names it.
     """
 
-    reconnect: bool = True
+    reconnect: _Flag = True
     """Whether it connects again when the connection is gone or refused."""
     reconnect_delay: tuple[_Seconds, _Seconds] = (0.5, 30.0)
     """First and longest pause before it connects again: doubled each time, the second half by chance."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
 from sapper._arguments import callback as check_callback
-from sapper._arguments import seconds, whole
+from sapper._arguments import flag, seconds, whole
 from sapper._loop import running_post
 from sapper._mistakes import config_error
-from sapper.errors import ClosedError
+from sapper.errors import ClosedError, SapperError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import server_options
 from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
@@ -39,7 +39,8 @@ logger = logging.getLogger("sapper")
 #: Decides about a client by its credentials; only True lets it in.
 ConnectionFilter = Callable[[dict[str, Any]], bool | Awaitable[bool]]
 
-#: Decides about a visitor by the tunnel and the visitor's address (``host:port``); only True lets it in.
+#: Decides about a visitor by the tunnel, whose ``tunnel_address`` is here where the visitor came in, and the
+#: visitor's address (``host:port``); only True lets it in.
 VisitorFilter = Callable[[events.ClientTunnel, str], bool | Awaitable[bool]]
 
 
@@ -71,7 +72,7 @@ class TunnelServer(TunnelObject):
     Args:
         connection_filter: Decides about each client by its credentials, synchronously or not. It may be
             replaced while the server runs. Without one everybody who reaches the main port gets a tunnel,
-            so the server listens on loopback alone.
+            so the server listens on loopback alone, and at no other address that a client asks for.
         visitor_filter: Decides about each visitor when it connects, synchronously or not, after the lists of
             addresses among the options. Everybody may visit without one. It may be replaced while the
             server runs.
@@ -84,7 +85,8 @@ class TunnelServer(TunnelObject):
         danger_allow_anonymous: Listen beyond loopback though there is no filter.
 
     Raises:
-        ConfigError: A value is wrong, or there is no filter and ``host`` is not loopback.
+        ConfigError: A value is wrong, or there is no filter and ``host``, ``visitor_host`` or one of
+            ``asked_hosts`` is not loopback.
     """
 
     _kinds = _SERVER
@@ -104,7 +106,7 @@ class TunnelServer(TunnelObject):
         self._options = server_options(options)
         self._tls = None if tls is None else _config_of(tls, "tls")
         self._visitor_tls = None if visitor_tls is None else _config_of(visitor_tls, "visitor_tls")
-        self._anonymous = danger_allow_anonymous
+        self._anonymous = flag(danger_allow_anonymous, "danger_allow_anonymous")
         self._visitor_filter: VisitorFilter | None = None
         self._service_filter: ServiceFilter | None = None
         self.visitor_filter = visitor_filter
@@ -124,12 +126,16 @@ class TunnelServer(TunnelObject):
     @connection_filter.setter
     def connection_filter(self, value: ConnectionFilter | None) -> None:
         check_callback(value, "connection_filter")
-        if value is None and self._filter is not None and self._begun is not None and not self._anonymous:
+        if value is None and self._filter is not None and self._started and not self._anonymous:
             raise config_error(
                 "connection_filter", "a server without one listens on loopback alone: start another one"
             )
-        self._filter = value
-        self._hosts()
+        before, self._filter = self._filter, value
+        try:
+            self._hosts()
+        except BaseException:
+            self._filter = before
+            raise
 
     @property
     def visitor_filter(self) -> VisitorFilter | None:
@@ -163,8 +169,8 @@ class TunnelServer(TunnelObject):
         options = self._options
         if self._filter is not None or self._anonymous:
             return options.host, options.host if options.visitor_host is None else options.visitor_host
-        for name in ("host", "visitor_host"):
-            host = getattr(options, name)
+        asked = [("asked_hosts", host) for host in options.asked_hosts]
+        for name, host in [("host", options.host), ("visitor_host", options.visitor_host), *asked]:
             if host is not None and not _is_loopback(host):
                 raise config_error(
                     name, f"{host} is not loopback, and without a connection_filter everybody is let in"
@@ -196,11 +202,13 @@ class TunnelServer(TunnelObject):
         Returns:
             The main port.
 
-        If cancelled, the server is stopped.
+        If cancelled, the server is stopped. One that failed to start may be started again.
 
         Raises:
+            ApiMisuseError: It was started already.
             BindError: The port cannot be had.
-            ConfigError: The file of leases cannot be read, or an entry of a list of addresses is none.
+            ConfigError: The file of leases cannot be read or written, or an entry of a list of addresses is
+                none.
         """
         self._place = (whole(port, "port", 0, 65_535), *self._hosts())
         mailbox, key = self._begin()
@@ -217,6 +225,9 @@ class TunnelServer(TunnelObject):
         assert self._begun is not None  # noqa: S101 - _begin made it
         try:
             self._addresses = tuple(await self._begun)
+        except SapperError:  # it is closed
+            self._again = True
+            raise
         except BaseException:
             native.stop(0.0)
             raise
@@ -255,12 +266,8 @@ class TunnelServer(TunnelObject):
                 if config is not None:
                     await asyncio.to_thread(config.reload)
             return
-        given: object = options
-        if given is not None:
-            from sapper.tunnel.options import ServerOptions
-
-            if not isinstance(given, ServerOptions):
-                raise config_error("options", "must be ServerOptions", "wrong_type")
+        if options is not None:
+            server_options(options)
         if visitor_filter is not ...:
             check_callback(visitor_filter, "visitor_filter")
         kept = (self._options, self._visitor_filter, self._tls, self._visitor_tls, self._place)
@@ -270,8 +277,9 @@ class TunnelServer(TunnelObject):
                 port, host, visitor_host = self._place or (0, None, None)
                 if options.host != before.host:
                     raise config_error("host", "cannot be changed while the server runs")
+                _, elsewhere = self._hosts()
                 if options.visitor_host != before.visitor_host:
-                    visitor_host = self._hosts()[1]
+                    visitor_host = elsewhere
                 self._place = (port, host, visitor_host)
             if visitor_filter is not ...:
                 self._visitor_filter = visitor_filter
@@ -357,7 +365,7 @@ class TunnelServer(TunnelObject):
         return HandshakeStatus(*self._native.handshakes())
 
     async def __aenter__(self) -> Self:
-        if self._begun is None:
+        if not self.running:
             await self.start()
         return self
 

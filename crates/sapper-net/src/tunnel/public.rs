@@ -194,6 +194,7 @@ async fn asked(teller: &Teller, info: &TunnelInfo, port: u16, visitor: String, d
         client: info.client.clone(),
         port,
         negotiated: info.negotiated,
+        services: info.services.iter().map(|service| (service.name.clone(), service.port)).collect(),
         visitor,
     };
     mailbox.ask(key, subject, deadline).await

@@ -95,15 +95,18 @@ impl Registry {
         if let Some(file) = &options.lease_file {
             read(file, &mut leases)?;
         }
-        Ok(Self {
+        let mut registry = Self {
             leases,
             file: options.lease_file.clone(),
-            dirty: false,
+            dirty: options.lease_file.is_some(),
             tunnels: BTreeMap::new(),
             used: Vec::new(),
             limits: Clients::new(&options.client_limits),
             next: 0,
-        })
+        };
+        // Found out now: later there is nobody who could still choose another file.
+        registry.save().map_err(|error| Error::config("lease_file", error.message()))?;
+        Ok(registry)
     }
 
     /// Other ports and limits for those who come; who is there keeps what it has.
