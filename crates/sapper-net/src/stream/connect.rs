@@ -95,7 +95,7 @@ async fn attempt(address: SocketAddr, options: &ConnectOptions) -> Result<FdStre
     if let Some(local) = options.local {
         bind_local(&socket, local, options.transparent)?;
     }
-    let stream = match socket.connect(&address.into()) {
+    let mut stream = match socket.connect(&address.into()) {
         Ok(()) => connected(socket.into(), true)?,
         Err(source) if in_progress(&source) => {
             // Watched only from here on: a socket that does not connect yet counts as hung up.

@@ -44,6 +44,9 @@ pub struct SocketOptions {
     /// Bytes that may wait in the system before TCP can send them; beyond it the socket takes no more. What
     /// is urgent goes behind what waits there. `None` leaves the system's default, which is megabytes.
     pub most_unsent: Option<u32>,
+    /// A TCP connection that goes before our direction was ended in order is reset, also where this process is
+    /// killed: the peer does not take a part for the whole. Of sockets that we make.
+    pub reset_unless_ended: bool,
 }
 
 /// Ordered bytes over one descriptor.
@@ -62,6 +65,8 @@ pub struct FdStream {
     write_retry: Option<Pin<Box<Sleep>>>,
     /// A caller's socket had Nagle's algorithm on.
     restore_nagle: bool,
+    /// Closing the socket resets the connection, until our direction is ended.
+    resets: bool,
     stats: Arc<EndpointStats>,
     description: String,
     peer: Option<SocketAddr>,
@@ -173,6 +178,7 @@ impl FdStream {
             read_retry: None,
             write_retry: None,
             restore_nagle: false,
+            resets: false,
             stats: Arc::default(),
             description,
             peer: None,
@@ -218,15 +224,18 @@ impl FdStream {
         stream
     }
 
-    /// For a socket of our own making: no Nagle, urgent bytes stay in their place, keepalive.
-    pub(crate) fn set_own_options(&self, options: &SocketOptions) -> Result<()> {
+    /// For a socket of our own making: no Nagle, urgent bytes stay in their place, keepalive; how it goes.
+    pub(crate) fn set_own_options(&mut self, options: &SocketOptions) -> Result<()> {
         let (Some(io), Kind::Tcp) = (&self.io, self.kind) else { return Ok(()) };
         let socket = SockRef::from(io.get_ref());
+        let lingers = options.reset_unless_ended.then_some(Duration::ZERO);
+        self.resets = lingers.is_some();
         socket
             .set_tcp_nodelay(true)
             .and_then(|()| socket.set_out_of_band_inline(true))
             .and_then(|()| descriptor::set_keepalive(&socket, options.keepalive))
             .and_then(|()| options.most_unsent.map_or(Ok(()), |bytes| socket.set_tcp_notsent_lowat(bytes)))
+            .and_then(|()| lingers.map_or(Ok(()), |none| socket.set_linger(Some(none))))
             .map_err(|source| self.option_failed(&source))
     }
 
@@ -411,9 +420,16 @@ impl Stream for FdStream {
         if self.write_ended {
             return Poll::Ready(self.write_failed.clone().map_or(Ok(()), Err));
         }
-        if let Some(Err(source)) = self.socket().map(|socket| socket.shutdown(Shutdown::Write)) {
+        let ended = self.socket().map(|socket| {
+            // From here on what is queued arrives, and the end behind it, whenever the descriptor is closed. In
+            // this order: killed in between, all that was to be said is said.
+            let kept = if self.resets { socket.set_linger(None) } else { Ok(()) };
+            kept.and_then(|()| socket.shutdown(Shutdown::Write))
+        });
+        if let Some(Err(source)) = ended {
             return Poll::Ready(Err(self.write_fails("end", &source)));
         }
+        self.resets = false;
         self.write_ended = true;
         self.close_if_done();
         Poll::Ready(Ok(()))

@@ -190,9 +190,14 @@ impl TlsStream {
         Ok(())
     }
 
-    /// An alert that does not leave in time is not worth a longer wait.
+    /// An alert, and the end behind it: a carrier that is dropped unended may throw away what it was given. What
+    /// does not leave in time is not worth a longer wait.
     async fn last_words(&mut self) {
-        let _ = timeout(LAST_WORDS, poll_fn(|cx| self.poll_drain(cx))).await;
+        let said = async {
+            poll_fn(|cx| self.poll_drain(cx)).await?;
+            poll_fn(|cx| self.carrier.poll_send_eof(cx)).await
+        };
+        let _ = timeout(LAST_WORDS, said).await;
     }
 
     async fn shake_hands(&mut self, is_client: bool, may_block: bool) -> Result<HandshakeInfo> {

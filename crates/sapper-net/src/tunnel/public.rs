@@ -9,10 +9,10 @@ use sapper_proto::tunnel::ip_list::VisitorRule;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::canonical;
 use super::limit::Visitors;
 use super::link::{BoxFuture, Connected};
 use super::notice::{ServiceInfo, Teller, TunnelInfo};
+use super::{STREAM, canonical};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
 use crate::proxy::{Buckets, Rate};
@@ -106,7 +106,11 @@ impl PublicPort {
         let options = gate.current();
         let host = host.map_or_else(|| options.host.clone(), |host| Some(host.to_string()));
         let address = ListenAddress::Tcp { host, port };
-        let listen = ListenOptions { max_connections: options.max_visitors, ..ListenOptions::default() };
+        let listen = ListenOptions {
+            max_connections: options.max_visitors,
+            socket: STREAM,
+            ..ListenOptions::default()
+        };
         let listener = Listener::bind(&address, &listen, Instant::now() + LOOK_UP).await?;
         Ok(Self { accepting: Box::pin(accept(listener)), gate: Arc::clone(gate) })
     }

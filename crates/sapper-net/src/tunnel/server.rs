@@ -346,7 +346,11 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     let address = ListenAddress::Tcp { host: options.host.clone(), port: options.port };
     let listen = ListenOptions {
         max_connections: most_connections(&options),
-        socket: SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: Some(MOST_UNSENT) },
+        socket: SocketOptions {
+            keepalive: Some(KEEPALIVE),
+            most_unsent: Some(MOST_UNSENT),
+            ..SocketOptions::default()
+        },
         ..ListenOptions::default()
     };
     let mut listener = tokio::select! {

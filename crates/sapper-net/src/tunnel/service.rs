@@ -84,7 +84,7 @@ impl Dialer {
     pub(super) async fn dial(self: Arc<Self>, visitor: Option<(SocketAddr, SocketAddr)>) -> Connected {
         let target = Arc::clone(&self.target.lock().unwrap_or_else(PoisonError::into_inner));
         let deadline = Instant::now() + target.timeout;
-        let options = ConnectOptions::default();
+        let options = ConnectOptions { socket: super::STREAM, ..ConnectOptions::default() };
         let stream = match &target.service {
             Service::Unix(path) => connect_unix(&UnixAddress::Path(path.clone()), deadline).await?,
             Service::Tcp(host, port) => connect_tcp(host, *port, &options, deadline).await?,

@@ -357,3 +357,51 @@ fn outside_an_event_loop_it_says_so() {
     let error = open_fd(one.into(), "sink", &SocketOptions::default()).err().expect("no event loop");
     assert_eq!(error.kind(), ErrorKind::ApiMisuse);
 }
+
+/// Our end of a connection that is reset unless it is ended, and the other one.
+fn resetting() -> (FdStream, TcpStream) {
+    let (one, other) = tcp_pair("127.0.0.1");
+    let (local, peer) = connection(&one.try_clone().unwrap().into(), "sink").unwrap();
+    let mut stream = FdStream::between(one.into(), true, &local, &peer).unwrap();
+    let options = SocketOptions { reset_unless_ended: true, ..SocketOptions::default() };
+    stream.set_own_options(&options).unwrap();
+    (stream, other)
+}
+
+#[tokio::test]
+async fn a_connection_that_goes_unended_is_reset_where_that_is_asked_for() {
+    let (mut stream, mut other) = resetting();
+    write_all(&mut stream, b"a part").await.unwrap();
+    // Its end is heard, ours is not said.
+    other.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read(&mut stream, &mut [0; 4]).await.unwrap(), 0);
+    drop(stream);
+    let error = io::Read::read_to_end(&mut other, &mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_connection_that_was_ended_keeps_what_is_queued() {
+    for its_end_first in [false, true] {
+        let (mut stream, mut other) = resetting();
+        if its_end_first {
+            other.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read(&mut stream, &mut [0; 4]).await.unwrap(), 0);
+        }
+        // More than the other side takes at once: it reads when ours is closed.
+        write_all(&mut stream, &[7]).await.unwrap();
+        let mut queued = 1;
+        let full = std::future::poll_fn(|cx| {
+            while let Poll::Ready(n) = stream.poll_write(cx, &[IoSlice::new(&[7; 65_536])]) {
+                queued += n.unwrap();
+            }
+            Poll::Ready(stream.unconfirmed() > 0)
+        });
+        assert!(full.await, "all of it has arrived already");
+        send_eof(&mut stream).await.unwrap();
+        drop(stream);
+        let mut got = Vec::new();
+        io::Read::read_to_end(&mut other, &mut got).unwrap();
+        assert_eq!(got.len(), queued);
+    }
+}

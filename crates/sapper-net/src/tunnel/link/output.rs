@@ -281,7 +281,7 @@ impl Link {
             // The peer has said its end and heard ours: nothing can get lost.
             Some(_) if slot.local_ended && slot.eof_sent => {}
             Some(stream) => self.start(Box::pin(goodbye(stream))),
-            None => {}
+            None => drop(self.slots.undialled.insert(key)),
         }
     }
 
@@ -372,7 +372,13 @@ impl Link {
         match self.jobs.poll(job) {
             None | Some(Done::Gone) => {}
             Some(Done::Dialled(key, Ok(stream))) => {
-                let Some(slot) = self.slots.get_mut(key) else { return };
+                let Some(slot) = self.slots.get_mut(key) else {
+                    // Its visitor left, in order or not: so does it.
+                    if self.slots.undialled.remove(&key) {
+                        self.start(Box::pin(goodbye(stream)));
+                    }
+                    return;
+                };
                 slot.stream = Some(stream);
                 self.tell_if_wanted(CONNECTED, key);
                 self.mux.ready(key);
@@ -385,6 +391,7 @@ impl Link {
                     ErrorKind::ConnectDeadline => Code::DEADLINE,
                     _ => Code::UNREACHABLE,
                 };
+                self.slots.undialled.remove(&key);
                 if self.slots.get(key).is_some() {
                     self.fail(key, code, error);
                 }
