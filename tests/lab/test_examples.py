@@ -1,13 +1,15 @@
-"""The two programs in examples/ do what they say."""
+"""The programs in examples/ do what they say."""
 
 from __future__ import annotations
 
 import socket
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from sapper.testing import throwaway_certificates
 from support import netns, traffic
 from support.needs import ROOT
 from support.programs import run_program
@@ -19,6 +21,33 @@ def test_cdtunnel_without_a_right() -> None:
     with run_program(sys.executable, EXAMPLES / "cdtunnel.py") as program:
         assert program.wait(60) == 0, program.output
     assert b"the device answered 100 of 100 packets" in program.output
+
+
+def test_a_tunnel_with_both_ends() -> None:
+    with run_program(sys.executable, EXAMPLES / "tunnel.py") as program:
+        assert program.wait(60) == 0, program.output
+    said = program.output.decode().splitlines()
+    assert [line.split(" 127.")[0] for line in said[1:]] == ["the visitor reads: hello", "somebody from"]
+    assert said[0].startswith("alice has port ")
+
+
+def test_a_tunnel_in_two_programs(tmp_path: Path) -> None:
+    made = throwaway_certificates("localhost")
+    files = {"authority": made.authority, "chain": made.server[0], "key": made.server[1]}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    script = EXAMPLES / "tunnel.py"
+    with run_program(
+        sys.executable, script, "serve", "localhost", "0", tmp_path / "chain", tmp_path / "key"
+    ) as server:
+        server.wait_for(b"clients come to port [0-9]+\n", seconds=30)
+        port = server.output.split()[-1].decode()
+        trusted = {"SSL_CERT_FILE": str(tmp_path / "authority"), "TOKEN": "swordfish"}
+        with run_program(sys.executable, script, "expose", "localhost", port, env=trusted) as client:
+            client.wait_for(b"http://localhost:[0-9]+\n", seconds=30)
+            with urllib.request.urlopen(client.output.decode().strip(), timeout=20) as page:
+                assert page.read() == b"hello\n"
+            server.wait_for(b"was with alice", seconds=30)
 
 
 @pytest.mark.needs("namespaces", "tun", "ping")
