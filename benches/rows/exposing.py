@@ -109,6 +109,8 @@ def measure_idle(settings: Settings) -> Row:
     _take(row, settings, _idle, (COMMANDS, *PEERS), rounds=min(settings.rounds, 3))
     for end in ("server", "client"):
         row.require_value(f"resident MB of the {end}", _ours(row, end, 1e-6), "<=", _IDLE_MB)
+        command = _ours(row, end, 1e-6, COMMANDS)
+        row.require_value(f"resident MB of the {end}'s command", command, "<=", _IDLE_MB)
     return row
 
 
@@ -135,8 +137,8 @@ def measure_stall(settings: Settings) -> Row:
     return row
 
 
-def _ours(row: Row, column: str, scale: float) -> Samples | None:
-    ours = row.subjects.get(OURS)
+def _ours(row: Row, column: str, scale: float, name: str = OURS) -> Samples | None:
+    ours = row.subjects.get(name)
     return Samples(tuple(value * scale for value in ours[column].values)) if ours else None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sapper.cli._tunnel import _tables
+from sapper.cli._tunnel_status import _tables
 
 
 def service(name: str, port: int) -> dict[str, Any]:

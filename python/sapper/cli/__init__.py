@@ -2,7 +2,7 @@
 
 typer, because a command is then a typed function like the rest of the package, with click's parsing
 and rich's tables underneath. Only the command that is called is loaded: a server keeps for months what it
-loaded once.
+loaded once. The tunnel's, of which there are many, do not even keep typer: :mod:`sapper.cli._lean`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from sapper.errors import SapperError
+
+if TYPE_CHECKING:
+    import typer
 
 __all__ = ["app", "main"]
 
@@ -34,9 +35,13 @@ _WITH_EXIT_CODES = ("bridge", "demo", "expose")
 
 def main() -> None:
     """Runs the command line; errors become a sentence on standard error and an exit code."""
-    called = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
-        _make([called] if called in _COMMANDS else _COMMANDS)(prog_name="sapper")
+        if sys.argv[1:2] == ["expose"] or sys.argv[1:3] == ["tunnel", "serve"]:
+            from sapper.cli._lean import ask
+
+            if (work := ask(_read)) is not None:
+                return work.run()
+        _read()
     except SapperError as error:
         from sapper.cli._output import fail
 
@@ -45,7 +50,15 @@ def main() -> None:
         sys.exit(130)
 
 
+def _read() -> None:
+    """Does what the command line says."""
+    called = sys.argv[1] if len(sys.argv) > 1 else ""
+    _make([called] if called in _COMMANDS else _COMMANDS)(prog_name="sapper")
+
+
 def _make(commands: Iterable[str]) -> typer.Typer:
+    import typer
+
     from sapper.cli._help import Command
     from sapper.cli._output import EXIT_CODES
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sapper.errors import SapperError
 
-__all__ = ["OPTIONS", "PASSWORD_VARIABLE", "PSK_VARIABLE", "in_file", "named", "naming", "of_file"]
+__all__ = ["OPTIONS", "PASSWORD_VARIABLE", "PSK_VARIABLE", "Words", "in_file", "named", "naming", "of_file"]
 
 #: A pre-shared key in hexadecimal, where no file is given.
 PSK_VARIABLE = "SAPPER_PSK"
@@ -143,3 +143,22 @@ def _again(error: SapperError, message: str, field: str | None) -> SapperError:
     for note in getattr(error, "__notes__", ()):
         made.add_note(note)
     return made
+
+
+class Words:
+    """Errors of the calls inside, in the words of who said what is wrong: the command line, or a file."""
+
+    def __init__(self, words: Mapping[str, str], table: str) -> None:
+        self._words = words
+        self._table = table
+        #: What the file's table said.
+        self.in_file: set[str] = set()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, SapperError):
+            if re.split(r"[.[]", error.field or "")[0] in self.in_file:
+                raise of_file(error, self._table) from None
+            raise named(error, self._words) from None

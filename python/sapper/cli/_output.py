@@ -1,18 +1,21 @@
-"""How commands speak: tables for people on standard error, JSON lines for programs on standard output."""
+"""How commands speak: tables for people on standard error, JSON lines for programs on standard output.
+
+rich is loaded where it draws: a command that serves for months draws nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import asdict
-from typing import IO, Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from typing import IO, TYPE_CHECKING, Any
 
 from sapper.errors import ErrorKind, SapperError
-from sapper.stats import FlowStats, PumpStats
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sapper.stats import FlowStats, PumpStats
 
 __all__ = [
     "EXIT_CODES",
@@ -64,6 +67,9 @@ def fail(error: SapperError, *, as_json: bool) -> int:
     if as_json:
         write_json({"event": "error", "error": error_values(error)}, sys.stderr)
     else:
+        from rich.console import Console
+        from rich.markup import escape
+
         console = Console(stderr=True, highlight=False)
         console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
         notes: list[str] = getattr(error, "__notes__", [])
@@ -123,6 +129,8 @@ def stats_values(stats: PumpStats) -> dict[str, Any]:
 
 def stats_table(stats: PumpStats, before: PumpStats | None = None) -> Table:
     """Counters for people; rates since ``before``, or since the start."""
+    from rich.table import Table
+
     seconds = stats.running - (before.running if before else 0.0)
     now = (stats.encapsulate, stats.decapsulate)
     then = (before.encapsulate, before.decapsulate) if before else (None, None)

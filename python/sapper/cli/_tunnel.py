@@ -1,43 +1,43 @@
-"""Runs what ``sapper tunnel serve`` and ``sapper expose`` say, tells what happens, and asks one that runs.
+"""Runs what ``sapper tunnel serve`` and ``sapper expose`` say, and tells what happens.
 
 Not here: options, which are :mod:`sapper.cli.tunnel`'s; when streams and sessions end, which is native.
+Nothing here loads typer or rich: it stays for as long as it serves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shlex
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console, Group
-from rich.markup import escape
-from rich.table import Table
-
 from sapper import _notify
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import amount, duration, error_values, write_json
+from sapper.cli._output import error_values, write_json
 from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.tunnel import events
 
 if TYPE_CHECKING:
+    from sapper.tunnel._plain import ClientPlan, ServerPlan
     from sapper.tunnel.config import ClientConfig, ServerConfig
     from sapper.tunnel.fleet import Fleet
 
-__all__ = ["TOKEN_VARIABLE", "Told", "run_clients", "run_server", "show_status"]
+__all__ = ["TOKEN_VARIABLE", "Told", "run_clients", "run_server"]
 
 #: Where a client's token is read from: a command line is seen by every user of the machine.
 TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
 
 #: Seconds between two looks at the files of a configuration.
 LOOK = 1.0
-#: Visitors that a status shows to people.
-_SHOWN = 20
+
+#: What is no text; a line may have several lines.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 #: Reads a configuration anew; the files that it came from.
 Again = Callable[[], Any]
@@ -57,15 +57,14 @@ class Told:
     def __init__(self, *, as_json: bool, scheme: str | None = None, qr: bool | None = None) -> None:
         self.as_json = as_json
         self._scheme = scheme
-        self._console = Console(stderr=True, highlight=False)
-        self._qr = self._console.is_terminal if qr is None else qr
+        self._qr = sys.stderr.isatty() if qr is None else qr
 
     def note(self, event: str, text: str | None, **values: Any) -> None:
         """Something happened to the program itself."""
         if self.as_json:
             write_json({"event": event, **values})
         elif text is not None:
-            self._console.print(escape(text), soft_wrap=True)
+            _say(text)
 
     def reloaded(self, error: SapperError | None) -> None:
         """A configuration was read again."""
@@ -83,11 +82,11 @@ class Told:
         elif urls:
             for service, url in urls:
                 whose = "".join(f"{one}: " for one in (name, service) if one)
-                self._console.print(escape(f"{whose}exposed at {url}"), soft_wrap=True)
+                _say(f"{whose}exposed at {url}")
                 if self._qr:
-                    self._console.print(_blocks(_matrix(url)), soft_wrap=True, highlight=False)
+                    _say(_blocks(_matrix(url)))
         elif (line := _line(event)) is not None:
-            self._console.print(escape(f"{name}: {line}" if name else line), soft_wrap=True)
+            _say(f"{name}: {line}" if name else line)
 
     def _urls(self, event: events.AuthenticationAcknowledged) -> tuple[tuple[str, str], ...]:
         """Each service with its public address."""
@@ -96,8 +95,13 @@ class Told:
         return tuple((one.name, f"{scheme}://{_joined(host, one.port)}") for one in event.services)
 
 
+def _say(text: str) -> None:
+    """A line for people. What a peer wrote in it does not move their cursor."""
+    print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), file=sys.stderr, flush=True)
+
+
 async def run_server(
-    config: ServerConfig,
+    config: ServerConfig | ServerPlan,
     again: Callable[[], ServerConfig],
     files: Files,
     *,
@@ -105,7 +109,7 @@ async def run_server(
     metrics: tuple[str, ...],
     drain: float,
     told: Told,
-) -> None:
+) -> bool:
     """Runs a server to its end.
 
     Args:
@@ -116,6 +120,9 @@ async def run_server(
         metrics: Where figures are asked for.
         drain: Seconds that the end gives to open streams.
         told: Hears what happens.
+
+    Returns:
+        Whether it was told to end at once, by a second signal.
 
     Raises:
         SapperError: What ended it, where it was not stopped.
@@ -146,18 +153,18 @@ async def run_server(
         _notify.ready(f"listening at port {port}")
         async for event in heard:
             told.event(event)
-    _finish(server.error, cut)
+    return _finish(server.error, cut)
 
 
 async def run_clients(
-    configs: Mapping[str, ClientConfig],
+    configs: Mapping[str, ClientConfig | ClientPlan],
     again: Callable[[], Mapping[str, ClientConfig]],
     files: Files,
     *,
     metrics: tuple[str, ...],
     drain: float,
     told: Told,
-) -> None:
+) -> bool:
     """Runs clients to their end; the arguments are those of :func:`run_server`.
 
     Raises:
@@ -200,7 +207,7 @@ async def run_clients(
     ):
         error = CredentialsRejected(f"{error.message}; it was told no token", error.context)
         error.add_note(f"say the server's token: {TOKEN_VARIABLE}=…, --token-file, or token_file in --config")
-    _finish(error, cut)
+    return _finish(error, cut)
 
 
 async def _figures(stack: contextlib.AsyncExitStack, addresses: tuple[str, ...], **what: Any) -> list[str]:
@@ -253,11 +260,10 @@ def _hear_signals(stop: Callable[[float], Awaitable[None]], drain: float) -> _Cu
     return cut
 
 
-def _finish(error: SapperError | None, cut: _Cut) -> None:
+def _finish(error: SapperError | None, cut: _Cut) -> bool:
     if error is not None:
         raise error
-    if cut.again:
-        raise typer.Exit(130)
+    return cut.again
 
 
 @contextlib.asynccontextmanager
@@ -385,122 +391,3 @@ def _blocks(rows: list[str]) -> str:
     return "\n".join(
         "".join(cells[pair] for pair in zip(upper, lower, strict=True)) for upper, lower in pairs
     )
-
-
-# -- asking one that runs ------------------------------------------------------------------------------
-
-
-def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
-    """Asks a server or a client that runs and shows its answer; every ``watch`` seconds until Ctrl-C.
-
-    Raises:
-        ConnectError: Nobody answers there.
-        RemoteProtocolError: What answers is none of ours.
-    """
-    from sapper.cli._serve import ask
-
-    def said() -> dict[str, Any]:
-        return ask(address, "tunnel", "tunnels")
-
-    if watch is None:
-        if as_json:
-            write_json(said())
-        else:
-            Console(highlight=False).print(_tables(said()))
-        return
-    import time
-
-    with contextlib.suppress(KeyboardInterrupt):
-        if as_json:
-            while True:
-                write_json(said())
-                time.sleep(watch)
-        from rich.live import Live
-
-        with Live(_tables(said()), console=Console(highlight=False), auto_refresh=False) as shown:
-            while True:
-                time.sleep(watch)
-                shown.update(_tables(said()), refresh=True)
-
-
-def _tables(said: dict[str, Any]) -> Group:
-    parts: list[Any] = []
-    for server in said["tunnels"].values():
-        clients = server["clients"]
-        count = sum(one["streams"] for one in clients)
-        where = ", ".join(server["listen"])
-        parts.append(f"server at {where}: {len(clients):,} clients, {count:,} visitors")
-        if clients:
-            parts.append(_clients(clients))
-        parts += _services(clients) + _visitors(clients, count)
-    for name, client in said["tunnel_clients"].items():
-        parts.append(f"client {name} of {client['server']}")
-        client["connected"] = client["port"] is not None
-        parts.append(_clients([client], "server"))
-        parts += _services([client], "server") + _visitors([client], client["streams"])
-    return Group(*parts or ["no tunnel runs there"])
-
-
-def _clients(clients: list[dict[str, Any]], other: str = "client") -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = ("port", *(("client",) if other == "client" else ()), "there", "visitors", "visits")
-    for name in (*names, f"to {other}", f"from {other}", "rates", "in memory", "round trip"):
-        table.add_column(name)
-    for one in clients:
-        table.add_row(
-            _port(one["port"]),
-            *((escape(one["client_address"]),) if other == "client" else ()),
-            "yes" if one["connected"] else "no",
-            f"{one['streams']:,}",
-            f"{one['opened']:,}",
-            amount(one["sent"]),
-            amount(one["received"]),
-            f"{amount(one['sent_rate'])}/s, {amount(one['received_rate'])}/s",
-            amount(one["held"]),
-            "-" if one["rtt"] is None else duration(one["rtt"]),
-        )
-    return table
-
-
-def _services(clients: list[dict[str, Any]], other: str = "client") -> list[Any]:
-    """Those of clients that have more than one of their own."""
-    services = [one for client in clients for one in client["services"]]
-    if not any(one["name"] for one in services):
-        return []
-    table = Table(box=None, pad_edge=False)
-    for name in ("port", "service", "visitors", "visits", f"to {other}", f"from {other}", "sent away", "cut"):
-        table.add_column(name)
-    for one in services:
-        table.add_row(
-            _port(one["port"]),
-            escape(one["name"] or "-"),
-            *(f"{one[name]:,}" for name in ("visitors", "visits")),
-            amount(one["sent"]),
-            amount(one["received"]),
-            *(f"{one[name]:,}" for name in ("refused", "cut")),
-        )
-    return [table]
-
-
-def _visitors(clients: list[dict[str, Any]], count: int) -> list[Any]:
-    shown = [(client, one) for client in clients for one in client["visitors"]][:_SHOWN]
-    if not shown:
-        return []
-    table = Table(box=None, pad_edge=False)
-    for name in ("port", "visitor", "here for", "from visitor", "to visitor"):
-        table.add_column(name)
-    for client, one in shown:
-        ports = {service["name"]: service["port"] for service in client["services"]}
-        table.add_row(
-            _port(ports.get(one["service"], client["port"])),
-            escape(one["visitor_address"] or "not known"),
-            duration(one["age"]),
-            amount(one["from_visitor"]),
-            amount(one["to_visitor"]),
-        )
-    more = count - len(shown)
-    return [table, *([f"and {more:,} more"] if more > 0 else [])]
-
-
-def _port(port: int | None) -> str:
-    return str(port) if port else "-"

@@ -1,14 +1,12 @@
 """``sapper tunnel serve`` and ``sapper expose``: the two ends of a tunnel on the command line.
 
-Their work is done by :mod:`sapper.cli._tunnel`.
+Their work is done by :mod:`sapper.cli._tunnel`, in a process without what is here: :mod:`sapper.cli._lean`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import re
 import secrets
 import tomllib
 from pathlib import Path
@@ -18,7 +16,7 @@ import typer
 
 from sapper._options import config_error
 from sapper.cli._help import Command
-from sapper.cli._names import in_file, named, of_file
+from sapper.cli._names import Words, in_file
 from sapper.cli._output import EXIT_CODES
 from sapper.errors import SapperError
 
@@ -138,7 +136,7 @@ def serve(
     SIGHUP, or a change of the file, reads --config and certificates again; no stream is cut by that.
     SIGTERM and Ctrl-C drain, a second one ends at once.
     """
-    from sapper.cli._tunnel import Told, run_server
+    from sapper.cli._lean import Work, launch
     from sapper.tunnel.config import secret
 
     folder = state if state is not None else _state_folder()
@@ -159,7 +157,7 @@ def serve(
     if visitor_burst is not None and visitor_rate is None and config is None:
         raise config_error("--visitor-burst", "belongs to --visitor-rate, which is not given")
     given = {name: value for name, value in given.items() if value is not None}
-    words = _Words(_SERVER_WORDS, "tunnel")
+    words = Words(_SERVER_WORDS, "tunnel")
 
     def read() -> ServerConfig:
         from sapper.tunnel.config import ServerConfig
@@ -189,19 +187,18 @@ def serve(
         _make_token(folder)
     elif first.lease_file is not None and first.lease_file.parent == folder:
         _folder(folder)
-    told = Told(as_json=as_json)
-    with words:
-        asyncio.run(
-            run_server(
-                first,
-                read,
-                lambda: (config,),
-                token=secret(made, "--state") if first.token_file == made else None,
-                metrics=tuple(metrics or ()),
-                drain=drain,
-                told=told,
-            )
+    launch(
+        Work(
+            first,
+            read,
+            lambda: (config,),
+            told={"as_json": as_json},
+            metrics=tuple(metrics or ()),
+            drain=drain,
+            words=words,
+            token=secret(made, "--state") if first.token_file == made else None,
         )
+    )
 
 
 @tunnel.command(cls=Command, epilog=EXIT_CODES)
@@ -215,7 +212,7 @@ def status(
     interval: Annotated[float, typer.Option(help="Seconds between two questions.", min=0.1)] = 1.0,
 ) -> None:
     """Ask a running server, or client, for its tunnels: ports, visitors, bytes, rates, round trips."""
-    from sapper.cli._tunnel import show_status
+    from sapper.cli._tunnel_status import show_status
 
     show_status(address, as_json=as_json, watch=interval if watch else None)
 
@@ -282,7 +279,7 @@ def expose(
     SIGHUP, or a change of the file, reads --config again; no stream is cut by that. SIGTERM and Ctrl-C drain,
     a second one ends at once.
     """
-    from sapper.cli._tunnel import Told, run_clients
+    from sapper.cli._lean import Work, launch
 
     if config is None and (not services or to is None):
         name = "SERVICE" if not services else "--to"
@@ -302,7 +299,7 @@ def expose(
     given = {name: value for name, value in given.items() if value is not None}
 
     files: list[Path | None] = [config, token_file]
-    words = _Words(_CLIENT_WORDS, "expose")
+    words = Words(_CLIENT_WORDS, "expose")
 
     def read() -> dict[str, ClientConfig]:
         from sapper.tunnel.config import ClientConfig, read_clients
@@ -327,10 +324,9 @@ def expose(
         return made
 
     first = read()
-    told = Told(as_json=as_json, scheme=scheme, qr=qr)
+    told = {"as_json": as_json, "scheme": scheme, "qr": qr}
     places = tuple(metrics or ())
-    with words:
-        asyncio.run(run_clients(first, read, lambda: files, metrics=places, drain=drain, told=told))
+    launch(Work(first, read, lambda: files, told=told, metrics=places, drain=drain, words=words))
 
 
 def _exposed(services: list[str]) -> dict[str, Any]:
@@ -448,25 +444,6 @@ def _client_tls(tls: bool, ca: Path | None, accept_any: bool) -> Any:
     from sapper.tls import TlsConfig
 
     return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
-
-
-class _Words:
-    """Errors of the calls inside, in the words of who said what is wrong: the command line, or a file."""
-
-    def __init__(self, words: dict[str, str], table: str) -> None:
-        self._words = words
-        self._table = table
-        #: What the file's table said.
-        self.in_file: set[str] = set()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, SapperError):
-            if re.split(r"[.[]", error.field or "")[0] in self.in_file:
-                raise of_file(error, self._table) from None
-            raise named(error, self._words) from None
 
 
 def _only(path: Path, table: str) -> None:

@@ -20,6 +20,8 @@ __all__ = [
     "ClientDefaults",
     "CommonDefaults",
     "NoLimits",
+    "PlainLimits",
+    "PlainService",
     "ServerDefaults",
     "client_options",
     "one_service",
@@ -39,6 +41,16 @@ class NoLimits:
             "visits": None,
             "total_visits": None,
         }
+
+
+@dataclass(frozen=True)
+class PlainLimits(NoLimits):
+    """Limits that were checked, as the binding takes them."""
+
+    values: _native.TunnelLimitsDict
+
+    def _native(self) -> _native.TunnelLimitsDict:
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,19 @@ class ClientDefaults(CommonDefaults):
     lease: str | None = None
 
 
-def server_options(given: ServerOptions | None) -> ServerOptions:
+@dataclass(frozen=True)
+class PlainService:
+    """One of several services that was checked, as the binding takes it."""
+
+    values: _native.TunnelServiceDict
+
+    def _native(self, first: bool) -> _native.TunnelServiceDict:
+        """Whether it is the first was known when it was checked."""
+        del first
+        return self.values
+
+
+def server_options(given: ServerOptions | ServerDefaults | None) -> ServerOptions:
     """The options, or what has the same names and their defaults.
 
     Raises:
@@ -106,6 +130,8 @@ def server_options(given: ServerOptions | None) -> ServerOptions:
     """
     if given is None:
         return cast("ServerOptions", ServerDefaults())
+    if isinstance(given, ServerDefaults):  # checked elsewhere
+        return cast("ServerOptions", given)
     from sapper.tunnel.options import ServerOptions
 
     if not isinstance(given, ServerOptions):
@@ -113,7 +139,7 @@ def server_options(given: ServerOptions | None) -> ServerOptions:
     return given
 
 
-def client_options(given: ClientOptions | None) -> ClientOptions:
+def client_options(given: ClientOptions | ClientDefaults | None) -> ClientOptions:
     """The same for a client.
 
     Raises:
@@ -121,6 +147,8 @@ def client_options(given: ClientOptions | None) -> ClientOptions:
     """
     if given is None:
         return cast("ClientOptions", ClientDefaults())
+    if isinstance(given, ClientDefaults):
+        return cast("ClientOptions", given)
     from sapper.tunnel.options import ClientOptions
 
     if not isinstance(given, ClientOptions):

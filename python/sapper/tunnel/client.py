@@ -14,7 +14,7 @@ from sapper._loop import running_post
 from sapper._mistakes import config_error
 from sapper.errors import ClosedError, ConfigError
 from sapper.tunnel import events
-from sapper.tunnel._defaults import client_options, one_service
+from sapper.tunnel._defaults import PlainService, client_options, one_service
 from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of, public_services
 from sapper.tunnel.status import ClientStatus, VisitorStatus, client_status, visitor_status
 
@@ -289,12 +289,13 @@ def _exposed(
     several: list[object] = list(services)
     if not several:
         raise config_error("services", "must be at least one")
-    from sapper.tunnel.options import Service
-
     found = []
     for at, one in enumerate(several):
-        if not isinstance(one, Service):
-            raise config_error(f"services[{at}]", "must be a Service", "wrong_type")
+        if not isinstance(one, PlainService):
+            from sapper.tunnel.options import Service
+
+            if not isinstance(one, Service):
+                raise config_error(f"services[{at}]", "must be a Service", "wrong_type")
         found.append(one._native(first=at == 0))
         if any(found[at]["name"] == other["name"] for other in found[:at]):
             raise config_error(f"services[{at}].name", f"{found[at]['name']} is the name of another one")

@@ -19,9 +19,9 @@ reads a file again and when; :mod:`sapper.tunnel.fleet` runs what a client's fil
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -31,6 +31,16 @@ from sapper._options import Options, config_error
 from sapper.endpoint import split_address
 from sapper.errors import ConfigError, ErrorContext
 from sapper.tls.config import TlsConfig
+from sapper.tunnel._defaults import ClientDefaults, CommonDefaults, ServerDefaults
+from sapper.tunnel._plain import (
+    ClientPlan,
+    PlainLimits,
+    PlainService,
+    ServerPlan,
+    allows,
+    said,
+    secret,
+)
 from sapper.tunnel.client import TunnelClient
 from sapper.tunnel.options import ClientOptions, ServerOptions, Service
 from sapper.tunnel.server import TunnelServer
@@ -101,13 +111,7 @@ class ServerConfig(ServerOptions):
 
     def allows(self, credentials: Mapping[str, Any]) -> bool:
         """Whether a client with these credentials may have a tunnel. Reads the token each time."""
-        said = credentials.get("token")
-        if self.token_file is not None and isinstance(said, str):
-            token = secret(self.token_file, "token_file")
-            if hmac.compare_digest(said.encode(), token.encode()):
-                return True
-        text = _canonical(credentials)
-        return any(hmac.compare_digest(text, _canonical(one)) for one in self.clients)
+        return allows(credentials, self.token_file, self.clients)
 
     def _check_token(self) -> None:
         """Finds out now whether anybody can be let in, not when the first one comes."""
@@ -128,6 +132,13 @@ class ServerConfig(ServerOptions):
             options=self.options(),
             danger_allow_anonymous=self.danger_allow_anonymous,
         )
+
+    def plain(self) -> ServerPlan | None:
+        """The same without models; ``None`` where TLS needs them."""
+        if self.tls is not None or self.visitor_tls is not None:
+            return None
+        options = ServerDefaults(**_plain(self, ServerDefaults))
+        return ServerPlan(options, self.port, self.token_file, self.clients, self.danger_allow_anonymous)
 
     async def reload(self, server: TunnelServer) -> None:
         """Has a server that runs do so from now on.
@@ -208,9 +219,7 @@ class ClientConfig(ClientOptions):
         Raises:
             ConfigError: That file cannot be read.
         """
-        if self.token_file is not None:
-            return {"token": secret(self.token_file, "token_file")}
-        return self.credentials or {}
+        return said(self.token_file, self.credentials)
 
     def client(self) -> TunnelClient:
         """A client that does so, not started.
@@ -226,6 +235,17 @@ class ClientConfig(ClientOptions):
             options=ClientOptions(**{name: getattr(self, name) for name in ClientOptions.model_fields}),
             **self.where(),
         )
+
+    def plain(self) -> ClientPlan | None:
+        """The same without models; ``None`` where TLS needs them."""
+        if self.tls is not False or self.server_hostname is not None:
+            return None
+        where = self.where()
+        if self.services:
+            plain = (PlainService(one._native(first=at == 0)) for at, one in enumerate(self.services))
+            where = {"services": tuple(plain)}
+        options = ClientDefaults(**_plain(self, ClientDefaults))
+        return ClientPlan(options, self.server, self.place(), where, self.token_file, self.credentials)
 
     @classmethod
     def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
@@ -355,19 +375,11 @@ def read_clients(path: Path, *, table: str = "expose") -> dict[str, ClientConfig
     return _Watched.from_mapping(said).configs()
 
 
-def secret(path: Path, name: str) -> str:
-    """What a file holds, without the white space around it.
-
-    Raises:
-        ConfigError: It cannot be read, or is empty; ``field`` is ``name``.
-    """
-    try:
-        text = path.read_text("utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise config_error(name, f"cannot read {path}: {error}") from None
-    if not text:
-        raise config_error(name, f"{path} is empty")
-    return text
+def _plain(config: Options, kind: type[CommonDefaults]) -> dict[str, Any]:
+    """What a configuration says of the fields of a class without models."""
+    values = {one.name: getattr(config, one.name) for one in fields(kind)}
+    limits = (name for name in values if name.endswith("limits"))
+    return {**values, **{name: PlainLimits(values[name]._native()) for name in limits}}
 
 
 def _address(text: str, name: str) -> tuple[str, int]:
@@ -392,7 +404,3 @@ def _nested(folder: Path, values: dict[str, Any], *names: str) -> dict[str, Any]
 def _beside(folder: Path, values: dict[str, Any], *names: str) -> dict[str, Any]:
     paths = {name: values[name] for name in names if isinstance(values.get(name), str)}
     return {**values, **{name: folder / one for name, one in paths.items()}}
-
-
-def _canonical(credentials: Mapping[str, Any]) -> bytes:
-    return json.dumps(credentials, sort_keys=True, default=str).encode()

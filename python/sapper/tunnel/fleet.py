@@ -8,12 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from sapper.errors import ClosedError, SapperError
 from sapper.tunnel.client import TunnelClient
-from sapper.tunnel.config import ClientConfig
 from sapper.tunnel.events import TunnelEvent
 from sapper.tunnel.hearing import TunnelEvents
+
+if TYPE_CHECKING:
+    from sapper.tunnel._plain import ClientPlan
+    from sapper.tunnel.config import ClientConfig
 
 __all__ = ["Fleet"]
 
@@ -30,12 +34,14 @@ class Fleet:
         drain: Seconds that the streams of a client have to end when it is not wanted any more.
     """
 
-    def __init__(self, configs: Mapping[str, ClientConfig], hear: Hearer, *, drain: float = 5.0) -> None:
-        self._wanted = dict(configs)
+    def __init__(
+        self, configs: Mapping[str, ClientConfig | ClientPlan], hear: Hearer, *, drain: float = 5.0
+    ) -> None:
+        self._wanted: dict[str, ClientConfig | ClientPlan] = dict(configs)
         self._hear = hear
         self._drain = drain
         self._running: dict[str, TunnelClient] = {}
-        self._does: dict[str, ClientConfig] = {}
+        self._does: dict[str, ClientConfig | ClientPlan] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -44,7 +50,7 @@ class Fleet:
         self._over = False
         #: What ended the first of those, and what that one did.
         self.error: SapperError | None = None
-        self.failed: ClientConfig | None = None
+        self.failed: ClientConfig | ClientPlan | None = None
 
     @property
     def clients(self) -> Mapping[str, TunnelClient]:
@@ -70,7 +76,7 @@ class Fleet:
                 return
             await self._changed.wait()
 
-    async def reload(self, configs: Mapping[str, ClientConfig]) -> None:
+    async def reload(self, configs: Mapping[str, ClientConfig | ClientPlan]) -> None:
         """Has them do otherwise from now on.
 
         Those that are gone from the configuration end, new ones start, and the others go on with their
