@@ -95,6 +95,7 @@ def test_fields_have_the_names_that_were_typed(tmp_path: Path) -> None:
     given: Any = {"server": "h:1", "services": [{"port": 1, "public_port": 70_000}]}
     assert wrong(ClientConfig, **given).field == "services.0.public_port"
     assert wrong(ServerConfig, asked_hosts=["::1", "x"]).field == "asked_hosts.1"
+    assert wrong(Service, port=1, public_host="\ud800").field == "public_host"
 
 
 async def test_a_token_that_cannot_be_read(tmp_path: Path, leak_check: None) -> None:
@@ -133,6 +134,11 @@ async def test_leases_that_cannot_be_written(tmp_path: Path, leak_check: None) -
     await lost.start(0)
     await lost.stop()
     assert json.loads((tmp_path / "none" / "leases").read_text())["leases"] == []
+
+
+def test_events_have_names() -> None:
+    for name in ("nope", 5, ["error"], None):
+        assert wrong(TunnelServer().on, name, print).field == "name"
 
 
 def test_without_a_loop_it_is_said_what_is_needed() -> None:

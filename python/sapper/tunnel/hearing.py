@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from sapper import _native
 from sapper._arguments import callback as check_callback
-from sapper._arguments import flag
+from sapper._arguments import flag, text
 from sapper._event_queue import EventQueue
 from sapper._loop import LoopPost, running_post
 from sapper._mistakes import config_error
@@ -171,7 +171,7 @@ class TunnelObject(ABC):
         Raises:
             ConfigError: There is no such event, or it has no payload.
         """
-        if name not in self._kinds:
+        if text(name, "name") not in self._kinds:
             raise config_error("name", f"{name!r} is no event: {', '.join(self._kinds)}")
         check_callback(callback, "callback")
         if flag(payload, "payload") and _sort(name) != DATA:

@@ -27,7 +27,7 @@ def _is_address(text: str) -> str:
     try:
         ip_address(text)
     except ValueError:
-        raise config_error(None, f"{text} is no IP address") from None
+        raise config_error(None, f"{text!r} is no IP address") from None
     return text
 
 
