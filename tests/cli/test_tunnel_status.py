@@ -36,8 +36,8 @@ def client(*services: dict[str, Any]) -> dict[str, Any]:
     return {**where, **counts, "visitors": [visitor], "services": [*services]}
 
 
-def shown(said: dict[str, Any]) -> list[list[str]]:
-    console = Console(highlight=False, width=200)
+def shown(said: dict[str, Any], width: int = 200) -> list[list[str]]:
+    console = Console(highlight=False, width=width)
     with console.capture() as capture:
         console.print(_tables(said))
     return [line.split() for line in capture.get().splitlines()]
@@ -46,11 +46,23 @@ def shown(said: dict[str, Any]) -> list[list[str]]:
 def test_a_server_s_clients_services_and_visitors() -> None:
     one = client(service("", 20_001), service("second", 20_002))
     lines = shown({"tunnels": {"tunnel": {"listen": ["[::]:9000"], "clients": [one]}}, "tunnel_clients": {}})
-    assert " ".join(lines[0]) == "server at [::]:9000: 1 clients, 2 visitors"
+    assert " ".join(lines[0]) == "server at [::]:9000: 1 client, 2 visitors"
     assert lines[2][:3] == ["20001", "192.0.2.1:5", "yes"]
     assert ["20002", "second", "1", "2", "300", "B", "4.00", "kB", "3", "1"] in lines
     assert ["20002", "192.0.2.7:77", "2.00", "s", "1", "B", "2", "B"] in lines
     assert lines[-1] == ["and", "1", "more"]
+
+
+def test_a_narrow_terminal_cuts_nothing() -> None:
+    one = client(service("", 20_001), service("second", 20_002))
+    long = "[2001:db8:1111:2222:3333:4444:5555:6666]:54321"
+    one["client_address"] = one["visitors"][0]["visitor_address"] = long
+    said = {"tunnels": {"tunnel": {"listen": ["[::]:9000"], "clients": [one]}}, "tunnel_clients": {}}
+    lines = shown(said, width=80)
+    assert lines[2] == ["20001", long, "yes", "1.00", "ms"]
+    assert ["20002", long] in [line[:2] for line in lines]
+    assert lines[4] == ["20001", "2", "3", "1", "B,", "3", "B/s", "2", "B,", "4", "B/s", "5", "B"]
+    assert "…" not in str(lines)
 
 
 def test_one_service_without_a_name_needs_no_table() -> None:

@@ -15,6 +15,8 @@ __all__ = ["show_status"]
 
 #: Visitors that are shown to people.
 _SHOWN = 20
+#: Columns that stay whole in a narrow terminal; the others take more lines there.
+_WHOLE = ("port", "client", "visitor")
 
 
 def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
@@ -56,9 +58,9 @@ def _tables(said: dict[str, Any]) -> Group:
         clients = server["clients"]
         count = sum(one["streams"] for one in clients)
         where = ", ".join(server["listen"])
-        parts.append(f"server at {where}: {len(clients):,} clients, {count:,} visitors")
+        parts.append(f"server at {where}: {_counted(len(clients), 'client')}, {_counted(count, 'visitor')}")
         if clients:
-            parts.append(_clients(clients))
+            parts += [_places(clients), _clients(clients)]
         parts += _services(clients) + _visitors(clients, count)
     for name, client in said["tunnel_clients"].items():
         parts.append(f"client {name} of {client['server']}")
@@ -68,23 +70,25 @@ def _tables(said: dict[str, Any]) -> Group:
     return Group(*parts or ["no tunnel runs there"])
 
 
+def _places(clients: list[dict[str, Any]]) -> Table:
+    """Where a server's clients are; a table of its own, because an address may be half a terminal."""
+    table = _table("port", "client", "there", "round trip")
+    for one in clients:
+        table.add_row(_port(one["port"]), escape(one["client_address"]), *_there(one))
+    return table
+
+
 def _clients(clients: list[dict[str, Any]], other: str = "client") -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = ("port", *(("client",) if other == "client" else ()), "there", "visitors", "visits")
-    for name in (*names, f"to {other}", f"from {other}", "rates", "in memory", "round trip"):
-        table.add_column(name)
+    where = ("there", "round trip") if other == "server" else ()
+    table = _table("port", *where, "visitors", "visits", f"to {other}", f"from {other}", "in memory")
     for one in clients:
         table.add_row(
             _port(one["port"]),
-            *((escape(one["client_address"]),) if other == "client" else ()),
-            "yes" if one["connected"] else "no",
+            *(_there(one) if where else ()),
             f"{one['streams']:,}",
             f"{one['opened']:,}",
-            amount(one["sent"]),
-            amount(one["received"]),
-            f"{amount(one['sent_rate'])}/s, {amount(one['received_rate'])}/s",
+            *(f"{amount(one[way])}, {amount(one[f'{way}_rate'])}/s" for way in ("sent", "received")),
             amount(one["held"]),
-            "-" if one["rtt"] is None else duration(one["rtt"]),
         )
     return table
 
@@ -94,9 +98,8 @@ def _services(clients: list[dict[str, Any]], other: str = "client") -> list[Any]
     services = [one for client in clients for one in client["services"]]
     if not any(one["name"] for one in services):
         return []
-    table = Table(box=None, pad_edge=False)
-    for name in ("port", "service", "visitors", "visits", f"to {other}", f"from {other}", "sent away", "cut"):
-        table.add_column(name)
+    names = ("port", "service", "visitors", "visits")
+    table = _table(*names, f"to {other}", f"from {other}", "sent away", "cut")
     for one in services:
         table.add_row(
             _port(one["port"]),
@@ -113,9 +116,7 @@ def _visitors(clients: list[dict[str, Any]], count: int) -> list[Any]:
     shown = [(client, one) for client in clients for one in client["visitors"]][:_SHOWN]
     if not shown:
         return []
-    table = Table(box=None, pad_edge=False)
-    for name in ("port", "visitor", "here for", "from visitor", "to visitor"):
-        table.add_column(name)
+    table = _table("port", "visitor", "here for", "from it", "to it")
     for client, one in shown:
         ports = {service["name"]: service["port"] for service in client["services"]}
         table.add_row(
@@ -127,6 +128,21 @@ def _visitors(clients: list[dict[str, Any]], count: int) -> list[Any]:
         )
     more = count - len(shown)
     return [table, *([f"and {more:,} more"] if more > 0 else [])]
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name in _WHOLE, overflow="fold")
+    return table
+
+
+def _there(one: dict[str, Any]) -> tuple[str, str]:
+    return "yes" if one["connected"] else "no", "-" if one["rtt"] is None else duration(one["rtt"])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _port(port: int | None) -> str:
