@@ -130,7 +130,8 @@ def secret(path: Path, name: str) -> str:
     try:
         text = path.read_text("utf-8").strip()
     except (OSError, ValueError) as error:
-        raise config_error(name, f"cannot read {path}: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise config_error(name, f"cannot read {path}: {why}") from None
     if not text:
         raise config_error(name, f"{path} is empty")
     return text
