@@ -33,7 +33,7 @@ use crate::tls::{Role, SharedTlsConfig};
 
 /// As the original: a peer that is gone without a word is found out.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// A session that worked for so long begins its pauses anew.
+/// Behind a tunnel that stood for so long the pauses begin anew. An attempt that only took long is a failure.
 const WORKED: Duration = Duration::from_secs(1);
 
 /// A client's options.
@@ -281,7 +281,6 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
             backoff = Backoff::new(first, longest);
             pauses = options.reconnect;
         }
-        let began = Instant::now();
         let granted = tokio::select! {
             biased;
             () = stopped(stopping) => return Ok(()),
@@ -290,14 +289,17 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
         };
         let (mut ended, mut retry) = match granted {
             Ok(granted) => match attach(&mut link, granted, &mine, options, shared) {
-                Ok(()) => {
+                Ok(created) => {
                     let working = link.as_mut().expect("it was attached");
-                    let ended = tunnel(working, options, shared, stopping).await;
+                    let ended = tunnel(working, created, options, shared, stopping).await;
                     if !ended.waits {
                         link = None;
                     }
                     if stopping.borrow().is_some() {
                         return Ok(());
+                    }
+                    if ended.worked {
+                        backoff.reset();
                     }
                     (ended.error, ended.retry)
                 }
@@ -314,9 +316,6 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
         };
         if link.is_none() {
             *shared.exposed() = Exposure::default();
-        }
-        if began.elapsed() >= WORKED {
-            backoff.reset();
         }
         if lock(&shared.options).reconnect.is_none() {
             retry = Retry::Never;
@@ -508,14 +507,15 @@ struct Mine {
     words: Vec<u8>,
 }
 
-/// Puts the carrier under the session that waits for it, or under a new one.
+/// Puts the carrier under the session that waits for it, or under a new one. The moment, where that makes the tunnel;
+/// a server of ours has still to say so.
 fn attach(
     link: &mut Option<Link>,
     granted: Granted,
     mine: &Mine,
     options: &ClientOptions,
     shared: &Shared,
-) -> Result<()> {
+) -> Result<Option<Instant>> {
     let Granted { carrier, rest, port, capabilities } = granted;
     if capabilities.is_some()
         && let Some(waiting) = link
@@ -523,7 +523,7 @@ fn attach(
         let now = waiting.now();
         if waiting.mux().reattach(mine.words.clone(), now) {
             waiting.set_carrier(carrier, &rest);
-            return Ok(());
+            return Ok(None);
         }
     }
     // What was before is over: streams are cut when it is dropped.
@@ -542,7 +542,7 @@ fn attach(
     if capabilities.is_none() {
         acknowledged(shared, named(&options.services, &[port]), false);
     }
-    Ok(())
+    Ok(capabilities.is_none().then_some(began))
 }
 
 /// The services by their names, with the ports that are known.
@@ -565,22 +565,25 @@ struct Ended {
     /// Whether the streams wait for another carrier.
     waits: bool,
     retry: Retry,
+    /// Whether there was a tunnel, for long enough.
+    worked: bool,
 }
 
 /// Works until the carrier is gone, or the server refuses.
 async fn tunnel(
     link: &mut Link,
+    mut created: Option<Instant>,
     options: &ClientOptions,
     shared: &Shared,
     stopping: &mut watch::Receiver<Option<Duration>>,
 ) -> Ended {
-    let disconnected = |error: Option<Error>, waits, retry| {
+    let disconnected = |created: Option<Instant>, error: Option<Error>, waits, retry| {
         if error.is_some() {
             shared.teller.tell(Notice { name: "tunnel-error", error: error.clone(), ..Notice::default() });
         }
         let notice = Notice { name: "tunnel-disconnected", error: error.clone(), ..Notice::default() };
         shared.teller.tell(notice);
-        Ended { error, waits, retry }
+        Ended { error, waits, retry, worked: created.is_some_and(|at| at.elapsed() >= WORKED) }
     };
     loop {
         let exit = tokio::select! {
@@ -589,34 +592,41 @@ async fn tunnel(
                 let drain = stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the client stops");
                 let _ = timeout(drain, drained(link)).await;
-                return disconnected(None, false, Retry::Usual);
+                return disconnected(created, None, false, Retry::Usual);
             }
             exit = link.run() => exit,
         };
         match exit {
             Exit::Hello(hello) => match ServerWords::parse(&hello.application, options.services.len()) {
                 Some(ServerWords::Granted { ports, tls }) => {
+                    created = Some(Instant::now());
                     acknowledged(shared, named(&options.services, &ports), tls);
                 }
                 Some(ServerWords::Refused { refusal, service }) => {
                     let Refused { error, retry } = refused(about(refusal, service, &options.services));
-                    return disconnected(Some(error), false, retry);
+                    return disconnected(created, Some(error), false, retry);
                 }
                 None => {
                     let text = "the server's hello does not say a public port for each service";
                     let error = Error::new(ErrorKind::RemoteProtocol, text).with_phase(Phase::Handshake);
-                    return disconnected(Some(error), false, Retry::Usual);
+                    return disconnected(created, Some(error), false, Retry::Usual);
                 }
             },
             Exit::Resumed => {
+                created = Some(Instant::now());
                 let Exposure { services, tls } = shared.exposed().clone();
                 acknowledged(shared, services, tls);
             }
             Exit::CarrierLost(error, waits) => {
-                return disconnected(error, waits && lock(&shared.options).reconnect.is_some(), Retry::Usual);
+                return disconnected(
+                    created,
+                    error,
+                    waits && lock(&shared.options).reconnect.is_some(),
+                    Retry::Usual,
+                );
             }
-            Exit::Broken(error) => return disconnected(Some(error), false, Retry::Usual),
-            Exit::Expired | Exit::Idle => return disconnected(None, false, Retry::Usual),
+            Exit::Broken(error) => return disconnected(created, Some(error), false, Retry::Usual),
+            Exit::Expired | Exit::Idle => return disconnected(created, None, false, Retry::Usual),
         }
     }
 }

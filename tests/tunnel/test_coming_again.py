@@ -1,0 +1,95 @@
+"""When a client comes again: its pauses grow until a tunnel stood; a refusal says if it may help."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sapper.tunnel import ClientOptions, TunnelClient, events
+from support.tunnels import CREDENTIALS, LATEST
+from support.w3ptunl import message, read_message
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Answer = Callable[[Stream, asyncio.Event], Awaitable[None]]
+FIRST = 0.1
+# What a client calls long: a tunnel that stood so long has worked.
+LONG = 1.1
+
+
+@asynccontextmanager
+async def answering(answer: Answer, acknowledged: asyncio.Event) -> AsyncIterator[int]:
+    """A server's port, at which each client gets that answer and the end behind it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await read_message(reader)
+            await answer((reader, writer), acknowledged)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client gave up
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as there:
+        yield there.sockets[0].getsockname()[1]
+
+
+async def pauses(answer: Answer, number: int, handshake_timeout: float = LATEST) -> list[float]:
+    """How long a client wants to wait after each of its first connections."""
+    acknowledged = asyncio.Event()
+    async with answering(answer, acknowledged) as port:
+        options = ClientOptions(reconnect_delay=(FIRST, 30.0), handshake_timeout=handshake_timeout)
+        client = TunnelClient("127.0.0.1", port, 9, CREDENTIALS, options=options)
+        client.on("authentication-acknowledged", lambda event: acknowledged.set())
+        heard = client.events()
+        await client.start()
+        found: list[float] = []
+        async with asyncio.timeout(LATEST):
+            async for event in heard:
+                if isinstance(event, events.TunnelReconnectQueued):
+                    acknowledged.clear()
+                    found.append(event.timeout)
+                    if len(found) == number:
+                        break
+        await client.stop()
+        return found
+
+
+def grow(found: list[float]) -> bool:
+    """The second half of a pause is by chance: two that follow each other do not overlap."""
+    return all(FIRST / 2 * 2**n <= pause <= FIRST * 2**n for n, pause in enumerate(found))
+
+
+async def test_an_attempt_that_only_takes_long_has_not_worked(leak_check: None) -> None:
+    async def nothing(stream: Stream, acknowledged: asyncio.Event) -> None:
+        await stream[0].read()
+
+    found = await pauses(nothing, 2, handshake_timeout=LONG)
+    assert grow(found), found
+
+
+async def test_a_handshake_without_a_tunnel_has_not_worked(leak_check: None) -> None:
+    """A server of ours that offers, and does not say which ports there are."""
+
+    async def offer(stream: Stream, acknowledged: asyncio.Event) -> None:
+        stream[1].write(message({"port": 4_711, "sapper": {"versions": [1, 1], "capabilities": 31}}))
+        await asyncio.sleep(LONG)  # the time that counts, if anything does
+
+    found = await pauses(offer, 2)
+    assert grow(found), found
+
+
+@pytest.mark.parametrize("stands", [LONG, 0.0], ids=["long", "not long"])
+async def test_after_a_tunnel_that_stood_the_pauses_are_short_again(stands: float, leak_check: None) -> None:
+    async def serve(stream: Stream, acknowledged: asyncio.Event) -> None:
+        stream[1].write(message({"port": 4_711}))
+        await acknowledged.wait()
+        await asyncio.sleep(stands)  # the time that counts
+
+    found = await pauses(serve, 3)
+    if stands:
+        assert max(found) <= FIRST, found
+    else:
+        assert grow(found), found
