@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from sapper.errors import ConnectError, CredentialsRejected, IncompatiblePeer, PolicyDenied, SapperError
 from sapper.tunnel import ClientOptions, TunnelClient, events
 from support.tunnels import CREDENTIALS, LATEST
 from support.w3ptunl import message, read_message
@@ -93,3 +94,30 @@ async def test_after_a_tunnel_that_stood_the_pauses_are_short_again(stands: floa
         assert max(found) <= FIRST, found
     else:
         assert grow(found), found
+
+
+REFUSALS = {
+    "tls_required": (False, IncompatiblePeer, "plain_at_tls_port"),
+    "services": (False, IncompatiblePeer, "services"),
+    "rejected": (False, CredentialsRejected, "refused"),
+    "a word of later": (False, PolicyDenied, "refused"),
+    "a word of then": (True, ConnectError, "refused"),
+    "too_many_clients": (True, ConnectError, "too_many_clients"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+async def test_a_refusal_says_whether_it_may_help_to_come_again(code: str, leak_check: None) -> None:
+    retry, kind, reason = REFUSALS[code]
+
+    async def refuse(stream: Stream, acknowledged: asyncio.Event) -> None:
+        stream[1].write(message({"error": {"code": code, "message": "no", "retry": retry}}))
+
+    async with answering(refuse, asyncio.Event()) as port:
+        # Of a client that comes again only a refusal for good is an error.
+        options = ClientOptions(reconnect=not retry)
+        client = TunnelClient("127.0.0.1", port, 9, CREDENTIALS, options=options)
+        with pytest.raises(SapperError) as caught:
+            await asyncio.wait_for(client.connect(), LATEST)
+    assert type(caught.value) is kind
+    assert (caught.value.reason, caught.value.retryable) == (reason, retry)

@@ -373,8 +373,9 @@ async def test_a_plain_client_at_a_tls_port_is_told(made: ThrowawayCertificates,
     async with server(tls=made.server_credentials()) as ours:
         heard = ours.events()
         mine = TunnelClient("127.0.0.1", ours.port or 0, 9, CREDENTIALS)
-        with pytest.raises(ConnectionError, match="TLS"):
+        with pytest.raises(IncompatiblePeer, match="the port speaks TLS: connect with TLS") as told:
             await asyncio.wait_for(mine.connect(), LATEST)
+        assert (told.value.reason, told.value.retryable) == ("plain_at_tls_port", False)
         async with asyncio.timeout(LATEST):
             async for event in heard:
                 if isinstance(event, events.ClientError):
@@ -396,7 +397,7 @@ async def test_a_tls_client_at_a_plain_port_is_told(made: ThrowawayCertificates,
         )
         with pytest.raises(IncompatiblePeer, match="the port is plain: connect without TLS") as told:
             await asyncio.wait_for(mine.connect(), LATEST)
-        assert told.value.reason == "tls_at_plain_port"
+        assert (told.value.reason, told.value.retryable) == ("tls_at_plain_port", False)
         async with asyncio.timeout(LATEST):
             async for event in heard:
                 if isinstance(event, events.ClientError):

@@ -419,14 +419,23 @@ fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
         "too_many_services" => "too_many_services",
         "too_many_clients" => "too_many_clients",
         "service_rejected" => "service_rejected",
+        "tls_required" => "plain_at_tls_port",
+        "services" => "services",
         _ => "refused",
     };
     let kind = match reason {
         "refused" if word == "rejected" => ErrorKind::CredentialsRejected,
-        "refused" | "no_port" | "port_taken" | "too_many_clients" => ErrorKind::Connect,
+        "plain_at_tls_port" | "services" => ErrorKind::IncompatiblePeer,
+        "no_port" | "port_taken" | "too_many_clients" => ErrorKind::Connect,
+        // Whatever it is: the same would be refused again.
+        "refused" if retry != Retry::Never => ErrorKind::Connect,
         _ => ErrorKind::PolicyDenied,
     };
-    let text = if message.is_empty() { code } else { message };
+    let text = match word {
+        "tls_required" => greeting::SPEAKS_TLS.to_owned(),
+        _ if message.is_empty() => code,
+        _ => message,
+    };
     let error = Error::new(kind, text).with_phase(Phase::Handshake).with_reason(reason);
     Refused { error, retry }
 }

@@ -12,6 +12,8 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stream::{BoxStream, ops};
 use crate::tls::failure::alert;
 
+/// What a client hears that speaks plainly where it should not.
+pub(super) const SPEAKS_TLS: &str = "the port speaks TLS: connect with TLS, or turn TLS off at the server";
 /// How long a last word may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -133,7 +135,7 @@ pub(super) async fn acknowledgement(
             Err(W3pError::Magic(Speech::Tls)) => {
                 return Err(Error::new(
                     ErrorKind::IncompatiblePeer,
-                    "Invalid magic bytes: the server's port speaks TLS, this client does not",
+                    format!("Invalid magic bytes: {SPEAKS_TLS}"),
                 )
                 .with_phase(Phase::Handshake)
                 .with_reason("plain_at_tls_port"));
