@@ -462,6 +462,7 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         (("tunnel", "serve", "--visitor-burst", "5"), "visitor-burst"),
         (("tunnel", "serve", "--visitor-rate", "0"), "--visitor-rate"),
         (("expose", "1", "--to", "host:1", "--send-proxy", "v3"), "--send-proxy"),
+        (("expose", "1", "--to", "host:1", "--lease", ""), "--lease: must be 1 to 256 bytes"),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Path) -> None:
@@ -483,6 +484,7 @@ def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Pa
         ("tunnel", 'lease_file = "nothere/leases"', "lease_file: "),
         ("expose", 'server = "h:1"\nservice = 1\nreconnect_delay = [0, 1]', "reconnect_delay: "),
         ("expose", 'server = "h:1"\nservice = 1\ntoken_file = "nothere"', "token_file: cannot read "),
+        ("expose", f'server = "h:1"\nservice = 1\nlease = "{"l" * 257}"', "lease: must be 1 to 256 bytes"),
         ("expose", 'server = "h:1"\nservices = ["3000@70000"]', "services.0.public_port: must be from 1 to"),
     ],
 )

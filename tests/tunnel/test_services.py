@@ -426,6 +426,7 @@ def test_services_as_they_are_typed(text: str, service: Service) -> None:
         ({"port": 1, "public_port": 0}, "public_port"),
         ({"port": 1, "public_port": (2, 1)}, "public_port"),
         ({"port": 1, "name": ""}, "name"),
+        ({"port": 1, "name": "é" * 65}, "name"),
         ({"port": 1, "what": 2}, "what"),
     ],
 )
@@ -449,6 +450,27 @@ def test_lists_of_services_that_are_none(services: Any, more: dict[str, Any], fi
     with pytest.raises(ConfigError) as raised:
         TunnelClient("localhost", 9, services=services, **more)
     assert raised.value.context.field == field
+
+
+async def test_a_name_that_a_server_would_refuse_is_a_mistake() -> None:
+    """Whoever made it: a service without a name is called as its address."""
+    for services in (
+        (Service(port=1, name="two\nlines"),),
+        (Service(port=1), Service(host=".".join(["h" * 60] * 3), port=2)),
+    ):
+        with pytest.raises(ConfigError, match="longer than 128 bytes, or not printable") as raised:
+            await several(9, *services).start()
+        assert raised.value.context.field == "services"
+
+
+@pytest.mark.parametrize(("lease", "may"), [("", False), ("l", True), ("é" * 128, True), ("é" * 129, False)])
+def test_a_lease_that_a_server_would_pass_over_is_a_mistake(lease: str, may: bool) -> None:
+    if may:
+        assert ClientOptions(lease=lease).lease == lease
+        return
+    with pytest.raises(ConfigError, match="must be 1 to 256 bytes long") as raised:
+        ClientOptions(lease=lease)
+    assert raised.value.context.field == "lease"
 
 
 def test_options_of_a_server_that_are_none() -> None:

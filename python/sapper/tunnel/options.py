@@ -48,6 +48,17 @@ def _ports(value: object) -> int | tuple[int, int] | None:
     return whole(value[0], "", 1, 65_535), whole(value[1], "", 1, 65_535)
 
 
+def _at_most(most: int) -> AfterValidator:
+    """What a server passes over where it is longer."""
+
+    def check(text: str) -> str:
+        if not 1 <= len(text.encode(errors="surrogatepass")) <= most:
+            raise config_error(None, f"must be 1 to {most} bytes long", "out_of_range")
+        return text
+
+    return AfterValidator(check)
+
+
 _Address = Annotated[str, AfterValidator(_is_address)]
 _Ports = Annotated[int | tuple[int, int] | None, PlainValidator(_ports)]
 
@@ -122,7 +133,7 @@ class Service(Options):
     """The service's host, where it is not this machine."""
     path: Annotated[Path | None, BeforeValidator(_is_path)] = None
     """A Unix socket instead of a port."""
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Annotated[str, _at_most(128)] | None = None
     """What the server calls it, and whose public port it gets again. Without one the first service of a
     client is the client's own, and each other one is called as its address."""
     public_port: _Ports = None
@@ -297,6 +308,6 @@ class ClientOptions(_Common):
     """Visitors of all services at a time; our own servers reset more."""
     limits: Limits = Limits()
     """What may pass to all services together; this end sees to that, whatever the server allows."""
-    lease: str | None = None
-    """A name whose public port this client gets at our own servers, whatever its credentials are. Who else
-    uses it takes the port over."""
+    lease: Annotated[str, _at_most(256)] | None = None
+    """A name, of 256 bytes at most, whose public port this client gets at our own servers, whatever its
+    credentials are. Who else uses it takes the port over."""

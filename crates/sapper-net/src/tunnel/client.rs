@@ -10,7 +10,9 @@ use sapper_proto::tunnel::backoff::Backoff;
 use sapper_proto::tunnel::frame::{Capabilities, Code};
 use sapper_proto::tunnel::mux::{Config, Mux};
 use sapper_proto::tunnel::w3p::{Acknowledgement, ClientHandshake, Refusal, Retry};
-use sapper_proto::tunnel::words::{Asked, ClientWords, MOST_SERVICES, ServerWords};
+use sapper_proto::tunnel::words::{
+    Asked, ClientWords, LONGEST_LEASE, LONGEST_NAME, MOST_SERVICES, ServerWords, is_lease, is_name,
+};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -74,6 +76,15 @@ impl ClientOptions {
         }
         if self.services.is_empty() || self.services.len() > MOST_SERVICES {
             return Err(Error::config("services", format!("must be 1 to {MOST_SERVICES}")));
+        }
+        // What a server would pass over, or refuse for a list that is none.
+        if self.lease.as_ref().is_some_and(|lease| !is_lease(lease)) {
+            return Err(Error::config("lease", format!("must be 1 to {LONGEST_LEASE} bytes long")));
+        }
+        let mut names = self.services.iter().map(|exposed| &*exposed.asked.name);
+        if let Some(name) = names.find(|name| !is_name(name)) {
+            let text = format!("{name:?} is longer than {LONGEST_NAME} bytes, or not printable");
+            return Err(Error::config("services", text));
         }
         self.limits.check("limits")?;
         self.services.iter().try_for_each(|exposed| exposed.limits.check("services"))?;

@@ -17,7 +17,7 @@ pub const MOST_SERVICES: usize = 256;
 /// The longest name of a service, in bytes.
 pub const LONGEST_NAME: usize = 128;
 /// The longest name of an instance or a lease that a server takes.
-const LONGEST_WORD: usize = 256;
+pub const LONGEST_LEASE: usize = 256;
 
 /// What a client says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,10 +69,7 @@ impl ClientWords {
     /// Reads a hello's. Without a list of services there is one without a name.
     pub fn parse(bytes: &[u8]) -> Result<Self, WordsError> {
         let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let word = |key: &str| {
-            let word = value[key].as_str().filter(|word| !word.is_empty() && word.len() <= LONGEST_WORD);
-            word.map(str::to_owned)
-        };
+        let word = |key: &str| value[key].as_str().filter(|word| is_lease(word)).map(str::to_owned);
         let mut words = Self {
             instance: word("instance").unwrap_or_default(),
             origin: word("origin").unwrap_or_default(),
@@ -139,6 +136,11 @@ impl Asked {
         };
         Ok(Self { name: name.to_owned(), ports, host })
     }
+}
+
+/// Whether a lease, or an instance, can be called that. A server passes over one that cannot.
+pub fn is_lease(name: &str) -> bool {
+    !name.is_empty() && name.len() <= LONGEST_LEASE
 }
 
 /// Whether a service can be called that. It goes into logs and labels.
@@ -216,6 +218,16 @@ mod tests {
 
     use super::super::w3p::Retry;
     use super::*;
+
+    #[test]
+    fn a_lease_that_is_passed_over_is_none_that_may_be_asked_for() {
+        for (length, may) in [(0, false), (1, true), (LONGEST_LEASE, true), (LONGEST_LEASE + 1, false)] {
+            let lease = "l".repeat(length);
+            let words = ClientWords { lease: Some(lease.clone()), ..ClientWords::default() };
+            let heard = ClientWords::parse(&words.encode()).unwrap().lease;
+            assert_eq!((heard == Some(lease.clone()), is_lease(&lease)), (may, may), "{length}");
+        }
+    }
 
     #[test]
     fn the_wire_forms() {
