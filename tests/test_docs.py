@@ -97,6 +97,14 @@ def rust_tests() -> set[str]:
     return names
 
 
+def test_the_alert_of_the_tunnel_s_page_is_the_one_that_is_sent() -> None:
+    source = (ROOT / "crates/sapper-proto/src/tunnel/w3p.rs").read_text()
+    sent = re.search(r"const TLS_ALERT: \[u8; 7\] = \[([\d, ]+)\]", source)
+    assert sent
+    alert = bytes(int(byte) for byte in sent[1].split(",")).hex(" ")
+    assert re.search(rf"gets the alert\s+`{alert}`", (DOCS / "tunnel-wire.md").read_text())
+
+
 def test_every_test_that_the_seeds_page_names_exists() -> None:
     page = (DOCS / "seeds.md").read_text()
     python = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)

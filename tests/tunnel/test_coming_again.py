@@ -8,9 +8,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sapper.errors import ConnectError, CredentialsRejected, IncompatiblePeer, PolicyDenied, SapperError
+from sapper.errors import (
+    ConnectError,
+    CredentialsRejected,
+    HandshakeDeadline,
+    IncompatiblePeer,
+    PolicyDenied,
+    SapperError,
+)
 from sapper.tunnel import ClientOptions, TunnelClient, events
-from support.tunnels import CREDENTIALS, LATEST
+from support.tunnels import CREDENTIALS, LATEST, server, visit
 from support.w3ptunl import message, read_message
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -121,3 +128,21 @@ async def test_a_refusal_says_whether_it_may_help_to_come_again(code: str, leak_
             await asyncio.wait_for(client.connect(), LATEST)
     assert type(caught.value) is kind
     assert (caught.value.reason, caught.value.retryable) == (reason, retry)
+
+
+async def test_a_deadline_is_told_as_it_was_given(leak_check: None) -> None:
+    async def nothing(stream: Stream, acknowledged: asyncio.Event) -> None:
+        await stream[0].read()
+
+    async with answering(nothing, asyncio.Event()) as port:
+        options = ClientOptions(reconnect=False, handshake_timeout=0.3)
+        with pytest.raises(HandshakeDeadline, match=r"did not answer within 0\.3 s"):
+            await TunnelClient("127.0.0.1", port, 9, CREDENTIALS, options=options).connect()
+    async with server(options={"handshake_timeout": 0.3}) as ours, asyncio.timeout(LATEST):
+        heard = ours.events()
+        _reader, writer = await visit(ours.port or 0)
+        async for event in heard:
+            if isinstance(event, events.ClientError):
+                assert "took more than 0.3 s" in str(event.err)
+                break
+        writer.close()

@@ -386,7 +386,7 @@ async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Resul
         greeting::acknowledgement(&mut carrier, &handshake, || tell("tunnel-protocol-confirmed")).await
     };
     let (answer, rest) = timeout(limit, talk).await.unwrap_or_else(|_| {
-        let text = format!("the server did not answer within {:.0} s", limit.as_secs_f64());
+        let text = format!("the server did not answer within {} s", limit.as_secs_f64());
         Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
     })?;
     match answer {

@@ -216,7 +216,7 @@ pub(super) async fn shake(
         Ok(Ok((stream, _))) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(error),
         Err(_) => {
-            let message = format!("the TLS handshake took more than {:.0} s", deadline.as_secs_f64());
+            let message = format!("the TLS handshake took more than {} s", deadline.as_secs_f64());
             Err(Error::new(ErrorKind::HandshakeDeadline, message).with_phase(Phase::Handshake))
         }
     }

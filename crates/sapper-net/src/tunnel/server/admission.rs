@@ -42,7 +42,7 @@ pub(super) async fn admit(
     let deadline = shared.options().common.handshake_timeout;
     let (mut carrier, credentials) =
         timeout(deadline, introduce(shared, stream, info, place)).await.unwrap_or_else(|_| {
-            let text = format!("the client's handshake took more than {:.0} s", deadline.as_secs_f64());
+            let text = format!("the client's handshake took more than {} s", deadline.as_secs_f64());
             Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
         })?;
     info.credentials.clone_from(&credentials.text);
