@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from sapper import _native
+from sapper import _native, tls
 from sapper._loop import LoopPost, call_sync, post_of, running_post
 from sapper.errors import ApiMisuseError
 from sapper.pump import Pump, connect
 from support.traffic import Background
 from support.transports import InMemory
+
+
+PSK = tls.Credentials.psk("one", bytes(range(32)))
 
 
 def new_pump() -> tuple[Pump, socket.socket]:
@@ -38,6 +41,14 @@ async def test_a_loop_has_one_mailbox_while_it_hears_of_something(any_loop: str,
         await other.stop()
     await asyncio.sleep(0)
     assert post._mailbox is None, "it is closed at the loop's next turn"
+
+
+async def test_a_loop_that_ends_takes_its_mailbox_along(any_loop: str, leak_check: None) -> None:
+    """Also where nobody heard the end, and one who hears knows the loop."""
+    loop = asyncio.get_running_loop()
+    running_post().subscribe(lambda tag, value: loop.stop())
+    listener = await tls.listen(("127.0.0.1", 0), credentials=PSK)
+    listener.close()
 
 
 async def test_a_cancelled_call_leaves_no_key_behind() -> None:
@@ -106,6 +117,15 @@ class Proactor(asyncio.SelectorEventLoop):
 
     def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
         raise NotImplementedError
+
+
+def test_a_loop_that_cannot_watch_takes_its_thread_along(leak_check: None) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        running_post().subscribe(lambda tag, value: loop.stop())
+
+    with asyncio.Runner(loop_factory=Proactor) as runner:
+        runner.run(main())
 
 
 def test_a_loop_that_cannot_watch_is_served_by_a_thread(leak_check: None) -> None:

@@ -181,6 +181,7 @@ class LoopPost:
                 target=_wait_for_loop, args=(mailbox, weakref.ref(self)), name="sapper-mailbox", daemon=True
             )
             self._waiter.start()
+            vars(loop)["_sapper_post"] = self  # it has no reader that would keep this
         self._mailbox = mailbox
         return mailbox
 
@@ -234,6 +235,11 @@ class LoopPost:
             self.run(handler, tag, value)
 
 
+    def __del__(self) -> None:
+        if self._waiter is not None and self._mailbox is not None:
+            self._mailbox.close()  # ends the thread's wait
+
+
 def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> None:
     """Waits for messages in place of a loop that cannot, and has the loop take them."""
     while not mailbox.closed:
@@ -260,8 +266,11 @@ def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> Non
                 return
 
 
-_posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPost] = weakref.WeakKeyDictionary()
-#: Weakly: what a loop has is given back with the loop.
+#: Weakly on both sides: a post that hears of something belongs to the loop that watches its mailbox, and is
+#: given back with it. Held here it would hold its loop, wherever one of its handlers knows it, for ever.
+_posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[LoopPost]] = (
+    weakref.WeakKeyDictionary()
+)
 _latest: weakref.ref[LoopPost] | None = None
 
 
@@ -349,10 +358,12 @@ def post_of(loop: asyncio.AbstractEventLoop | None) -> LoopPost | ThreadPost:
         return _thread_post
     if _latest is not None and (latest := _latest()) is not None and latest.loop is loop:
         return latest
-    post = _posts.get(loop)
+    known = _posts.get(loop)
+    post = known() if known is not None else None
     if post is None:
-        post = _posts[loop] = LoopPost(loop)
-    _latest = weakref.ref(post)
+        post = LoopPost(loop)
+        _posts[loop] = weakref.ref(post)
+    _latest = _posts[loop]
     return post
 
 

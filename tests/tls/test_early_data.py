@@ -242,7 +242,9 @@ async def test_only_streams_take_it(made: ThrowawayCertificates) -> None:
     one.abort()
 
 
-async def test_clients_that_leave_with_their_question_disturb_nobody(made: ThrowawayCertificates) -> None:
+async def test_clients_that_leave_with_their_question_disturb_nobody(
+    made: ThrowawayCertificates, leak_check: None
+) -> None:
     """Sessions are taken by many at once; some of them break off, in the handshake or behind it."""
     client, seen = client_config(made), []
     # A broken connection is no news here.
