@@ -20,7 +20,6 @@ from sapper.pump import Pump, connect
 from support.traffic import Background
 from support.transports import InMemory
 
-
 PSK = tls.Credentials.psk("one", bytes(range(32)))
 
 

@@ -234,7 +234,6 @@ class LoopPost:
         elif (handler := self._handlers.get(key)) is not None:
             self.run(handler, tag, value)
 
-
     def __del__(self) -> None:
         if self._waiter is not None and self._mailbox is not None:
             self._mailbox.close()  # ends the thread's wait
