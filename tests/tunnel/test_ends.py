@@ -5,9 +5,12 @@ anything else did. A protocol whose end is the connection's takes a clean end fo
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import random
 import socket
 import ssl
+import sys
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -227,13 +230,75 @@ async def test_what_the_system_holds_at_an_orderly_end_outlives_both_ends(leak_c
                 await until(lambda: ours.status()[0].streams == 0, "the stream's end")
                 await exposed.stop(drain=0)
                 await ours.stop(drain=0)
-                visitor.settimeout(LATEST)
+                assert await asyncio.to_thread(rest, visitor) == payload
 
-                def read() -> bytes:
-                    with visitor.makefile("rb") as whole:
-                        return whole.read()
 
-                assert await asyncio.to_thread(read) == payload
+@pytest.mark.parametrize("way", ["ours", "original"])
+async def test_who_reads_late_gets_all_of_a_client_that_left_in_order(way: str, leak_check: None) -> None:
+    """The system takes no more of it, so that the server has the rest when the client is gone."""
+    chance = random.Random(10)
+    payload = bytearray()
+    given = asyncio.Event()
+
+    async def give(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not ours.status() or not ours.status()[0].held:
+            payload.extend(chance.randbytes(65_536))
+            writer.write(payload[-65_536:])
+            await until(lambda: ours.status() and ours.status()[0].received == len(payload), "its way")
+        given.set()
+
+    async with Service(give) as service, server() as ours:
+        mine = TunnelClient("127.0.0.1", ours.port or 0, service.port, CREDENTIALS)
+        peer = OriginalClient(service.port)
+        async with asyncio.timeout(LATEST):
+            if way == "ours":
+                public = await mine.connect()
+            else:
+                public = await peer.connect("127.0.0.1", ours.port or 0, CREDENTIALS)
+        with socket.socket() as visitor:
+            visitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            visitor.connect(("127.0.0.1", public))
+            visitor.shutdown(socket.SHUT_WR)
+            await asyncio.wait_for(given.wait(), LATEST)
+            if way == "ours":
+                await mine.stop(drain=LATEST)
+            else:
+                await until(lambda: service.open == 0 and not peer.sockets, "the close")
+                await peer.close()
+            await until(lambda: not ours.status(), "the tunnel's end")
+            if way == "ours":
+                async with client(ours.port or 0, service.port) as next_one:
+                    assert next_one.assigned_port == public, "it is free meanwhile"
+            assert await asyncio.to_thread(rest, visitor) == payload
+
+
+async def test_a_client_closes_its_connection_in_order(leak_check: None) -> None:
+    """Not with a reset, which would throw away what is on its way to the server."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        mine = TunnelClient("127.0.0.1", listener.getsockname()[1], 9, CREDENTIALS)
+        connecting = asyncio.create_task(mine.connect())
+        carrier, _ = await asyncio.to_thread(listener.accept)
+        with carrier:
+            carrier.settimeout(LATEST)
+            carrier.sendall(message({"port": 4_711}))
+            await asyncio.wait_for(connecting, LATEST)
+            stopping = asyncio.create_task(mine.stop())
+            await asyncio.to_thread(rest, carrier)
+            carrier.sendall(frame(7, DATA, bytes(200_000)))
+            await until(lambda: unsent(carrier) == 0, "the last words' way")
+            assert carrier.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        await asyncio.wait_for(stopping, LATEST)
+
+
+def rest(one: socket.socket) -> bytes:
+    one.settimeout(LATEST)
+    with one.makefile("rb") as whole:
+        return whole.read()
+
+
+def unsent(one: socket.socket) -> int:
+    """Bytes that the peer's system has not confirmed."""
+    return int.from_bytes(fcntl.ioctl(one, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 async def test_a_visitor_who_leaves_while_its_service_is_dialled_leaves_in_order(leak_check: None) -> None:

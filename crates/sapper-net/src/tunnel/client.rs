@@ -611,7 +611,12 @@ async fn tunnel(
             () = stopped(stopping) => {
                 let drain = stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the client stops");
-                let _ = timeout(drain, drained(link)).await;
+                if timeout(drain, drained(link)).await.is_ok()
+                    && let Some(mut carrier) = link.take_carrier()
+                {
+                    // Closed with something of the server's unread it would throw away what is on its way.
+                    greeting::last_word(&mut carrier, &[]).await;
+                }
                 return disconnected(created, None, false, Retry::Usual);
             }
             exit = link.run() => exit,

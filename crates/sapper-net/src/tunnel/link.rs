@@ -97,6 +97,8 @@ pub(super) struct Link {
     data_at: Option<Instant>,
     began: Instant,
     leaving: bool,
+    /// Nothing comes any more, and nobody: what came is still to be delivered.
+    parts: bool,
     peer_leaves: bool,
     exit: Option<Exit>,
     teller: Arc<Teller>,
@@ -139,6 +141,7 @@ impl Link {
             data_at: None,
             began,
             leaving: false,
+            parts: false,
             peer_leaves: false,
             exit: None,
             teller,
@@ -223,6 +226,19 @@ impl Link {
         self.mux.go_away(code, reason);
     }
 
+    /// Its peer is gone for good: [`Exit::Idle`] when all that came from it is delivered. Nobody new comes in.
+    pub(super) fn part(&mut self) {
+        self.parts = true;
+        drop(self.take_public());
+        self.carrier = None;
+        self.lose_streams();
+    }
+
+    /// Gives the carrier away, with nothing on it any more, to be closed in order.
+    pub(super) fn take_carrier(&mut self) -> Option<BoxStream> {
+        self.carrier.take()
+    }
+
     /// Works until something happens that is not this one's to decide.
     pub(super) async fn run(&mut self) -> Exit {
         poll_fn(|cx| self.poll(cx)).await
@@ -250,7 +266,8 @@ impl Link {
                 self.live.note(&self.mux);
                 return Poll::Ready(exit);
             }
-            if self.leaving && self.slots.len() == 0 && self.jobs.len() == 0 && self.mux.is_idle() {
+            let over = self.parts || (self.leaving && self.mux.is_idle());
+            if over && self.slots.len() == 0 && self.jobs.len() == 0 {
                 self.live.note(&self.mux);
                 return Poll::Ready(Exit::Idle);
             }
@@ -407,9 +424,7 @@ impl Link {
                 self.lose_carrier(Some(error));
             }
             Event::SessionLost => {
-                for key in self.slots.keys() {
-                    self.cut(key, None);
-                }
+                self.lose_streams();
                 if self.carrier.is_none() {
                     self.exit = Some(Exit::Expired);
                 }

@@ -3,10 +3,12 @@
 //! Their number is bounded: dials by the streams, handshakes by the public port's limit, goodbyes by both
 //! and by their own deadline.
 
+use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sapper_proto::tunnel::mux::StreamKey;
+use tokio::time::timeout;
 
 use super::{BoxFuture, Connected};
 use crate::stream::{BoxStream, RecordMarks, ops};
@@ -17,6 +19,8 @@ use std::task::Waker;
 /// How long a socket whose streams are over is listened to, so that its peer gets what it was sent: a socket
 /// that is closed with bytes unread throws away what is on its way.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long it may take what was left for it when its tunnel ended.
+const DELIVERY: Duration = Duration::from_secs(60);
 
 /// What a job was for.
 pub(super) enum Done {
@@ -71,8 +75,13 @@ impl Jobs {
     }
 }
 
-/// Says the end, and listens until the peer has said its own.
-pub(super) async fn goodbye(mut stream: BoxStream) -> Done {
+/// Says what is left and the end, and listens until the peer has said its own.
+pub(super) async fn goodbye(mut stream: BoxStream, mut rest: VecDeque<u8>) -> Done {
+    let said = timeout(DELIVERY, ops::write_all(stream.as_mut(), rest.make_contiguous())).await;
+    if !matches!(said, Ok(Ok(()))) {
+        return Done::Gone;
+    }
+    drop(rest);
     let talk = async {
         if ops::send_eof(stream.as_mut()).await.is_err() {
             return;
@@ -88,6 +97,6 @@ pub(super) async fn goodbye(mut stream: BoxStream) -> Done {
         }
     };
     // After that it is closed as it is.
-    let _ = tokio::time::timeout(GOODBYE, talk).await;
+    let _ = timeout(GOODBYE, talk).await;
     Done::Gone
 }

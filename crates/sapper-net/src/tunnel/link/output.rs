@@ -1,5 +1,6 @@
 //! Both directions between the state machine and sockets: turns, deliveries, ends.
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::task::{Context, Poll};
 
@@ -28,6 +29,8 @@ const WRITES: u32 = 4;
 const ACCEPTS: u32 = 64;
 /// A queue that held more gives its memory back when it is empty.
 const KEEP_PENDING: usize = 4 * 1024;
+/// What may wait for sockets whose session is over, which no budget counts: what each tunnel may hold anyway.
+const UNCOUNTED: usize = 1024 * 1024;
 
 pub(super) const CONNECTED: [&str; 2] = ["visitor-connected", "service-connected"];
 pub(super) const DISCONNECTED: [&str; 2] = ["visitor-disconnected", "service-disconnected"];
@@ -222,7 +225,7 @@ impl Link {
         if failure.is_none() {
             rest.parts().for_each(|part| slot.pending.extend(part));
             if slot.pending.is_empty() && slot.pending.capacity() > KEEP_PENDING {
-                slot.pending = std::collections::VecDeque::new();
+                slot.pending = VecDeque::new();
             }
             if let Poll::Ready(Err(error)) = stream.poll_flush(&mut context) {
                 failure = Some(error);
@@ -280,7 +283,7 @@ impl Link {
         match slot.stream.take() {
             // The peer has said its end and heard ours: nothing can get lost.
             Some(_) if slot.local_ended && slot.eof_sent => {}
-            Some(stream) => self.start(Box::pin(goodbye(stream))),
+            Some(stream) => self.start(Box::pin(goodbye(stream, VecDeque::new()))),
             None => drop(self.slots.undialled.insert(key)),
         }
     }
@@ -337,6 +340,31 @@ impl Link {
         }
     }
 
+    /// The streams are over, since their session is. Whoever has only to take what came, its end included, gets it
+    /// where no limit has a say in that; the others are cut.
+    pub(super) fn lose_streams(&mut self) {
+        let mut uncounted = 0;
+        for key in self.slots.keys() {
+            let counted = self.mux.unread(key).is_some();
+            let whole = self.slots.get(key).is_some_and(|slot| {
+                uncounted += if counted { 0 } else { slot.pending.len() };
+                let limited = slot.throttle.is_some() && !slot.pending.is_empty();
+                slot.peer_ended && slot.stream.is_some() && !limited && uncounted <= UNCOUNTED
+            });
+            if !whole {
+                self.cut(key, None);
+                continue;
+            }
+            self.tell_untold(key);
+            self.tell_if_wanted(DISCONNECTED, key);
+            let Some(mut slot) = self.forget(key) else { continue };
+            let rest = std::mem::take(&mut slot.pending);
+            if let Some(stream) = slot.stream.take() {
+                self.start(Box::pin(goodbye(stream, rest)));
+            }
+        }
+    }
+
     /// The peer opened a stream: its service is dialled.
     pub(super) fn opened(&mut self, key: StreamKey, info: Option<&OpenInfo>) {
         let now = self.now();
@@ -375,7 +403,7 @@ impl Link {
                 let Some(slot) = self.slots.get_mut(key) else {
                     // Its visitor left, in order or not: so does it.
                     if self.slots.undialled.remove(&key) {
-                        self.start(Box::pin(goodbye(stream)));
+                        self.start(Box::pin(goodbye(stream, VecDeque::new())));
                     }
                     return;
                 };
@@ -445,7 +473,9 @@ impl Link {
 
     fn admit(&mut self, at: u16, mut stream: BoxStream) {
         // Let in while the tunnel got other services: it is nobody's visitor any more.
-        let Some(service) = self.services.get(usize::from(at)) else { return stream.reset(0) };
+        let Some(service) = self.services.get(usize::from(at)).filter(|_| !self.parts) else {
+            return stream.reset(0);
+        };
         let service = std::sync::Arc::clone(service);
         let visitor = stream.peer_address().zip(stream.local_address());
         let visitor = visitor.map(|(from, to)| (canonical(from), canonical(to)));

@@ -223,9 +223,9 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
             }
             Exit::Resumed => {}
             Exit::CarrierLost(error, true) => tunnel.detached(error),
-            Exit::CarrierLost(error, false) => return tunnel.end(Some(link), error),
+            Exit::CarrierLost(error, false) => return tunnel.part(link, error).await,
             Exit::Broken(error) => return tunnel.end(Some(link), Some(error)),
-            Exit::Expired | Exit::Idle => return tunnel.end(Some(link), None),
+            Exit::Expired | Exit::Idle => return tunnel.part(link, None).await,
         }
     }
 }
@@ -485,9 +485,30 @@ impl Tunnel<'_> {
         tell(self.shared, "client-disconnected", &self.info, None);
     }
 
+    /// The client is gone. Visitors who have only to take what it sent are not, until the server is stopped.
+    /// Until then it counts as a client: what it left is in memory.
+    async fn part(self, mut link: Link, error: Option<Error>) {
+        let shared = self.shared;
+        link.part();
+        self.over(error);
+        let mut delivered = std::pin::pin!(drained(&mut link));
+        tokio::select! {
+            biased;
+            () = &mut delivered => return,
+            () = shared.stopped() => {}
+        }
+        let drain = shared.stopping.borrow().unwrap_or_default();
+        let _ = timeout(drain, delivered).await;
+    }
+
     fn end(self, link: Option<Link>, error: Option<Error>) {
         // Its sockets first: whoever is told may bind the port.
         drop(link);
+        self.over(error);
+    }
+
+    /// Its ports are free, and it is told.
+    fn over(&self, error: Option<Error>) {
         {
             let mut registry = lock(&self.shared.registry);
             registry.remove(self.info.id);
