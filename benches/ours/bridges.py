@@ -61,8 +61,8 @@ async def cycles(work: Work) -> None:
         near_end = tls.create_bridge(
             socket=near, sink=sinks.pop(), credentials=server, server_side=True, framing="ipv6"
         )
-        far_end = tls.create_bridge(socket=far, sink=sinks.pop(), framing="ipv6", **client)
         near_end.start()  # a server's end shakes hands by itself; who begins wants to know
+        far_end = tls.create_bridge(socket=far, sink=sinks.pop(), framing="ipv6", **client)
         await far_end.handshake()
         far_end.start()
         await far_end.stop(drain=work.drain)
