@@ -7,7 +7,8 @@ use super::super::frame::{Capabilities, Code, Header, Kind, OpenInfo, encode_rea
 use super::log::{Body, OVERHEAD};
 use super::table::{List, Stream};
 use super::{
-    Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LONGEST_TURN, Mux, Phase, Role, StreamKey, Turn, growth,
+    Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LEAST_SPAN, LONGEST_TURN, Mux, Phase, Role, StreamKey, Turn,
+    growth,
 };
 use crate::tunnel::frame::HEADER;
 
@@ -345,18 +346,23 @@ impl<B: AsRef<[u8]>> Mux<B> {
             return;
         }
         let mut more = std::mem::take(&mut stream.owed);
-        // Half a window went within two round trips: the window is what holds the peer up.
-        let fast =
-            path.is_some_and(|(path, _)| now.saturating_sub(stream.credited) < 2 * path.max(LEAST_PATH));
-        if fast && stream.window < config.max_window {
+        stream.counted += u64::from(more);
+        let span = now.saturating_sub(stream.credited);
+        if let Some((path, _)) = path
+            && span >= path.max(LEAST_SPAN)
+        {
+            // What goes within two round trips: a window of less holds the peer up, and one of more only lets more
+            // wait on the way, in front of all other streams.
+            let needed = u128::from(stream.counted) * (2 * path.max(LEAST_PATH)).as_nanos() / span.as_nanos();
+            let needed = u32::try_from(needed).unwrap_or(u32::MAX).min(config.max_window);
             let left = u32::try_from(config.window_budget.saturating_sub(self.grown)).unwrap_or(u32::MAX);
             let before = growth(stream, config);
-            let step = stream.window.min(config.max_window - stream.window).min(left);
+            let step = needed.saturating_sub(stream.window).min(stream.window).min(left);
             stream.window += step;
             more += step;
             self.grown += growth(stream, config) - before;
+            (stream.credited, stream.counted) = (now, 0);
         }
-        stream.credited = now;
         stream.allowance += more;
         let body = Box::new(more.to_be_bytes());
         self.log.push(Header { stream: key.id, kind: Kind::Window, payload: 4 }, Body::Own(body));

@@ -36,8 +36,10 @@ pub(super) struct Stream {
     /// Bytes that the peer may still send.
     pub(super) allowance: u32,
     pub(super) flags: Flags,
-    /// When the last credit was given; of a plain stream, when payload came last.
+    /// From when on its rate is counted; of a plain stream, when payload came last.
     pub(super) credited: Duration,
+    /// Bytes of credit since then.
+    pub(super) counted: u64,
     /// What is to be said when it opens; gone when it was said.
     pub(super) open: Option<Box<OpenInfo>>,
     turn: Links,
@@ -127,6 +129,7 @@ impl Stream {
             allowance: 0,
             flags: Flags { fresh: true, ..Flags::default() },
             credited: now,
+            counted: 0,
             open: None,
             turn: Links::default(),
             control: Links::default(),

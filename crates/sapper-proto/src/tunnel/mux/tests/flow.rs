@@ -205,6 +205,31 @@ fn a_reader_that_is_slow_itself_gets_no_larger_window() {
     assert!(pair.client.mux.gauges().rtt.is_some());
 }
 
+/// An end that has its turns takes a whole window in each of them, half by half: its rate is that of many turns.
+#[test]
+fn what_is_read_in_bursts_gets_no_larger_window() {
+    let config = Config { ping_every: Duration::from_secs(1), ..quiet() };
+    let mut pair = Pair::new(config.clone(), config);
+    pair.delay = MS / 10;
+    pair.run();
+    let id = pair.server.open(pair.now);
+    pair.run();
+    pair.server.write(id, &pattern(8 << 20, 1));
+    pair.client.sides.get_mut(&id).unwrap().stalled = true;
+    while pair.client.side(id).got.len() < 8 << 20 {
+        pair.pass(2 * MS);
+        for _ in 0..2 {
+            let side = pair.client.sides.get_mut(&id).unwrap();
+            let half = side.unread.min(128 * 1024);
+            side.unread -= half;
+            pair.client.mux.consumed(pair.client.keys[&id], half, pair.now);
+            pair.step();
+        }
+    }
+    assert!(pair.client.mux.gauges().rtt.is_some());
+    assert_eq!(pair.client.mux.gauges().grown, 0);
+}
+
 #[test]
 fn round_trips_are_measured_and_silence_is_noticed() {
     let config = Config {
