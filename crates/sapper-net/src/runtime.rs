@@ -86,6 +86,7 @@ fn start() -> Result<Runtime> {
         let handle = event_loop.handle().clone();
         spawn_thread(&format!("sapper-io-{index}"), move || {
             OWN_THREAD.set(Some(index));
+            sys::take_short_turns();
             event_loop.block_on(std::future::pending::<()>());
         })
         .map_err(failed)?;

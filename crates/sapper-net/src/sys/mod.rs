@@ -3,6 +3,8 @@
 
 mod process;
 mod signal;
+mod thread;
 
 pub use process::{forks, machine};
 pub use signal::Signal;
+pub(crate) use thread::take_short_turns;

@@ -34,7 +34,7 @@ use crate::stream::fd::SocketOptions;
 
 /// Bytes of a carrier that wait in the system until TCP can send them. The state machine decides whose turn it is;
 /// what it has given away waits in order, and megabytes of it would hold up whoever has one byte to say.
-const MOST_UNSENT: u32 = 128 * 1024;
+const MOST_UNSENT: u32 = 64 * 1024;
 
 /// Sockets of streams, towards visitors and services. Nobody at such a socket takes a part for the whole, whatever
 /// ends the stream: a peer's reset, a session that is replaced, the death of either process.

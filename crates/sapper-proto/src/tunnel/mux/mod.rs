@@ -53,7 +53,7 @@ const TOMBSTONE_LIFE: Duration = Duration::from_secs(120);
 /// it can, a round trip is mostly what waits, and would let the window grow for no gain.
 const PATH_LIFE: Duration = Duration::from_secs(300);
 /// Where the path is shorter, what a window has to last for is the turns that two processes have on their cores.
-const LEAST_PATH: Duration = Duration::from_micros(300);
+const LEAST_PATH: Duration = Duration::from_micros(550);
 /// A stream's rate is taken over at least this: what had waited comes in one burst, which is nobody's rate.
 const LEAST_SPAN: Duration = Duration::from_millis(4);
 /// An acknowledgement waits this long for more to acknowledge.
