@@ -15,6 +15,7 @@ import pytest
 from sapper.errors import ConnectError
 from sapper.testing import throwaway_certificates
 from sapper.tunnel import ClientOptions, HandshakeStatus, TunnelClient, TunnelServer, events
+from support.tunnel_ends import End
 from support.tunnels import (
     CREDENTIALS,
     LATEST,
@@ -162,22 +163,22 @@ async def test_clients_beyond_those_that_there_may_be_are_refused_and_come_again
             await second.stop()
 
 
-async def test_a_client_that_is_started_again_takes_the_place_that_it_had(leak_check: None) -> None:
+async def test_a_client_that_is_started_again_takes_the_place_that_it_had() -> None:
     async with Service(echo) as service, server(options={"max_clients": 1}) as ours:
-        async with Cutter(ours.port or 0) as network, client(network.port, service.port) as dead:
-            network.refuses = True
-            network.cut()
-            await until(lambda: not ours.status()[0].connected, "the end of its connection")
-            # Another one with its credentials is not the same: it waits until the session's grace is over.
-            other = TunnelClient(
-                "127.0.0.1", ours.port or 0, 9, CREDENTIALS, options=ClientOptions(reconnect=False)
-            )
-            with pytest.raises(ConnectError) as raised:
-                await asyncio.wait_for(other.connect(), LATEST)
-            assert raised.value.context.reason == "too_many_clients"
-            async with client(ours.port or 0, service.port) as again:
-                assert again.assigned_port == dead.assigned_port
-                assert await asked(again.assigned_port or 0, b"again") == b"again"
+        given: dict[str, Any] = {"port": ours.port, "service": service.port, "credentials": CREDENTIALS}
+        dead = await End.start("client", **given, options={})
+        await dead.kill()
+        await until(lambda: not ours.status()[0].connected, "the end of its connection")
+        # Another one with its credentials is not the same: it waits until the session's grace is over.
+        other = TunnelClient(
+            "127.0.0.1", ours.port or 0, 9, CREDENTIALS, options=ClientOptions(reconnect=False)
+        )
+        with pytest.raises(ConnectError) as raised:
+            await asyncio.wait_for(other.connect(), LATEST)
+        assert raised.value.context.reason == "too_many_clients"
+        async with client(ours.port or 0, service.port) as again:
+            assert again.assigned_port == dead.port
+            assert await asked(dead.port, b"again") == b"again"
 
 
 @pytest.mark.parametrize(

@@ -483,3 +483,27 @@ def test_options_of_a_server_that_are_none() -> None:
         with pytest.raises(ConfigError) as raised:
             ServerOptions(**options)
         assert (raised.value.context.field or "").startswith(field)
+
+
+async def test_a_port_goes_along_to_another_service_of_its_client(leak_check: None) -> None:
+    public = free_port()
+    async with Local(echo) as local, server(options={"asked_ports": ((public, public),)}) as ours:
+        for name in (None, "web", None):
+            mine = several(ours.port or 0, Service(port=local.port, name=name, public_port=public))
+            assert await asyncio.wait_for(mine.connect(), LATEST) == public
+            assert await asked(public, b"here") == b"here"
+            other = several(
+                ours.port or 0,
+                Service(port=local.port, name="other", public_port=public),
+                options={"reconnect": False},
+            )
+            assert (await refusal(other)).reason == "port_taken"
+            await mine.stop()
+            await until(lambda: not ours.status(), "the end of the tunnel")
+        stranger = several(
+            ours.port or 0,
+            Service(port=local.port, public_port=public),
+            credentials={**CREDENTIALS, "of": "somebody else"},
+            options={"reconnect": False},
+        )
+        assert (await refusal(stranger)).reason == "port_taken"

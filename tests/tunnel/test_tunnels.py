@@ -15,10 +15,18 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ApiMisuseError, BindError, ConfigError, CredentialsRejected, IncompatiblePeer
+from sapper.errors import (
+    ApiMisuseError,
+    BindError,
+    ConfigError,
+    CredentialsRejected,
+    IncompatiblePeer,
+    PolicyDenied,
+)
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials
 from sapper.tunnel import ClientOptions, ServerOptions, TunnelClient, TunnelServer, events
+from support.tunnel_ends import End
 from support.tunnels import (
     CREDENTIALS,
     LATEST,
@@ -248,29 +256,65 @@ async def test_a_restarted_server_gives_the_same_port(tmp_path: Path, leak_check
 
 
 async def test_a_lease_is_taken_over_at_once(leak_check: None) -> None:
-    async with Service(echo) as service, server() as ours:
-        options = {"lease": "a shop's", "reconnect": False}
+    async with Service(echo) as service, server() as ours, Cutter(ours.port or 0) as network:
+        options = {"lease": "a shop's"}
         async with client(ours.port or 0, service.port, options=options) as stale:
             public = stale.assigned_port
-            async with client(ours.port or 0, service.port, options=options) as fresh:
+            async with client(network.port, service.port, options=options) as fresh:
                 assert fresh.assigned_port == public
+                # It is told, and does not come back to take it back, again and again.
                 await asyncio.wait_for(stale.wait_closed(), LATEST)
+                assert isinstance(stale.error, PolicyDenied)
+                assert stale.error.reason == "replaced"
                 assert [one.port for one in ours.status()] == [public]
                 assert await asked(public or 0, b"fresh") == b"fresh"
+                # One that slept hears of it when it wakes up.
+                network.refuses = True
+                network.cut()
+                async with client(ours.port or 0, service.port, options=options) as third:
+                    assert third.assigned_port == public
+                    network.refuses = False
+                    await asyncio.wait_for(fresh.wait_closed(), LATEST)
+                    assert isinstance(fresh.error, PolicyDenied)
+                    assert fresh.error.reason == "replaced"
+                    assert await asked(public or 0, b"third") == b"third"
 
 
-async def test_a_client_that_is_started_again_has_its_port_at_once(leak_check: None) -> None:
+async def test_a_client_that_is_started_again_has_its_port_at_once() -> None:
     async with Service(echo) as service, server() as ours:
-        async with Cutter(ours.port or 0) as network, client(network.port, service.port) as dead:
-            public = dead.assigned_port
+        given: dict[str, Any] = {
+            "port": ours.port,
+            "service": service.port,
+            "credentials": CREDENTIALS,
+            "options": {},
+        }
+        dead = await End.start("client", **given)
+        await dead.kill()
+        await until(lambda: not ours.status()[0].connected, "the end of its connection")
+        async with client(ours.port or 0, 9) as other:
+            assert other.assigned_port != dead.port, "it exposes another service"
+        async with client(ours.port or 0, service.port) as again:
+            assert again.assigned_port == dead.port
+            assert await asked(dead.port, b"again") == b"again"
+
+
+async def test_a_second_client_of_the_same_service_takes_nothing_from_one_that_lives(
+    leak_check: None,
+) -> None:
+    async with Service(echo) as service, server() as ours, Cutter(ours.port or 0) as network:
+        async with client(network.port, service.port) as first:
+            public = first.assigned_port or 0
+            reader, writer = await visit(public)
             network.refuses = True
             network.cut()
             await until(lambda: not ours.status()[0].connected, "the end of its connection")
-            async with client(ours.port or 0, 9) as other:
-                assert other.assigned_port != public, "it exposes another service"
-            async with client(ours.port or 0, service.port) as again:
-                assert again.assigned_port == public
-                assert await asked(public or 0, b"again") == b"again"
+            async with client(ours.port or 0, service.port) as second:
+                assert second.assigned_port != public
+                network.refuses = False
+                writer.write(b"patient")
+                assert await asyncio.wait_for(reader.readexactly(7), LATEST) == b"patient"
+                assert first.assigned_port == public
+                writer.close()
 
 
 async def test_one_port_is_enough_to_come_back(free_port: Any, leak_check: None) -> None:

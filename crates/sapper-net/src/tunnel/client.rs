@@ -23,7 +23,7 @@ use super::live::Live;
 use super::notice::{Notice, ServiceInfo, Teller};
 use super::public::shake;
 use super::served::{Served, ServiceStats};
-use super::service::{Dialer, Exposed, Target, origin};
+use super::service::{Dialer, Exposed, Origin, Target};
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -432,6 +432,7 @@ fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
         "service_rejected" => "service_rejected",
         "tls_required" => "plain_at_tls_port",
         "services" => "services",
+        "replaced" => "replaced",
         _ => "refused",
     };
     let kind = match reason {
@@ -457,6 +458,7 @@ struct Stock {
     limits: Limits,
     meter: Option<Arc<Meter>>,
     services: Vec<Stocked>,
+    origin: Option<Origin>,
 }
 
 /// The same for a service, which is known by its name.
@@ -473,6 +475,9 @@ impl Stock {
         if self.limits != options.limits {
             self.limits = options.limits.clone();
             self.meter = Meter::new(Scope::Client, &self.limits);
+        }
+        if self.origin.as_ref().is_none_or(|origin| !origin.is_of(&options.services)) {
+            self.origin = Some(Origin::of(&options.services));
         }
         let mut before = std::mem::take(&mut self.services);
         let renew = |exposed: &Exposed| {
@@ -504,7 +509,7 @@ impl Stock {
         let asked = options.services.iter().map(|exposed| exposed.asked.clone()).collect();
         let words = ClientWords {
             instance: instance.to_owned(),
-            origin: origin(&options.services),
+            origin: self.origin.as_ref().map_or_else(String::new, |origin| origin.word().to_owned()),
             lease: options.lease.clone(),
             services: asked,
         };
@@ -641,6 +646,14 @@ async fn tunnel(
                 created = Some(Instant::now());
                 let Exposure { services, tls } = shared.exposed().clone();
                 acknowledged(shared, services, tls);
+            }
+            Exit::CarrierLost(..) | Exit::Idle if link.is_replaced() => {
+                let error = refused(Refusal {
+                    code: "replaced".to_owned(),
+                    message: "another client has this lease now".to_owned(),
+                    retry: Retry::Never,
+                });
+                return disconnected(created, Some(error.error), false, error.retry);
             }
             Exit::CarrierLost(error, waits) => {
                 return disconnected(

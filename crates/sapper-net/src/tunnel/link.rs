@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use sapper_proto::tunnel::frame::Hello;
+use sapper_proto::tunnel::frame::{Code, Hello};
 use sapper_proto::tunnel::mux::{Event, Mux, StreamKey};
 use tokio::time::{Instant, Sleep};
 
@@ -99,7 +99,7 @@ pub(super) struct Link {
     leaving: bool,
     /// Nothing comes any more, and nobody: what came is still to be delivered.
     parts: bool,
-    peer_leaves: bool,
+    peer_leaves: Option<Code>,
     exit: Option<Exit>,
     teller: Arc<Teller>,
     info: Option<Arc<TunnelInfo>>,
@@ -142,7 +142,7 @@ impl Link {
             began,
             leaving: false,
             parts: false,
-            peer_leaves: false,
+            peer_leaves: None,
             exit: None,
             teller,
             info: None,
@@ -218,7 +218,7 @@ impl Link {
     }
 
     /// Takes no more visitors; [`Exit::Idle`] when the last one has gone.
-    pub(super) fn leave(&mut self, code: sapper_proto::tunnel::frame::Code, reason: &str) {
+    pub(super) fn leave(&mut self, code: Code, reason: &str) {
         self.leaving = true;
         if let End::Server(ports) = &mut self.end {
             ports.clear();
@@ -237,6 +237,11 @@ impl Link {
     /// Gives the carrier away, with nothing on it any more, to be closed in order.
     pub(super) fn take_carrier(&mut self) -> Option<BoxStream> {
         self.carrier.take()
+    }
+
+    /// Whether the server gave what this client had to another.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.peer_leaves == Some(Code::REPLACED)
     }
 
     /// Works until something happens that is not this one's to decide.
@@ -417,7 +422,7 @@ impl Link {
                 let error = reset_by_peer(code, &reason);
                 self.cut(key, Some(error));
             }
-            Event::GoAway(..) => self.peer_leaves = true,
+            Event::GoAway(code, _) => self.peer_leaves = Some(code),
             Event::CarrierDead => {
                 let error = Error::new(ErrorKind::IdleDeadline, "the other end of the tunnel is silent")
                     .with_phase(Phase::Transfer);
@@ -437,7 +442,7 @@ impl Link {
         self.input = Buffer::new();
         let now = self.now();
         // Who said goodbye does not come back to the session.
-        let waits = self.mux.handle_carrier_lost(now) && !self.peer_leaves;
+        let waits = self.mux.handle_carrier_lost(now) && self.peer_leaves.is_none();
         self.drain_events(&[]);
         self.exit = Some(Exit::CarrierLost(error, waits));
     }
@@ -531,8 +536,7 @@ impl Drop for Link {
     }
 }
 
-fn reset_by_peer(code: sapper_proto::tunnel::frame::Code, reason: &str) -> Error {
-    use sapper_proto::tunnel::frame::Code;
+fn reset_by_peer(code: Code, reason: &str) -> Error {
     let kind = match code {
         Code::REFUSED => ErrorKind::Connect,
         Code::UNREACHABLE => ErrorKind::Unreachable,

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Phase};
 use crate::stream::address::UnixAddress;
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
 use crate::stream::{BoxStream, ops};
-use crate::sys;
+use crate::sys::{self, Claim};
 
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,16 +40,48 @@ pub struct Exposed {
     pub limits: Limits,
 }
 
-/// What is the same when a client is started again, and different elsewhere: a hash of the machine and of where its
-/// services are, which tells neither.
-pub(super) fn origin(services: &[Exposed]) -> String {
-    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    hash.update(b"sapper tunnel origin");
-    hash.update(&sys::machine());
-    for exposed in services {
-        hash.update(format!("{:?} {:?}", exposed.asked.name, exposed.service).as_bytes());
+/// What is the same when a client is started again, and different for every client that lives: a hash of the machine
+/// and of where its services are, which tells neither, and which of the living ones with the same it is.
+pub(super) struct Origin {
+    services: Vec<(Asked, Service)>,
+    word: String,
+    _claim: Option<Claim>,
+}
+
+/// Clients with the same services on one machine, beyond which the next has no origin.
+const COPIES: u32 = 64;
+
+impl Origin {
+    pub(super) fn of(exposed: &[Exposed]) -> Self {
+        let services = Self::services(exposed);
+        let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        hash.update(b"sapper tunnel origin");
+        hash.update(&sys::machine());
+        for (asked, service) in &services {
+            hash.update(format!("{:?} {service:?}", asked.name).as_bytes());
+        }
+        let hash: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let claimed = (0..COPIES).find_map(|copy| {
+            let word = format!("{hash}-{copy}");
+            Claim::of(&format!("sapper-tunnel-{word}")).map(|claim| (word, claim))
+        });
+        let (word, claim) = claimed.unzip();
+        Self { services, word: word.unwrap_or_default(), _claim: claim }
     }
-    hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+
+    fn services(exposed: &[Exposed]) -> Vec<(Asked, Service)> {
+        exposed.iter().map(|one| (one.asked.clone(), one.service.clone())).collect()
+    }
+
+    /// Whether it is that of a client with these services.
+    pub(super) fn is_of(&self, exposed: &[Exposed]) -> bool {
+        self.services == Self::services(exposed)
+    }
+
+    /// As the server hears it; empty where there is none.
+    pub(super) fn word(&self) -> &str {
+        &self.word
+    }
 }
 
 /// This machine, in the order in which it is tried.

@@ -442,6 +442,8 @@ impl Code {
     pub const SHUTDOWN: Self = Self(8);
     /// The session is gone.
     pub const SESSION_LOST: Self = Self(9);
+    /// Another client has what the receiver had.
+    pub const REPLACED: Self = Self(10);
 }
 
 /// A reset's or go-away's payload: what it needs, a code, a reason for people.

@@ -1,7 +1,8 @@
 //! Which public port belongs to whom: a token has the same one after each reconnect, and after a restart.
 //!
 //! The table knows nothing of sockets. It says which port to try, remembers what was got, and gives
-//! ports of tokens that have not been seen for long to others when there is no other left.
+//! ports of tokens that have not been seen for long to others when there is no other left: a port that is kept for
+//! somebody who may come back is worth less than one for somebody who is here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,9 +42,20 @@ pub enum LeaseError {
 /// A token, as a hash that tells nothing: the table lies on a disk.
 pub type TokenHash = [u8; 32];
 
+/// Who wants a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lessee {
+    /// Its token for the service.
+    pub token: TokenHash,
+    /// Its token for whatever it exposes: it may have a port that is not in use for another service.
+    pub client: TokenHash,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lease {
     token: TokenHash,
+    /// The client's token; files of earlier versions do not have it.
+    client: Option<TokenHash>,
     /// Which of the token's services.
     service: u16,
     /// When it was last in use, in seconds since 1970: it outlives this process's clock.
@@ -95,12 +107,13 @@ impl Leases {
     /// connection is stale. `now` is in seconds since 1970, `entropy` any number drawn by the caller.
     pub fn take(
         &mut self,
-        token: TokenHash,
+        lessee: Lessee,
         service: u16,
         wanted: Wanted,
         now: u64,
         entropy: u64,
     ) -> Result<u16, LeaseError> {
+        let Lessee { token, client } = lessee;
         let mine = self.port(token, service);
         let will_do = |port: u16| match wanted {
             Wanted::Exactly(exactly) => exactly == port && self.may_be_asked_for(port),
@@ -108,7 +121,7 @@ impl Leases {
             Wanted::Any | Wanted::Rather(_) => self.is_given(port),
         };
         if let Some(port) = mine.filter(|port| will_do(*port)) {
-            self.hold(port, token, service, now);
+            self.hold(port, lessee, service, now);
             return Ok(port);
         }
         let count = self.by_port.values().filter(|lease| lease.token == token).count();
@@ -121,7 +134,7 @@ impl Leases {
                 if !self.may_be_asked_for(port) {
                     return Err(LeaseError::OutOfRange(port));
                 }
-                if !self.is_free(port, now) {
+                if !self.is_free(port, client, now) {
                     return Err(LeaseError::Taken(port));
                 }
                 port
@@ -131,27 +144,30 @@ impl Leases {
                     return Err(LeaseError::OutOfRange(first));
                 }
                 let allowed = |port| self.may_be_asked_for(port);
-                self.any((first, last), allowed, now, entropy).ok_or(LeaseError::Exhausted)?
+                self.any((first, last), allowed, entropy).ok_or(LeaseError::Exhausted)?
             }
-            Wanted::Rather(port) if self.may_be_asked_for(port) && self.is_free(port, now) => port,
+            Wanted::Rather(port) if self.may_be_asked_for(port) && self.is_free(port, client, now) => port,
             Wanted::Rather(_) | Wanted::Any => {
-                self.any((self.first, self.last), |_| true, now, entropy).ok_or(LeaseError::Exhausted)?
+                self.any((self.first, self.last), |_| true, entropy).ok_or(LeaseError::Exhausted)?
             }
         };
         if let Some(old) = mine {
             self.by_port.remove(&old);
         }
-        self.hold(port, token, service, now);
+        self.hold(port, lessee, service, now);
         Ok(port)
     }
 
-    fn hold(&mut self, port: u16, token: TokenHash, service: u16, now: u64) {
-        self.by_port.insert(port, Lease { token, service, seen: now, in_use: true });
+    fn hold(&mut self, port: u16, Lessee { token, client }: Lessee, service: u16, now: u64) {
+        self.by_port.insert(port, Lease { token, client: Some(client), service, seen: now, in_use: true });
     }
 
-    /// Nobody's, or of somebody who has not been here for long.
-    fn is_free(&self, port: u16, now: u64) -> bool {
-        self.by_port.get(&port).is_none_or(|lease| self.has_lapsed(lease, now))
+    /// Nobody's, or the same client's for something that it does not expose now, or of somebody who has not been
+    /// here for long.
+    fn is_free(&self, port: u16, client: TokenHash, now: u64) -> bool {
+        self.by_port
+            .get(&port)
+            .is_none_or(|lease| !lease.in_use && lease.client == Some(client) || self.has_lapsed(lease, now))
     }
 
     fn has_lapsed(&self, lease: &Lease, now: u64) -> bool {
@@ -159,23 +175,18 @@ impl Leases {
     }
 
     /// From a place drawn by chance: ports that nobody ever had first, then the one that has been
-    /// silent longest.
-    fn any(
-        &self,
-        (first, last): (u16, u16),
-        allowed: impl Fn(u16) -> bool,
-        now: u64,
-        entropy: u64,
-    ) -> Option<u16> {
+    /// silent longest. Were those that are kept for somebody never given, whoever comes with ever new tokens could
+    /// keep all others out for as long as they are kept.
+    fn any(&self, (first, last): (u16, u16), allowed: impl Fn(u16) -> bool, entropy: u64) -> Option<u16> {
         let ports = u64::from(last - first) + 1;
         let at = |step: u64| first + ((entropy % ports + step) % ports) as u16;
         let mut never = (0..ports).map(at).filter(|port| !self.by_port.contains_key(port) && allowed(*port));
-        let lapsed = || {
+        let silent = || {
             let range = self.by_port.range(first..=last);
-            let old = range.filter(|(port, lease)| self.has_lapsed(lease, now) && allowed(**port));
-            old.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
+            let unused = range.filter(|(port, lease)| !lease.in_use && allowed(**port));
+            unused.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
         };
-        never.next().or_else(lapsed)
+        never.next().or_else(silent)
     }
 
     /// Other ports, and another time, for those who come from here on; who has one keeps it.
@@ -223,8 +234,9 @@ impl Leases {
             .by_port
             .iter()
             .map(|(port, lease)| {
-                let token: String = lease.token.iter().map(|byte| format!("{byte:02x}")).collect();
-                json!({"port": port, "token": token, "service": lease.service, "seen": lease.seen})
+                let hex = |token: TokenHash| token.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+                let (token, client) = (hex(lease.token), lease.client.map(hex));
+                json!({"port": port, "token": token, "client": client, "service": lease.service, "seen": lease.seen})
             })
             .collect();
         json!({"version": 1, "leases": leases}).to_string()
@@ -246,7 +258,11 @@ impl Leases {
             let service = small("service").ok_or_else(|| wrong("service"))?;
             let seen = lease["seen"].as_u64().ok_or_else(|| wrong("seen"))?;
             let token = lease["token"].as_str().and_then(token).ok_or_else(|| wrong("token"))?;
-            read.insert(port, Lease { token, service, seen, in_use: false });
+            let client = match &lease["client"] {
+                Value::Null => None,
+                said => Some(said.as_str().and_then(self::token).ok_or_else(|| wrong("client"))?),
+            };
+            read.insert(port, Lease { token, client, service, seen, in_use: false });
         }
         self.by_port = read;
         Ok(())
@@ -270,8 +286,10 @@ mod tests {
 
     use super::*;
 
-    const ANN: TokenHash = [1; 32];
-    const BOB: TokenHash = [2; 32];
+    const ANN: Lessee = Lessee { token: [1; 32], client: [9; 32] };
+    const BOB: Lessee = Lessee { token: [2; 32], client: [8; 32] };
+    /// Ann's for another service.
+    const ANN_TOO: Lessee = Lessee { token: [3; 32], ..ANN };
     const DAY: u64 = 86_400;
 
     fn leases() -> Leases {
@@ -288,7 +306,7 @@ mod tests {
         leases.release(port, 5);
         assert_eq!(leases.take(BOB, 1, Wanted::Exactly(port), 6, 0), Err(LeaseError::Taken(port)));
         assert_eq!(leases.take(ANN, 0, Wanted::Rather(40_000), 7, 0), Ok(port), "its own before a wish");
-        assert_eq!((leases.owner(port), leases.owner(1)), (Some(ANN), None));
+        assert_eq!((leases.owner(port), leases.owner(1)), (Some(ANN.token), None));
     }
 
     #[test]
@@ -311,7 +329,7 @@ mod tests {
         assert_eq!(leases.take(ANN, 0, Wanted::Exactly(1), 0, 0), Ok(1));
         leases.reload(7, 7, Duration::from_secs(DAY));
         assert_eq!(leases.take(BOB, 0, Wanted::Any, 0, 0), Ok(7));
-        assert_eq!(leases.owner(1), Some(ANN), "who has one keeps it");
+        assert_eq!(leases.owner(1), Some(ANN.token), "who has one keeps it");
         assert_eq!(leases.take(BOB, 1, Wanted::Any, 0, 0), Err(LeaseError::Exhausted));
     }
 
@@ -346,9 +364,29 @@ mod tests {
         assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 0), Ok(2));
         leases.release(1, 50);
         leases.release(2, 40);
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, DAY + 39, 0), Err(LeaseError::Exhausted));
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, DAY + 60, 0), Ok(2), "the one that is silent longest");
-        assert_eq!(leases.take(ANN, 0, Wanted::Any, DAY + 60, 0), Ok(1));
+        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(2), 60, 0), Err(LeaseError::Taken(2)), "it is kept");
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, 60, 0), Ok(2), "the one that is silent longest");
+        assert_eq!(leases.take(ANN, 0, Wanted::Any, 60, 0), Ok(1));
+        assert_eq!(leases.take(BOB, 1, Wanted::Any, 60, 0), Err(LeaseError::Exhausted), "both are in use");
+        leases.release(2, 70);
+        assert_eq!(leases.take(ANN, 1, Wanted::Exactly(2), DAY + 69, 0), Err(LeaseError::Taken(2)));
+        assert_eq!(leases.take(ANN, 1, Wanted::Exactly(2), DAY + 70, 0), Ok(2), "it was kept long enough");
+    }
+
+    #[test]
+    fn a_client_has_its_port_for_another_service() {
+        let mut leases = leases();
+        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(40_000), 0, 0), Ok(40_000));
+        let taken = Err(LeaseError::Taken(40_000));
+        assert_eq!(leases.take(ANN_TOO, 0, Wanted::Exactly(40_000), 0, 0), taken, "it is in use");
+        leases.release(40_000, 1);
+        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(40_000), 2, 0), taken);
+        let mut restarted = self::leases();
+        restarted.from_json(&leases.to_json()).unwrap();
+        for mut leases in [leases, restarted] {
+            assert_eq!(leases.take(ANN_TOO, 0, Wanted::Exactly(40_000), 2, 0), Ok(40_000));
+            assert_eq!(leases.owner(40_000), Some(ANN_TOO.token));
+        }
     }
 
     #[test]
@@ -356,11 +394,17 @@ mod tests {
         let mut leases = leases();
         leases.take(ANN, 7, Wanted::Any, 11, 1).unwrap();
         let text = leases.to_json();
-        let token = "01".repeat(32);
+        let (token, client) = ("01".repeat(32), "09".repeat(32));
         assert_eq!(
             text,
-            format!(r#"{{"leases":[{{"port":40001,"seen":11,"service":7,"token":"{token}"}}],"version":1}}"#)
+            format!(
+                r#"{{"leases":[{{"client":"{client}","port":40001,"seen":11,"service":7,"token":"{token}"}}],"version":1}}"#
+            )
         );
+        let earlier = text.replace(&format!(r#""client":"{client}","#), "");
+        let mut read = self::leases();
+        read.from_json(&earlier).unwrap();
+        assert_eq!(read.take(ANN, 7, Wanted::Any, 12, 0), Ok(40_001), "as earlier versions wrote it");
         let mut restarted = self::leases();
         restarted.from_json(&text).unwrap();
         assert_eq!(restarted.take(ANN, 7, Wanted::Any, 12, 0), Ok(40_001));
@@ -369,6 +413,7 @@ mod tests {
             ("40001", "65536", "leases[0].port"),
             ("\"seen\":11", "\"seen\":-1", "leases[0].seen"),
             ("0101", "01+1", "leases[0].token"),
+            ("0909", "0", "leases[0].client"),
             ("\"version\":1", "\"version\":2", "version"),
             ("\"leases\"", "\"x\"", "leases"),
             ("{", "[", "expected"),
@@ -394,7 +439,7 @@ mod tests {
                         leases.release(port, now);
                         used.remove(&port);
                     }
-                } else if let Ok(port) = leases.take([who; 32], service, wanted, now, entropy) {
+                } else if let Ok(port) = leases.take(Lessee { token: [who; 32], client: [who; 32] }, service, wanted, now, entropy) {
                     prop_assert!((10..=14).contains(&port));
                     used.retain(|_, user| *user != (who, service));
                     prop_assert_eq!(used.insert(port, (who, service)), None);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sapper_proto::tunnel::lease::{TokenHash, Wanted};
+use sapper_proto::tunnel::lease::{Lessee, TokenHash, Wanted};
 use sapper_proto::tunnel::w3p::{
     Acknowledgement, Credentials, Refusal, Retry, ServerHandshake, Speech, recognise,
 };
@@ -58,7 +58,16 @@ pub(super) async fn admit(
     let permit = another_client(shared);
     let bound = match &permit {
         Err(error) => Err(error.clone()),
-        Ok(_) => registry::bind(&shared.registry, (owner, None), Wanted::Any, None, &shared.gate).await,
+        Ok(_) => {
+            registry::bind(
+                &shared.registry,
+                (Lessee { token: owner, client: owner }, None),
+                Wanted::Any,
+                None,
+                &shared.gate,
+            )
+            .await
+        }
     };
     let public = match bound {
         Ok(bound) => Some(bound),

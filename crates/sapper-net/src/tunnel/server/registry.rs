@@ -1,6 +1,6 @@
 //! What a server knows of all its tunnels: whose port is whose, which session waits for its client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sapper_proto::tunnel::frame::Hello;
-use sapper_proto::tunnel::lease::{LeaseError, Leases, TokenHash, Wanted};
+use sapper_proto::tunnel::lease::{LeaseError, Leases, Lessee, TokenHash, Wanted};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -23,6 +23,9 @@ use crate::tunnel::{VisitorStats, entropy};
 
 /// Ports that are tried where the system has given away those that the table names.
 const TRIES: u32 = 32;
+/// Processes that others took the lease from, as far as they are remembered: one that sleeps wakes up, and would take
+/// it back, for ever.
+const MOST_REPLACED: usize = 1_024;
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 
@@ -30,8 +33,9 @@ const MOST_PER_TOKEN: usize = 4_096;
 pub(super) enum Order {
     /// The session's client is back, on another carrier.
     Takeover(Box<Takeover>),
-    /// The same client has another tunnel now: end, then drop this.
-    Replace(oneshot::Sender<()>),
+    /// The same client has another tunnel now: end, then drop this. `true`: it is another process, and the one that
+    /// was is to hear that it comes back in vain.
+    Replace(oneshot::Sender<()>, bool),
 }
 
 /// A carrier whose client asked to go on with a session.
@@ -62,6 +66,15 @@ pub(super) struct Client {
     pub(super) origin: String,
 }
 
+/// A tunnel that gives way.
+pub(super) struct Stale {
+    pub(super) id: u64,
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) places: Vec<Place>,
+    /// Whether another process has it from here on.
+    pub(super) replaced: bool,
+}
+
 struct Entry {
     info: Arc<TunnelInfo>,
     live: Arc<Live>,
@@ -84,6 +97,7 @@ pub(super) struct Registry {
     used: Vec<(TokenHash, u16)>,
     /// What may pass for each credentials.
     limits: Clients,
+    replaced: VecDeque<String>,
     next: u64,
 }
 
@@ -102,6 +116,7 @@ impl Registry {
             tunnels: BTreeMap::new(),
             used: Vec::new(),
             limits: Clients::new(&options.client_limits),
+            replaced: VecDeque::new(),
             next: 0,
         };
         // Found out now: later there is nobody who could still choose another file.
@@ -128,7 +143,8 @@ impl Registry {
     }
 
     /// The place of a client: the first service of its token that nobody uses.
-    fn take(&mut self, owner: TokenHash, service: Option<u16>, wanted: Wanted) -> Result<Place, LeaseError> {
+    fn take(&mut self, lessee: Lessee, service: Option<u16>, wanted: Wanted) -> Result<Place, LeaseError> {
+        let owner = lessee.token;
         let service = match service {
             Some(service) => service,
             None => (0..=u16::MAX)
@@ -136,7 +152,7 @@ impl Registry {
                 .ok_or(LeaseError::Exhausted)?,
         };
         let before = self.leases.port(owner, service);
-        let port = self.leases.take(owner, service, wanted, seconds(), entropy())?;
+        let port = self.leases.take(lessee, service, wanted, seconds(), entropy())?;
         let fresh = before != Some(port);
         self.dirty = true;
         self.used.push((owner, service));
@@ -231,12 +247,12 @@ impl Registry {
     /// The tunnel of the same client process, or of the same lease, whoever of them has it; or one that waits for
     /// a client which is started again: the session that it had died with its process.
     pub(super) fn stale(
-        &self,
+        &mut self,
         id: u64,
         owner: TokenHash,
         client: &Client,
         leased: &[TokenHash],
-    ) -> Option<(u64, mpsc::Sender<Order>, Vec<Place>)> {
+    ) -> Option<Stale> {
         let is = |one: &str, other: &str| !one.is_empty() && one == other;
         let same = |entry: &&Entry| {
             let process = is(&client.instance, &entry.client.instance);
@@ -245,8 +261,20 @@ impl Registry {
             let lease = || entry.places.iter().any(|place| leased.contains(&place.owner));
             entry.info.id != id && (process || started_again || lease())
         };
-        let stale = self.tunnels.values().find(same);
-        stale.map(|entry| (entry.info.id, entry.orders.clone(), entry.places.clone()))
+        let entry = self.tunnels.values().find(same)?;
+        let was = &entry.client.instance;
+        let replaced = !is(&client.instance, was);
+        if replaced && !was.is_empty() {
+            self.replaced.truncate(MOST_REPLACED - 1);
+            self.replaced.push_front(was.clone());
+        }
+        let (orders, places) = (entry.orders.clone(), entry.places.clone());
+        Some(Stale { id: entry.info.id, orders, places, replaced })
+    }
+
+    /// Whether another process has what this one had.
+    pub(super) fn is_replaced(&self, client: &Client) -> bool {
+        self.replaced.contains(&client.instance)
     }
 
     /// A session of ours with the same credentials: its client may be the one that comes back.
@@ -293,7 +321,7 @@ impl Registry {
 /// Binds a port for a service. Ports that the system has given to others are not in the table any more.
 pub(super) async fn bind(
     registry: &std::sync::Mutex<Registry>,
-    (owner, service): (TokenHash, Option<u16>),
+    (lessee, service): (Lessee, Option<u16>),
     wanted: Wanted,
     host: Option<IpAddr>,
     gate: &Arc<Gate>,
@@ -301,7 +329,7 @@ pub(super) async fn bind(
     let mut last = None;
     let tries = if matches!(wanted, Wanted::Exactly(_)) { 1 } else { TRIES };
     for _ in 0..tries {
-        let place = super::lock(registry).take(owner, service, wanted).map_err(|error| no_port(&error))?;
+        let place = super::lock(registry).take(lessee, service, wanted).map_err(|error| no_port(&error))?;
         match PublicPort::bind(place.port, host, gate).await {
             Ok(port) => return Ok((port, place)),
             Err(error) => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sapper_proto::tunnel::frame::{Capabilities, Code, Hello, Token};
-use sapper_proto::tunnel::lease::{LeaseError, TokenHash, Wanted};
+use sapper_proto::tunnel::lease::{LeaseError, Lessee, TokenHash, Wanted};
 use sapper_proto::tunnel::mux::Mux;
 use sapper_proto::tunnel::w3p::{Acknowledgement, Offer, Refusal, Retry};
 use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::admission::{Admitted, admit, another_client, hash};
 use super::handshakes::Handshake;
-use super::registry::{self, Client, Order, Place, Takeover};
+use super::registry::{self, Client, Order, Place, Stale, Takeover};
 use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
@@ -39,6 +39,8 @@ const STALE: Duration = Duration::from_secs(5);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Orders that wait at most: each is somebody's who waits for its effect.
 const ORDERS: usize = 8;
+/// What it takes to tell a client that is there that another has its place; one that is not hears nothing anyway.
+const STEP_ASIDE: Duration = Duration::from_millis(50);
 
 /// From the connection to the end.
 pub(super) async fn run(
@@ -182,7 +184,11 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
                 return tunnel.end(Some(link), None);
             }
             Some(order) = inbox.recv() => match order {
-                Order::Replace(done) => {
+                Order::Replace(done, replaced) => {
+                    if replaced {
+                        link.leave(Code::REPLACED, "another client has its place");
+                        let _ = timeout(STEP_ASIDE, drained(&mut link)).await;
+                    }
                     tunnel.end(Some(link), None);
                     return drop(done);
                 }
@@ -278,6 +284,10 @@ impl Tunnel<'_> {
         })?;
         let words = if several { said } else { ClientWords { services: vec![Asked::default()], ..said } };
         self.client = Client { instance: words.instance.clone(), origin: words.origin.clone() };
+        if lock(&self.shared.registry).is_replaced(&self.client) {
+            let error = Error::new(ErrorKind::PolicyDenied, "another client has this lease now");
+            return Err(error.with_reason("replaced").into());
+        }
         let lease = words.lease.as_ref().map(|lease| hash(b"lease:", lease.as_bytes()));
         let base = lease.unwrap_or(self.owner);
         let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
@@ -286,9 +296,9 @@ impl Tunnel<'_> {
         loop {
             // It may be gone already; then so is its channel.
             let stale = lock(&self.shared.registry).stale(self.info.id, self.owner, &self.client, leased);
-            let Some((id, orders, places)) = stale else { break };
+            let Some(Stale { id, orders, places, replaced }) = stale else { break };
             let (done, gone) = oneshot::channel();
-            let _ = orders.send(Order::Replace(done)).await;
+            let _ = orders.send(Order::Replace(done, replaced)).await;
             let _ = timeout(STALE, gone).await;
             lock(&self.shared.registry).remove(id);
             old.extend(places);
@@ -332,7 +342,7 @@ impl Tunnel<'_> {
             };
             let exposed = match kept.take_if(|_| *asked == Asked::default()) {
                 Some(kept) => Ok(kept),
-                None => self.expose(asked, owner, number).await,
+                None => self.expose(asked, Lessee { token: owner, client: base }, number).await,
             };
             match exposed {
                 Ok((port, place)) => {
@@ -384,7 +394,7 @@ impl Tunnel<'_> {
     async fn expose(
         &self,
         asked: &Asked,
-        owner: TokenHash,
+        lessee: Lessee,
         number: Option<u16>,
     ) -> Result<(PublicPort, Place)> {
         let options = self.shared.options();
@@ -399,7 +409,7 @@ impl Tunnel<'_> {
             Some((first, last)) if first == last => Wanted::Exactly(first),
             Some((first, last)) => Wanted::Within(first, last),
         };
-        registry::bind(&self.shared.registry, (owner, number), wanted, asked.host, &self.shared.gate).await
+        registry::bind(&self.shared.registry, (lessee, number), wanted, asked.host, &self.shared.gate).await
     }
 
     /// Our hello, with the final ports.
