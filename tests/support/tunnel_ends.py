@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,14 @@ class End:
         if self._process.returncode is None:
             self._process.kill()
         await self._ended()
+
+    def freeze(self) -> None:
+        """It does nothing any more, and has all that it has."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on."""
+        self._process.send_signal(signal.SIGCONT)
 
     async def stop(self) -> None:
         """In order."""

@@ -298,6 +298,23 @@ async def test_a_client_that_is_started_again_has_its_port_at_once() -> None:
             assert await asked(dead.port, b"again") == b"again"
 
 
+async def test_a_client_that_hangs_loses_its_port_to_one_that_is_started_again() -> None:
+    async with Service(echo) as service, server() as ours:
+        given: dict[str, Any] = {"port": ours.port, "service": service.port, "credentials": CREDENTIALS}
+        frozen = await End.start("client", **given, options={"reconnect_delay": (0.05, 0.2)})
+        frozen.freeze()
+        try:
+            async with client(ours.port or 0, service.port) as again:
+                assert again.assigned_port == frozen.port
+                frozen.thaw()
+                # It comes back, as another one.
+                await until(lambda: len(ours.status()) == 2, "the one that hung")
+                assert again.assigned_port == frozen.port
+                assert await asked(frozen.port, b"again") == b"again"
+        finally:
+            await frozen.kill()
+
+
 async def test_a_second_client_of_the_same_service_takes_nothing_from_one_that_lives(
     leak_check: None,
 ) -> None:
@@ -305,6 +322,8 @@ async def test_a_second_client_of_the_same_service_takes_nothing_from_one_that_l
         async with client(network.port, service.port) as first:
             public = first.assigned_port or 0
             reader, writer = await visit(public)
+            async with client(ours.port or 0, service.port) as beside:
+                assert beside.assigned_port != public
             network.refuses = True
             network.cut()
             await until(lambda: not ours.status()[0].connected, "the end of its connection")

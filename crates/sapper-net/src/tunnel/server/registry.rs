@@ -26,6 +26,8 @@ const TRIES: u32 = 32;
 /// Processes that others took the lease from, as far as they are remembered: one that sleeps wakes up, and would take
 /// it back, for ever.
 const MOST_REPLACED: usize = 1_024;
+/// Tunnels that are asked whether their clients are there, when one comes that looks the same.
+const MOST_SUSPECTS: usize = 64;
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 
@@ -33,9 +35,11 @@ const MOST_PER_TOKEN: usize = 4_096;
 pub(super) enum Order {
     /// The session's client is back, on another carrier.
     Takeover(Box<Takeover>),
-    /// The same client has another tunnel now: end, then drop this. `true`: it is another process, and the one that
-    /// was is to hear that it comes back in vain.
+    /// The same client has another tunnel now: end, then drop this. `true`: the lease is another process's now, and the
+    /// one that had it is to hear that it comes back in vain.
     Replace(oneshot::Sender<()>, bool),
+    /// Whether its client is there: answered soon.
+    Probe(oneshot::Sender<bool>),
 }
 
 /// A carrier whose client asked to go on with a session.
@@ -71,8 +75,15 @@ pub(super) struct Stale {
     pub(super) id: u64,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) places: Vec<Place>,
-    /// Whether another process has it from here on.
+    /// Whether another process has its lease from here on.
     pub(super) replaced: bool,
+}
+
+impl Client {
+    /// Its origin without the number that tells living processes apart.
+    fn without_copy(&self) -> Option<&str> {
+        Some(self.origin.rsplit_once('-')?.0)
+    }
 }
 
 struct Entry {
@@ -252,6 +263,7 @@ impl Registry {
         owner: TokenHash,
         client: &Client,
         leased: &[TokenHash],
+        silent: &[u64],
     ) -> Option<Stale> {
         let is = |one: &str, other: &str| !one.is_empty() && one == other;
         let same = |entry: &&Entry| {
@@ -259,17 +271,36 @@ impl Registry {
             let started_again =
                 !entry.attached && entry.owner == owner && is(&client.origin, &entry.client.origin);
             let lease = || entry.places.iter().any(|place| leased.contains(&place.owner));
-            entry.info.id != id && (process || started_again || lease())
+            let silent = || silent.contains(&entry.info.id);
+            entry.info.id != id && (process || started_again || silent() || lease())
         };
         let entry = self.tunnels.values().find(same)?;
         let was = &entry.client.instance;
-        let replaced = !is(&client.instance, was);
+        let lease = entry.places.iter().any(|place| leased.contains(&place.owner));
+        let replaced = lease && !is(&client.instance, was);
         if replaced && !was.is_empty() {
             self.replaced.truncate(MOST_REPLACED - 1);
             self.replaced.push_front(was.clone());
         }
         let (orders, places) = (entry.orders.clone(), entry.places.clone());
         Some(Stale { id: entry.info.id, orders, places, replaced })
+    }
+
+    /// Tunnels that may be what is left of the same client, which the network or its machine took down without a word:
+    /// each is to be asked whether its client is there. Machines that are copies of another look the same.
+    pub(super) fn suspects(
+        &self,
+        id: u64,
+        owner: TokenHash,
+        client: &Client,
+    ) -> Vec<(u64, mpsc::Sender<Order>)> {
+        let origin = client.without_copy();
+        let may_be = |entry: &&Entry| {
+            let same = entry.owner == owner && origin.is_some() && entry.client.without_copy() == origin;
+            same && entry.attached && entry.info.id != id && entry.client.instance != client.instance
+        };
+        let suspects = self.tunnels.values().filter(may_be).take(MOST_SUSPECTS);
+        suspects.map(|entry| (entry.info.id, entry.orders.clone())).collect()
     }
 
     /// Whether another process has what this one had.

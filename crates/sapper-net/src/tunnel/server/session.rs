@@ -10,7 +10,7 @@ use sapper_proto::tunnel::mux::Mux;
 use sapper_proto::tunnel::w3p::{Acknowledgement, Offer, Refusal, Retry};
 use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::{Admitted, admit, another_client, hash};
 use super::handshakes::Handshake;
@@ -39,6 +39,9 @@ const STALE: Duration = Duration::from_secs(5);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Orders that wait at most: each is somebody's who waits for its effect.
 const ORDERS: usize = 8;
+/// How long a client has to answer when another one comes that looks the same, and how often that is looked at.
+const PROBE: Duration = Duration::from_secs(1);
+const PROBE_STEP: Duration = Duration::from_millis(10);
 /// What it takes to tell a client that is there that another has its place; one that is not hears nothing anyway.
 const STEP_ASIDE: Duration = Duration::from_millis(50);
 
@@ -174,6 +177,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
     });
     // Until it is known what the client is, nobody is let in: its tunnel may be another's.
     let mut undecided = true;
+    let mut probes: Vec<(Duration, oneshot::Sender<bool>)> = Vec::new();
     loop {
         let exit = tokio::select! {
             biased;
@@ -192,11 +196,31 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
                     tunnel.end(Some(link), None);
                     return drop(done);
                 }
+                Order::Probe(answer) => {
+                    let now = link.now();
+                    match tunnel.attached && link.mux().ping(now) {
+                        true => probes.push((now, answer)),
+                        // An original one would have been another anyway.
+                        false => drop(answer.send(true)),
+                    }
+                    continue;
+                }
                 Order::Takeover(takeover) => {
                     tunnel.take_over(&mut link, *takeover);
                     continue;
                 }
             },
+            () = tokio::time::sleep(PROBE_STEP), if !probes.is_empty() => {
+                let (now, heard) = (link.now(), link.mux().heard());
+                for (asked, answer) in std::mem::take(&mut probes) {
+                    if heard > asked || now >= asked + PROBE {
+                        let _ = answer.send(heard > asked);
+                    } else {
+                        probes.push((asked, answer));
+                    }
+                }
+                continue;
+            }
             () = tokio::time::sleep_until(began + HELLO), if undecided => {
                 undecided = false;
                 let Some(port) = public.take() else {
@@ -292,10 +316,12 @@ impl Tunnel<'_> {
         let base = lease.unwrap_or(self.owner);
         let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
         let leased = if lease.is_some() { &owners[..] } else { &[] };
+        let silent = self.silent().await;
         let mut old = Vec::new();
         loop {
             // It may be gone already; then so is its channel.
-            let stale = lock(&self.shared.registry).stale(self.info.id, self.owner, &self.client, leased);
+            let stale =
+                lock(&self.shared.registry).stale(self.info.id, self.owner, &self.client, leased, &silent);
             let Some(Stale { id, orders, places, replaced }) = stale else { break };
             let (done, gone) = oneshot::channel();
             let _ = orders.send(Order::Replace(done, replaced)).await;
@@ -357,6 +383,27 @@ impl Tunnel<'_> {
         }
         self.shared.leases_changed();
         Ok((words, ports))
+    }
+
+    /// Tunnels of what looks like the same client whose connection gives no answer.
+    async fn silent(&self) -> Vec<u64> {
+        let suspects = lock(&self.shared.registry).suspects(self.info.id, self.owner, &self.client);
+        let mut asked = Vec::with_capacity(suspects.len());
+        for (id, orders) in suspects {
+            let (answer, answered) = oneshot::channel();
+            // One that is behind with its orders is there.
+            if orders.try_send(Order::Probe(answer)).is_ok() {
+                asked.push((id, answered));
+            }
+        }
+        let mut silent = Vec::new();
+        let until = Instant::now() + 2 * PROBE;
+        for (id, answered) in asked {
+            if let Ok(Ok(false)) = timeout_at(until, answered).await {
+                silent.push(id);
+            }
+        }
+        silent
     }
 
     /// Counts it as a client, where it does not count as one.

@@ -475,6 +475,20 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.common
     }
 
+    /// Asks the peer to say something now. `false` with one that would not answer.
+    pub fn ping(&mut self, now: Duration) -> bool {
+        let can = self.phase == Phase::Open && self.ping_at.is_some();
+        if can {
+            self.ping_at = Some(now);
+        }
+        can
+    }
+
+    /// When the peer last said something, or was not listened to.
+    pub fn heard(&self) -> Duration {
+        self.heard
+    }
+
     /// What a stream holds unread, where it is still there.
     pub fn unread(&self, key: StreamKey) -> Option<u32> {
         Some(self.table.get(key)?.unread)
