@@ -54,6 +54,8 @@ const TOMBSTONE_LIFE: Duration = Duration::from_secs(120);
 const PATH_LIFE: Duration = Duration::from_secs(300);
 /// Where the path is shorter, what a window has to last for is the turns that two processes have on their cores.
 const LEAST_PATH: Duration = Duration::from_micros(550);
+/// The most that a window grows to for that.
+const SHORT_PATH_WINDOW: u32 = 1536 * 1024;
 /// A stream's rate is taken over at least this: what had waited comes in one burst, which is nobody's rate.
 const LEAST_SPAN: Duration = Duration::from_millis(4);
 /// An acknowledgement waits this long for more to acknowledge.

@@ -7,8 +7,8 @@ use super::super::frame::{Capabilities, Code, Header, Kind, OpenInfo, encode_rea
 use super::log::{Body, OVERHEAD};
 use super::table::{List, Stream};
 use super::{
-    Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LEAST_SPAN, LONGEST_TURN, Mux, Phase, Role, StreamKey, Turn,
-    growth,
+    Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LEAST_SPAN, LONGEST_TURN, Mux, Phase, Role,
+    SHORT_PATH_WINDOW, StreamKey, Turn, growth,
 };
 use crate::tunnel::frame::HEADER;
 
@@ -353,8 +353,11 @@ impl<B: AsRef<[u8]>> Mux<B> {
         {
             // What goes within two round trips: a window of less holds the peer up, and one of more only lets more
             // wait on the way, in front of all other streams.
-            let needed = u128::from(stream.counted) * (2 * path.max(LEAST_PATH)).as_nanos() / span.as_nanos();
-            let needed = u32::try_from(needed).unwrap_or(u32::MAX).min(config.max_window);
+            let going = |time: Duration| {
+                let bytes = u128::from(stream.counted) * (2 * time).as_nanos() / span.as_nanos();
+                u32::try_from(bytes).unwrap_or(u32::MAX)
+            };
+            let needed = going(path).max(going(LEAST_PATH).min(SHORT_PATH_WINDOW)).min(config.max_window);
             let left = u32::try_from(config.window_budget.saturating_sub(self.grown)).unwrap_or(u32::MAX);
             let before = growth(stream, config);
             let step = needed.saturating_sub(stream.window).min(stream.window).min(left);
