@@ -30,6 +30,8 @@ from sapper.errors import (
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials, PeerRules, TlsConfig
 from sapper.tls.config import FileBytes
+from sapper.tls.handshake import Acceptor, ServerHandshake
+from sapper.tunnel import TunnelServer
 from support.certs import Certificates, Identity
 from support.traffic import Background
 
@@ -316,6 +318,58 @@ def test_a_client_has_rules_too(certs: Certificates) -> None:
     client = TlsConfig(roots=certs.ca.cert, peer_rules=[PeerRules(ip=("10.0.0.0/8",))])
     with pytest.raises(PolicyDenied):
         meet(client, server, certs.name)
+
+
+async def serve(how: str, server: TlsConfig, near: socket.socket, far: socket.socket) -> None:
+    """Takes the configuration into a server's use in every way there is."""
+    match how:
+        case "create_bridge":
+            tls.create_bridge(socket=near, sink=far, credentials=server, server_side=True)
+        case "start_server":
+            await tls.start_server(near, credentials=server)
+        case "listen":
+            tls.listen(("127.0.0.1", 0), credentials=server)
+        case "ServerHandshake":
+            await ServerHandshake(near, near, credentials=server).finish()
+        case "Acceptor":
+            Acceptor(server)
+        case "Proxy":
+            await tls.Proxy(listen="127.0.0.1:0", to="127.0.0.1:1", tls=server).start()
+        case "route":
+            way = tls.Route(names=("a.test",), to=("127.0.0.1:1",), tls=server)
+            await tls.Proxy(listen="127.0.0.1:0", routes=(way,)).start()
+        case "TunnelServer":
+            await TunnelServer(tls=server).start(0)
+
+
+_SERVERS = ("create_bridge", "start_server", "listen", "ServerHandshake", "Acceptor", "Proxy", "route")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"roots": "system"},
+        {"roots": True, "client_auth": "off"},
+        {"roots": True, "client_auth": "optional"},
+    ],
+)
+@pytest.mark.parametrize("how", [*_SERVERS, "TunnelServer"])
+async def test_rules_that_a_client_without_a_certificate_gets_past_are_refused(
+    certs: Certificates, how: str, more: dict[str, Any]
+) -> None:
+    given = {**more, "roots": certs.ca.cert} if more.get("roots") is True else more
+    server = TlsConfig(
+        credentials=Credentials.certificate(certs.server.cert, certs.server.key),
+        peer_rules=[PeerRules(cn=("alice",))],
+        **given,
+    )
+    near, far = socket.socketpair()
+    with near, far:
+        with pytest.raises(ConfigError) as caught:
+            await serve(how, server, near, far)
+        assert near.fileno() >= 0, "nothing was taken"
+    assert caught.value.field == "peer_rules"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,27 @@ def shake(address: str, certs: Certificates, alpn: str | None = None) -> ssl.SSL
     return context.wrap_socket(connect(address), server_hostname="localhost")
 
 
+@pytest.mark.parametrize("more", [{}, {"client_auth": "optional"}, {"danger": True}])
+async def test_version_2_does_not_call_verified_what_nobody_verified(
+    certs: Certificates, service: socket.socket, more: dict[str, Any]
+) -> None:
+    shown = "danger" in more
+    asked = {"danger_accept_any_certificate": True, "client_auth": "required"}
+    tls = own(certs.server, **(asked if shown else {"roots": certs.ca.cert, "client_auth": "off", **more}))
+    context = trusting(certs, certs.client if shown else None)
+    async with Proxy(listen="127.0.0.1:0", to=to(service), tls=tls, send_proxy="v2") as proxy:
+        plain = connect(proxy.addresses[0])
+        client = await asyncio.to_thread(context.wrap_socket, plain, server_hostname="localhost")
+        with client:
+            behind, _ = service.accept()
+            with behind, behind.makefile("rb") as read:
+                head = await asyncio.to_thread(read.read, 16)
+                body = await asyncio.to_thread(read.read, struct.unpack("!H", head[14:])[0])
+    said = tlvs(body[12:])
+    assert said[SSL][0] & 0b111 == (0b111 if shown else 0b001)
+    assert said[SSL][1:5] != b"\0\0\0\0"
+
+
 async def test_version_2_tells_the_client_and_its_tls(certs: Certificates, service: socket.socket) -> None:
     tls = own(certs.server, roots=certs.ca.cert, alpn=("h2", "x"))
     async with Proxy(listen="127.0.0.1:0", to=to(service), tls=tls, send_proxy="v2") as proxy:

@@ -60,6 +60,11 @@ impl TlsConfig {
         self.inner.engine_name()
     }
 
+    /// Raises what is wrong with it for a server, before there is a connection.
+    fn check_server(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.check(&Role::Server)).or_raise(py)
+    }
+
     /// The same with these application protocols, reloaded with this one.
     fn with_alpn(&self, py: Python<'_>, alpn: Vec<PyBackedBytes>) -> PyResult<Self> {
         let alpn: Vec<_> = alpn.iter().map(|protocol| protocol.to_vec()).collect();

@@ -87,11 +87,13 @@ fn unix_bytes(address: &UnixAddress) -> Vec<u8> {
     }
 }
 
-/// The header that tells a service who connected, and what is known of the client's TLS.
+/// The header that tells a service who connected, and what is known of the client's TLS; `verified`: a
+/// certificate that was shown is good, as one that is not has ended the handshake.
 pub(super) fn write(
     version: Version,
     parties: &Parties,
     info: Option<&HandshakeInfo>,
+    verified: bool,
     server_name: Option<&str>,
 ) -> Vec<u8> {
     let transport = Transport::Stream;
@@ -115,8 +117,7 @@ pub(super) fn write(
         details.tls = Some(Tls {
             certificate_now: certificate && !info.resumed,
             certificate_in_session: certificate,
-            // One that is not good ends the handshake.
-            verified: true,
+            verified: certificate && verified,
             version: Some(info.version.to_owned()),
             client_cn: common_name(info),
             cipher: Some(info.cipher_suite.clone()),
@@ -155,7 +156,7 @@ mod tests {
             alpn: Some(b"h2".to_vec()),
             ..HandshakeInfo::default()
         };
-        let bytes = write(Version::V2, &parties, Some(&info), Some("a.test"));
+        let bytes = write(Version::V2, &parties, Some(&info), true, Some("a.test"));
         let Ok(Parsed::Done { consumed, value }) = Header::parse(&bytes) else { panic!("no header") };
         assert_eq!(consumed, bytes.len());
         let source = "192.0.2.7:4711".parse().unwrap();
@@ -166,7 +167,14 @@ mod tests {
         let tls = value.details.tls.unwrap();
         assert_eq!(tls.version.as_deref(), Some("TLSv1.3"));
         assert!(!tls.certificate_in_session);
-        let line = write(Version::V1, &parties, Some(&info), None);
+        assert!(!tls.verified, "there was none to verify");
+        let info = HandshakeInfo { peer_certificates: vec![vec![]], ..info };
+        for verified in [true, false] {
+            let bytes = write(Version::V2, &parties, Some(&info), verified, None);
+            let Ok(Parsed::Done { value, .. }) = Header::parse(&bytes) else { panic!("no header") };
+            assert_eq!(value.details.tls.unwrap().verified, verified);
+        }
+        let line = write(Version::V1, &parties, Some(&info), true, None);
         assert_eq!(line, b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n");
     }
 
@@ -174,7 +182,7 @@ mod tests {
     fn what_is_too_long_of_others_is_left_out() {
         let mut parties = Parties::of(inet("192.0.2.7:1"), inet("192.0.2.8:2"));
         parties.details.other.push((0xe0, vec![0; 5000]));
-        let bytes = write(Version::V2, &parties, None, None);
+        let bytes = write(Version::V2, &parties, None, false, None);
         let Ok(Parsed::Done { value, .. }) = Header::parse(&bytes) else { panic!("no header") };
         assert_eq!(value.details, Details::default());
     }
@@ -182,6 +190,6 @@ mod tests {
     #[test]
     fn mixed_ends_have_no_addresses() {
         let parties = Parties::of(Address::Unix(UnixAddress::Unnamed), inet("192.0.2.8:2"));
-        assert_eq!(write(Version::V1, &parties, None, None), b"PROXY UNKNOWN\r\n");
+        assert_eq!(write(Version::V1, &parties, None, false, None), b"PROXY UNKNOWN\r\n");
     }
 }

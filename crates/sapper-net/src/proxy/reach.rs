@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::connection::Subject;
 use super::control::Shared;
 use super::metrics::{Connection, ProxyEvent};
-use super::{Upstream, header};
+use super::{Inbound, Upstream, header};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stream::address::Address;
 use crate::stream::connect::{ConnectOptions, connect_tcp, connect_unix};
@@ -102,7 +102,9 @@ async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Resu
     };
     if let Some(version) = route.send_proxy {
         let server_name = subject.server_name.as_deref();
-        let header = header::write(version, &subject.parties, subject.info.as_ref(), server_name);
+        let verified = matches!(&route.inbound, Inbound::Tls(config) if config.verifies_peers());
+        let info = subject.info.as_ref();
+        let header = header::write(version, &subject.parties, info, verified, server_name);
         ops::write_all(stream.as_mut(), &header).await?;
         ops::flush(stream.as_mut()).await?;
     }

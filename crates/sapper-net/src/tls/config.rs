@@ -21,7 +21,7 @@ use super::key_log::KeyLogSink;
 use super::options::{
     ClientAuth, Credentials, LONGEST_TICKET_LIFETIME, OcspCheck, PskHash, Roots, TlsOptions, TlsVersion,
 };
-use super::peer_rules::PeerRules;
+use super::peer_rules::{PeerRules, check_asked};
 use super::revocation::{self, StapleCheck};
 use super::shown::ShownCertificates;
 use super::suites::{Auth, DEFAULT_GROUPS, GROUPS, Group, SUITES, Suite, similar_suites};
@@ -86,6 +86,10 @@ pub(crate) struct Settings {
     /// A server tells its clients their names.
     pub(crate) own_roots: Option<Arc<OwnRoots>>,
     pub(crate) client_auth: ClientAuth,
+    /// Whether there are rules on the peer.
+    has_rules: bool,
+    /// Whether anybody is asked about the peer's certificate.
+    verifies_peers: bool,
     pub(crate) min_version: TlsVersion,
     pub(crate) max_version: TlsVersion,
     pub(crate) suites: Vec<&'static Suite>,
@@ -216,6 +220,11 @@ impl TlsConfig {
         let loaded = self.loaded();
         let asks = matches!(&loaded.settings.credentials, OurCredentials::Psk(psk) if psk.lookup.is_some());
         asks && matches!(role, Role::Server)
+    }
+
+    /// Whether a certificate that a peer shows is verified by roots or pins.
+    pub(crate) fn verifies_peers(&self) -> bool {
+        self.loaded().settings.verifies_peers
     }
 
     /// Whether an end without close_notify counts as an orderly one.
@@ -399,7 +408,8 @@ impl Settings {
         let min_version = if spoken(TlsVersion::V1_2) { TlsVersion::V1_2 } else { TlsVersion::V1_3 };
         let max_version = if spoken(TlsVersion::V1_3) { TlsVersion::V1_3 } else { TlsVersion::V1_2 };
         let loaded = load_verifier(options)?;
-        let rules = load_rules(options)?;
+        let rules = Arc::new(PeerRules::load(options)?);
+        let has_rules = !rules.is_empty();
         let staple = load_staple_check(options, wants_openssl, loaded.own_roots.as_deref())?;
         let (rules, later_rules) =
             if wants_openssl { (Arc::default(), rules) } else { (rules, Arc::default()) };
@@ -422,6 +432,8 @@ impl Settings {
             system: loaded.system.filter(|_| !psk),
             own_roots: loaded.own_roots,
             client_auth: options.client_auth,
+            has_rules,
+            verifies_peers: options.roots != Roots::DangerNone || !options.pins.is_empty(),
             min_version,
             max_version,
             suites,
@@ -453,7 +465,10 @@ impl Settings {
             (Role::Server, OurCredentials::None) => {
                 Err(Error::config("credentials", "a server needs a certificate or a pre-shared key"))
             }
-            (Role::Server, _) => Ok(None),
+            (Role::Server, _) => {
+                check_asked(self.has_rules, self.client_auth)?;
+                Ok(None)
+            }
             (Role::Client { .. }, OurCredentials::Psk(psk)) if psk.identities.len() != 1 => {
                 Err(Error::config("credentials", "a client uses one pre-shared key, which it knows"))
             }
@@ -580,17 +595,6 @@ fn check_early_data(options: &TlsOptions, wants_openssl: bool) -> Result<()> {
         _ => return Ok(()),
     };
     Err(Error::config("danger_early_data", why))
-}
-
-fn load_rules(options: &TlsOptions) -> Result<Arc<PeerRules>> {
-    let rules = PeerRules::new(&options.peer_rules)?;
-    if !rules.is_empty() && options.roots == Roots::DangerNone && options.pins.is_empty() {
-        return Err(Error::config(
-            "peer_rules",
-            "names in a certificate that nobody has checked say nothing: give roots or pins",
-        ));
-    }
-    Ok(Arc::new(rules))
 }
 
 fn load_staple_check(

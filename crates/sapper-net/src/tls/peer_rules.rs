@@ -11,6 +11,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::failure::{CertificateReason, Rejection};
+use super::options::{ClientAuth, Roots, TlsOptions};
 use super::verify::public_key_pin;
 use crate::error::{Error, Result};
 
@@ -155,7 +156,36 @@ fn email_fits(rule: &str, name: &str) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct PeerRules(Vec<PeerRule>);
 
+/// Rules are asked about a certificate: a client that need not show one would get past them.
+pub(super) fn check_asked(rules: bool, client_auth: ClientAuth) -> Result<()> {
+    let text = match client_auth {
+        ClientAuth::Required => return Ok(()),
+        _ if !rules => return Ok(()),
+        ClientAuth::Off => {
+            "no client is asked for its certificate, so everybody would get in: give roots (or pins), and \
+             client_auth = \"required\" or leave it away"
+        }
+        ClientAuth::Optional => {
+            "with client_auth = \"optional\" whoever shows no certificate would get in: it must be \
+             \"required\", or leave it away"
+        }
+    };
+    Err(Error::config("peer_rules", text))
+}
+
 impl PeerRules {
+    /// Those of a configuration.
+    pub(super) fn load(options: &TlsOptions) -> Result<Self> {
+        let rules = Self::new(&options.peer_rules)?;
+        if !rules.is_empty() && options.roots == Roots::DangerNone && options.pins.is_empty() {
+            return Err(Error::config(
+                "peer_rules",
+                "names in a certificate that nobody has checked say nothing: give roots or pins",
+            ));
+        }
+        Ok(rules)
+    }
+
     pub(crate) fn new(rules: &[PeerRule]) -> Result<Self> {
         rules.iter().try_for_each(PeerRule::check)?;
         Ok(Self(rules.to_vec()))
