@@ -330,12 +330,52 @@ def test_a_service_manager_hands_sockets_over_and_is_told(
         ((":0", "localhost:1", "--upstream-key", "x"), "--upstream-cert"),
         ((":0", "localhost:1", "--upgrade", "smtp"), "--upgrade"),
         ((":0", "localhost:1", "--upstream-upgrade", "imap"), "--upstream-upgrade"),
+        ((":0", "localhost:1", "--upstream-roots", "@ca"), "--upstream-roots"),
+        ((":0", "localhost:1", "--upstream-pin", "00" * 32), "--upstream-pin"),
+        ((":0", "localhost:1", "--upstream-cert", "@cert", "--upstream-key", "@key"), "--upstream-cert"),
+        ((":0", "localhost:1", "--cert", "@cert", "--key", "@key", "--pass-through"), "--pass-through"),
+        ((":0", "localhost:1", "--cert", "@cert", "--key", "@key", "--allow", "cn:alice"), "--allow"),
+        ((":0", "--route", "a b=localhost:1", "--pass-through"), "--route"),
     ],
 )
-def test_mistakes_name_what_was_typed(arguments: tuple[str, ...], told: str) -> None:
-    done = sapper(*arguments)
+def test_mistakes_name_what_was_typed(certs: Certificates, arguments: tuple[str, ...], told: str) -> None:
+    files = {"@cert": certs.server.cert_path, "@key": certs.server.key_path, "@ca": certs.ca.cert_path}
+    done = sapper(*(files.get(one, one) for one in arguments))
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('proxy_from = "300.0.0.0/8"', "[proxy] proxy_from"),
+        ('[[proxy.routes]]\nnames = "a b"\nto = "localhost:1"\npass_through = true', "[proxy] routes"),
+        ('[proxy.upstream_tls]\nmin_version = "TLSv1.3"', "[proxy] upstream_tls"),
+        (
+            """[proxy.tls]
+            peer_rules = [{cn = "alice"}]
+            credentials = {kind = "certificate", chain = "server.pem", key = "server.key"}""",
+            "[proxy] peer_rules",
+        ),
+    ],
+)
+def test_mistakes_of_a_file_have_its_names(
+    certs: Certificates, tmp_path: Path, table: str, told: str
+) -> None:
+    shutil.copy(certs.server.cert_path, tmp_path / "server.pem")
+    shutil.copy(certs.server.key_path, tmp_path / "server.key")
+    file = tmp_path / "proxy.toml"
+    file.write_text(f'[proxy]\nlisten = "127.0.0.1:0"\nto = "localhost:1"\n{table}\n')
+    done = sapper("--config", file)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "--config" in done.stderr
+
+
+def test_an_address_that_is_not_ours_is_called_as_it_was_typed() -> None:
+    done = sapper("192.0.2.1:1", "localhost:1")
+    assert done.returncode == 4
+    assert "error: LISTEN: " in done.stderr
 
 
 def test_help_is_of_the_command_itself() -> None:

@@ -25,6 +25,8 @@ from support.certs import Certificates, Identity
 from support.proxies import LATEST, connect, ends, own, trusting, until
 from support.services import Echo, echo, read_all, say
 
+PSK = Credentials.psk("x", bytes(32))
+
 
 @pytest.fixture
 def service() -> Iterator[Echo]:
@@ -448,6 +450,26 @@ async def test_many_at_once(certs: Certificates, service: Echo, leak_check: None
         ({"listen": ":1", "to": "localhost:1", "send_proxy": "v3"}, "send_proxy"),
         ({"listen": ":1", "routes": ({"names": "a.test", "to": "localhost:1", "x": 1},)}, "routes.0.x"),
         ({"listen": ":1", "routes": ({"to": "localhost:1"},), "pass_through": True}, "pass_through"),
+        # TLS that nobody would get, though it was asked for.
+        ({"listen": ":1", "to": "localhost:1", "upstream_tls": TlsConfig()}, "upstream_tls"),
+        (
+            {
+                "listen": ":1",
+                "to": "localhost:1",
+                "routes": ({"names": "a.test", "to": "tls://localhost:1", "upstream_tls": TlsConfig()},),
+                "upstream_tls": TlsConfig(),
+            },
+            "upstream_tls",
+        ),
+        ({"listen": ":1", "to": "localhost:1", "pass_through": True, "tls": PSK}, "pass_through"),
+        (
+            {
+                "listen": ":1",
+                "routes": ({"names": "a.test", "to": "localhost:1", "pass_through": True},),
+                "tls": PSK,
+            },
+            "tls",
+        ),
         ({"listen": ":1", "to": "localhost:1", "upgrade": "gopher"}, "upgrade"),
         ({"listen": ":1", "to": "localhost:1", "upgrade": "mysql"}, "upgrade"),
         (

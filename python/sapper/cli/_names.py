@@ -12,7 +12,17 @@ from dataclasses import replace
 
 from sapper.errors import SapperError
 
-__all__ = ["OPTIONS", "PASSWORD_VARIABLE", "PSK_VARIABLE", "Words", "in_file", "named", "naming", "of_file"]
+__all__ = [
+    "OPTIONS",
+    "PASSWORD_VARIABLE",
+    "PSK_VARIABLE",
+    "Words",
+    "again",
+    "in_file",
+    "named",
+    "naming",
+    "of_file",
+]
 
 #: A pre-shared key in hexadecimal, where no file is given.
 PSK_VARIABLE = "SAPPER_PSK"
@@ -111,7 +121,7 @@ def named(
     if field is not None and field not in ("A", "B") and not field.startswith("-"):
         parts = re.split(r"[.[]", field)
         field = known.get(field) or known.get(parts[0] if parts[0] != "credentials" else parts[-1], field)
-    return _again(error, _IN_TEXT.sub(word, error.message), field)
+    return again(error, _IN_TEXT.sub(word, error.message), field)
 
 
 @contextmanager
@@ -135,10 +145,11 @@ def in_file(table: str) -> Iterator[None]:
 def of_file(error: SapperError, table: str) -> SapperError:
     """The error of a file's table, in the file's own names."""
     where = f"[{table}]" if error.field in (None, table) else f"[{table}] {error.field}"
-    return _again(error, f"{where}: {error.message}", "--config")
+    return again(error, f"{where}: {error.message}", "--config")
 
 
-def _again(error: SapperError, message: str, field: str | None) -> SapperError:
+def again(error: SapperError, message: str, field: str | None) -> SapperError:
+    """The same error in other words, with its notes."""
     made = type(error)(message, replace(error.context, field=field))
     for note in getattr(error, "__notes__", ()):
         made.add_note(note)

@@ -13,10 +13,10 @@ from typer.core import TyperGroup
 
 from sapper._options import Options, config_error
 from sapper.cli._help import Command
-from sapper.cli._names import PASSWORD_VARIABLE, in_file
+from sapper.cli._names import PASSWORD_VARIABLE, again, in_file, of_file
 from sapper.cli._output import EXIT_CODES
 from sapper.cli._serve import Journal, serve, show_status
-from sapper.errors import ConfigError, ErrorContext
+from sapper.errors import ConfigError, SapperError
 from sapper.pump import Upgrade
 from sapper.tls import Credentials, PeerRules, ProxyOptions, TlsConfig
 
@@ -52,7 +52,15 @@ _WITH_SERVICES = {
     "pins": "--upstream-pin",
     "danger_accept_any_certificate": "--upstream-danger-accept-any-certificate",
 }
-_OF_PROXY = {"listen": "LISTEN", "to": "SERVICE", "tls": "--cert", "upstream_tls": "--upstream-roots"}
+_OF_PROXY = {
+    "listen": "LISTEN",
+    "to": "SERVICE",
+    "tls": "--cert",
+    "upstream_tls": "--upstream-roots",
+    "routes": "--route",
+    "names": "--route",
+    "address": "--metrics",
+}
 
 
 class _RunByDefault(TyperGroup):
@@ -166,6 +174,18 @@ def run(
     reads certificates and --config again; SIGTERM and Ctrl-C drain, a second one ends at once. One that
     runs is asked by: sapper proxy status ADDRESS.
     """
+    # What an error about TLS as a whole is called: by what was typed.
+    words = _OF_PROXY | _WITH_CLIENTS
+    if upstream_roots is None:
+        typed = {
+            "--upstream-cert": upstream_cert is not None,
+            "--upstream-pin": upstream_pin is not None,
+            "--upstream-danger-accept-any-certificate": upstream_danger_accept_any_certificate,
+        }
+        words |= {"upstream_tls": next((name for name, is_so in typed.items() if is_so), "--upstream-roots")}
+    if cert is None and pkcs12 is not None:
+        words |= dict.fromkeys(("tls", "credentials"), "--pkcs12")
+    in_table: set[str] = set()
 
     def options() -> ProxyOptions:
         with_clients = _tls(
@@ -214,15 +234,16 @@ def run(
             "drain_timeout": drain,
             "log_connections": log_connections,
         }
-        return _merged(config, {name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        return _merged(config, given, words, in_table)
 
     if listen is None and config is None:
         raise config_error("LISTEN", "say where to listen and where to go: sapper proxy :8443 localhost:8080")
     journal = Journal(as_json=as_json, quiet=quiet)
     try:
         code = asyncio.run(serve(options(), options, tuple(metrics or ()), journal))
-    except ConfigError as error:
-        raise _named(error, _OF_PROXY | {"address": "--metrics"}) from None
+    except SapperError as error:
+        raise _said(error, words, in_table) from None
     if code:
         raise typer.Exit(code)
 
@@ -241,15 +262,14 @@ def status(
     show_status(address, as_json=as_json)
 
 
-def _named(error: ConfigError, words: dict[str, str]) -> ConfigError:
+def _named(error: SapperError, words: dict[str, str]) -> SapperError:
     """The same error in the words of the command line."""
     field = error.field
     if field is not None and not field.startswith("-") and not field.isupper():
         parts = field.split(".")
         last = parts[-1] if parts[0] in ("credentials", "peer_rules") else parts[0]
         field = words.get(last) or words.get(parts[0]) or f"--{parts[0].replace('_', '-')}"
-    context = error.context
-    return ConfigError(error.message, ErrorContext(field=field, reason=context.reason, errno=context.errno))
+    return again(error, error.message, field)
 
 
 def _tls(words: dict[str, str], **given: Any) -> TlsConfig | None:
@@ -305,17 +325,32 @@ def _route(text: str, pass_through: bool, common: dict[str, Any]) -> dict[str, A
     return {"names": (name,), "to": (service,), "pass_through": pass_through, **given}
 
 
-def _merged(path: Path | None, given: dict[str, Any]) -> ProxyOptions:
+def _said(error: SapperError, words: dict[str, str], in_table: set[str]) -> SapperError:
+    """An error of the whole, in the words of who said what is wrong: the file, or the command line."""
+    name = (error.field or "").partition(".")[0]
+    # What is found natively has the names of its own part.
+    part = {"names": "routes", "address": "metrics"}.get(name, "tls" if name in _WITH_CLIENTS else name)
+    if part in in_table:
+        return of_file(error, "proxy")
+    return _named(error, words)
+
+
+def _merged(
+    path: Path | None, given: dict[str, Any], words: dict[str, str], in_table: set[str]
+) -> ProxyOptions:
+    """All options; ``in_table`` is told which of them are the file's."""
     kept: dict[str, Any] = {}
     if path is not None:
         with in_file("proxy"):
             _only_proxy(path)
             base = ProxyOptions.from_toml(path, table="proxy")
         kept = {name: getattr(base, name) for name in base.model_fields_set}
+    in_table.clear()
+    in_table.update(kept.keys() - given.keys())
     try:
         return ProxyOptions(**{**kept, **given})
     except ConfigError as error:
-        raise _named(error, _OF_PROXY | {"routes": "--route"}) from None
+        raise _said(error, words, in_table) from None
 
 
 def _only_proxy(path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -192,6 +193,7 @@ class ProxyOptions(Options):
                     raise config_error(name, "belongs to a service: give it in the routes")
         default = self._default_route()
         ways = [*self.routes, default] if default is not None else self.routes
+        self._nothing_unused(ways)
         if self.upgrade is not None and not all(way.configurations(self.tls, None)[0] for way in ways):
             raise config_error("upgrade", "is for clients whose TLS ends here: it needs tls")
         if self.upgrade == "mysql" and any(way.names for way in ways):
@@ -204,6 +206,17 @@ class ProxyOptions(Options):
             if not network:
                 raise config_error("proxy_from", "an empty text is no network")
         return self
+
+    def _nothing_unused(self, ways: Sequence[Route]) -> None:
+        """TLS that no way has a use for would be believed to be there."""
+        if self.tls is not None and all(way.pass_through or way.tls is not None for way in ways):
+            if self.pass_through:
+                raise config_error("pass_through", "nothing is decrypted: tls has no use here")
+            raise config_error("tls", "no way has a use for it: each passes TLS through, or has its own")
+        if self.upstream_tls is not None and not any(
+            way.to[0].startswith("tls:") and way.upstream_tls is None for way in ways
+        ):
+            raise config_error("upstream_tls", "is for services that speak TLS: tls://host:port")
 
     def _default_route(self) -> Route | None:
         if not self.to:
