@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import errno
 import json
 import os
+import socket
 import ssl
 import stat
 import subprocess
@@ -17,10 +20,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from sapper.errors import ConfigError
+from sapper.errors import ConfigError, ResourceLimit
 from sapper.tls.dev_cert import authority_folder, make_dev_certificate
 from support import needs
 from support.programs import listening, run_program
+from support.services import echo
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,8 +88,64 @@ def test_people_are_told_where_and_how(tmp_path: Path) -> None:
     done = run(tmp_path, "localhost")
     assert done.returncode == 0
     assert done.stdout == ""
-    for text in ("localhost.pem", "localhost.key", "update-ca-certificates", "Firefox", "sapper bridge"):
+    for text in ("localhost.pem", "localhost.key", "update-ca-certificates", "Firefox", "sapper proxy"):
         assert text in done.stderr
+
+
+async def test_what_people_are_told_serves_more_than_once(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    told = run(tmp_path, "localhost", "--out", str(tmp_path)).stderr.strip().splitlines()[-1].split()
+    assert told[:2] == ["sapper", "proxy"]
+    port = free_port()
+    with echo() as service:
+        command = [one.replace("localhost:8443", f"localhost:{port}") for one in told[1:]]
+        command = [one.replace("localhost:8080", service.to) for one in command]
+        with run_program(sys.executable, "-m", "sapper.cli", *command, "--json") as program:
+            await asyncio.to_thread(program.wait_for, rb'"event":"listening"', 30.0)
+            context = ssl.create_default_context(cafile=str(tmp_path / "data/sapper/dev-ca/authority.pem"))
+            for _ in range(2):
+                raw = socket.create_connection(("localhost", port), timeout=30)
+                with raw, context.wrap_socket(raw, server_hostname="localhost") as one:
+                    assert one.recv(5) == b"echo\n"
+
+
+@pytest.mark.parametrize("authority", ["none", "there", "new"])
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("--out", "no/such"), "--out"),
+        (("--out", "file"), "--out"),
+        (("--ca-dir", "file/ca"), "--ca-dir"),
+        (("--ca-dir", "broken"), "--ca-dir"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_costs_nothing(
+    tmp_path: Path, arguments: tuple[str, ...], field: str, authority: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "broken").symlink_to("no/such/place")
+    if authority != "none":
+        made(tmp_path, "other.test")
+    before = {one: one.read_bytes() if one.is_file() else None for one in tmp_path.rglob("*")}
+    more = ("--new-ca",) if authority == "new" else ()
+    assert refused(tmp_path, "localhost", *arguments, *more) == field
+    assert {one: one.read_bytes() if one.is_file() else None for one in tmp_path.rglob("*")} == before
+
+
+def test_a_full_disk_is_an_error_of_its_own_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.open
+
+    def full(path: str | Path, *more: Any, **named: Any) -> int:
+        if ".localhost.pem" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(ResourceLimit) as caught:
+        make_dev_certificate(folder=tmp_path, ca_dir=tmp_path / "new" / "ca")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten_unless_that_is_asked_for(tmp_path: Path) -> None:

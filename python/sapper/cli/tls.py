@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,6 @@ def dev_cert(
     for where, how in steps.items():
         say(f"  [bold]{where}[/]: {escape(how)}")
     say("\n[bold]Use it[/], for instance in front of a plain service on port 8080:")
-    files = f"--cert {made.chain} --key {made.key}"
-    say(escape(f"  sapper bridge tls-listen://[::1]:8443 tcp://127.0.0.1:8080 {files}"))
+    files = f"--cert {shlex.quote(str(made.chain))} --key {shlex.quote(str(made.key))}"
+    say(escape(f"  sapper proxy localhost:8443 localhost:8080 {files}"))
     sys.stderr.flush()

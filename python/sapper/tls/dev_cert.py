@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import stat
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from sapper import _arguments, _native
 from sapper._options import config_error
-from sapper.errors import ErrorContext, ResourceError, SapperError
+from sapper.errors import ConfigError, ErrorContext, ResourceLimit, SapperError
 
 __all__ = ["DevCertificate", "authority_folder", "make_dev_certificate", "trust_steps"]
 
@@ -86,8 +87,9 @@ def make_dev_certificate(
         overwrite: Replaces the two files where they are there.
 
     Raises:
-        ConfigError: A name is none, a file is there already, or the authority's files cannot be used.
-        ResourceError: A file cannot be written.
+        ConfigError: A name is none, a file is there already, a folder cannot be written, or the authority's
+            files cannot be used. Nothing was made.
+        ResourceLimit: The disk is full. Nothing was made.
     """
     if isinstance(names, str | bytes) or not isinstance(names, Sequence):
         raise _arguments.wrong_type("names", "a sequence of names", names)
@@ -105,20 +107,12 @@ def make_dev_certificate(
                 raise _exists(path)
     with _locked(home):
         authority, made = _authority(home, new_authority)
-        try:
-            (the_chain, the_key), kept, expires = _native.dev_issue(authority, wanted, days * DAY)
-        except SapperError:
-            if made and not new_authority:  # nothing was made of it: leave the machine as it was
-                for name in (CERTIFICATE, KEY):
-                    (home / name).unlink(missing_ok=True)
-            raise
-    _write(key, the_key, overwrite)
-    try:
-        _write(chain, the_chain, overwrite)
-    except BaseException:
-        if not overwrite:
-            key.unlink(missing_ok=True)
-        raise
+        (the_chain, the_key), kept, expires = _native.dev_issue(authority, wanted, days * DAY)
+        files = [(key, the_key, overwrite, "folder"), (chain, the_chain, overwrite, "folder")]
+        if made:
+            pair = zip((CERTIFICATE, KEY), authority, strict=True)
+            files = [(home / name, content, new_authority, "ca_dir") for name, content in pair] + files
+        _write(files)
     end = datetime.datetime.fromtimestamp(expires, datetime.UTC)
     return DevCertificate(chain, key, home / CERTIFICATE, made, tuple(kept), end)
 
@@ -151,34 +145,40 @@ def _exists(path: Path) -> SapperError:
     return config_error("overwrite", f"{path} is there already, and is not replaced unless that is asked for")
 
 
-def _failed(what: str, path: Path, error: OSError) -> SapperError:
-    return ResourceError(f"cannot {what} {path}: {error.strerror}", ErrorContext(errno=error.errno))
+def _failed(what: str, path: Path, error: OSError, field: str) -> SapperError:
+    message = f"cannot {what} {path}: {error.strerror}"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+    return (ResourceLimit if full else ConfigError)(message, ErrorContext(field=field, errno=error.errno))
 
 
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """One at a time: two that start at once would make two authorities."""
+    """One at a time: two that start at once would make two. Folders that it made go when it fails."""
+    missing = [one for one in (home, *home.parents) if not one.exists()]
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _failed("use", home, error) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _failed("use", home, error, "ca_dir") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else uses it by now
+            for one in missing:
+                one.rmdir()
+        raise
 
 
 def _authority(home: Path, anew: bool) -> tuple[tuple[bytes, bytes], bool]:
-    """The authority's certificate and key, and whether they are new."""
+    """The authority's certificate and key, and whether they are new and not written yet."""
     certificate, key = home / CERTIFICATE, home / KEY
     there = [os.path.lexists(path) for path in (certificate, key)]
     if anew or not any(there):
-        made = _native.dev_authority(AUTHORITY_DAYS * DAY)
-        _write(key, made[1], anew)
-        _write(certificate, made[0], anew)
-        return made, True
+        return _native.dev_authority(AUTHORITY_DAYS * DAY), True
     if not all(there):
         raise config_error("ca_dir", f"{home} holds half an authority: only one of {CERTIFICATE} and {KEY}")
     try:
@@ -186,25 +186,42 @@ def _authority(home: Path, anew: bool) -> tuple[tuple[bytes, bytes], bool]:
             raise config_error("ca_dir", f"others can read {key}: take that right away, or make a new one")
         return (certificate.read_bytes(), key.read_bytes()), False
     except OSError as error:
-        raise _failed("read", home, error) from error
+        raise _failed("read", home, error, "ca_dir") from error
 
 
-def _write(path: Path, content: bytes, overwrite: bool) -> None:
-    """Makes a file for its owner only, whole or not at all."""
-    # Beside its place, and then moved there: nobody ever reads half of it, or an old one's rights.
+def _write(files: Sequence[tuple[Path, bytes, bool, str]]) -> None:
+    """Makes files for their owner only (path, content, whether to replace, whose folder): all or none."""
+    # Beside their places, and moved there once all are whole: nobody ever reads half of one, or an old
+    # one's rights, and a disk that is full, or a folder that is not ours, has cost nothing that was there.
+    with contextlib.ExitStack() as temporary, contextlib.ExitStack() as placed:
+        fresh = []
+        for path, content, _, field in files:
+            with _telling(path, field):
+                fresh.append(_beside(path, content, temporary))
+        for (path, _, replace, field), one in zip(files, fresh, strict=True):
+            with _telling(path, field):
+                if replace:
+                    one.replace(path)
+                else:
+                    path.hardlink_to(one)  # unlike a move, it fails where there is something
+                    placed.callback(path.unlink, missing_ok=True)
+        placed.pop_all()
+
+
+def _beside(path: Path, content: bytes, temporary: contextlib.ExitStack) -> Path:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    number = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    temporary.callback(fresh.unlink, missing_ok=True)
+    with open(number, "wb") as file:
+        file.write(content)
+    return fresh
+
+
+@contextlib.contextmanager
+def _telling(path: Path, field: str) -> Iterator[None]:
     try:
-        number = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with open(number, "wb") as file:
-                file.write(content)
-            if overwrite:
-                fresh.replace(path)
-            else:
-                path.hardlink_to(fresh)  # unlike a move, it fails where there is something
-        finally:
-            fresh.unlink(missing_ok=True)
+        yield
     except FileExistsError:
         raise _exists(path) from None
     except OSError as error:
-        raise _failed("write", path, error) from error
+        raise _failed("write", path, error, field) from error
