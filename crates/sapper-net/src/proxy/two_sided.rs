@@ -12,7 +12,7 @@ use std::time::Duration;
 use sapper_proto::upgrade::Upgrade;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Counted, FirstBytes};
+use super::connection::{Counted, FirstBytes, in_place};
 use super::control::Shared;
 use super::header;
 use super::metrics::{Agreed, Connection};
@@ -105,10 +105,11 @@ async fn client_end(
     (shared, connection): (&Shared, &Connection),
 ) -> Result<(TlsStream, Upgrading)> {
     let ciphertext = up.until_tls(client.as_mut(), Some(&mut *inner)).await?;
-    let place = shared.handshakes().acquire_owned().await;
+    let mut place = Some(shared.handshakes().acquire_owned().await);
     let counted = Counted::new(&shared.metrics.handshaking);
     let started = Instant::now();
-    let (mut tls, info) = shake(client, &pending.config, &Role::Server, &ciphertext, &up).await?;
+    let shaking = shake(client, &pending.config, &Role::Server, &ciphertext, &up);
+    let (mut tls, info) = in_place(&mut place, shaking).await?;
     shared.metrics.shook_hands(&info, started.elapsed());
     drop((place, counted));
     {
