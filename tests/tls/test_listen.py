@@ -61,6 +61,13 @@ async def test_a_handler_serves_many_at_once(any_loop: str, leak_check: None) ->
         assert (server.stats().accepted, server.stats().handshakes, server.stats().failed) == (20, 20, 0)
 
 
+async def test_credentials_that_are_none_for_a_server_are_told_at_once(leak_check: None) -> None:
+    for useless in (Credentials.none(), tls.TlsConfig()):
+        with pytest.raises(ConfigError) as caught:
+            listen(LOCAL, credentials=useless)
+        assert caught.value.field == "credentials"
+
+
 async def test_as_an_iterator(any_loop: str, leak_check: None) -> None:
     async with asyncio.timeout(30), listen(LOCAL, credentials=PSK) as server:
         visits = [asyncio.create_task(visit(server.port)) for _ in range(3)]
