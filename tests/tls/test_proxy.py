@@ -472,6 +472,8 @@ async def test_many_at_once(certs: Certificates, service: Echo, leak_check: None
         ({"listen": ":1", "to": "localhost:1", "send_proxy": "v3"}, "send_proxy"),
         ({"listen": ":1", "routes": ({"names": "a.test", "to": "localhost:1", "x": 1},)}, "routes.0.x"),
         ({"listen": ":1", "routes": ({"to": "localhost:1"},), "pass_through": True}, "pass_through"),
+        ({"listen": ":1", "to": "localhost:1", "tls": 5}, "tls"),
+        ({"listen": ":1", "to": "tls://localhost:1", "upstream_tls": 5}, "upstream_tls"),
         # TLS that nobody would get, though it was asked for.
         ({"listen": ":1", "to": "localhost:1", "upstream_tls": TlsConfig()}, "upstream_tls"),
         (

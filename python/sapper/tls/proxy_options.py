@@ -37,7 +37,7 @@ def _as_list(value: object) -> object:
 
 
 def _as_tls(value: object) -> object:
-    return value if value is None or isinstance(value, dict) else TlsConfig.of(value, field="tls")
+    return value if value is None or isinstance(value, dict) else TlsConfig.of(value, field="")
 
 
 def _for_services(value: TlsConfig | None) -> TlsConfig | None:
