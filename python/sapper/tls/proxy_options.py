@@ -148,8 +148,7 @@ class ProxyOptions(Options):
     max_connections: _Whole = Field(default=10_000, ge=1, le=2**31)
     """Open connections; at the limit accepting waits."""
     max_handshakes: _Whole = Field(default=256, ge=1, le=2**31)
-    """Clients' handshakes that are computed at a time; further ones wait their turn, under their deadline.
-    One that waits for its client gives its place away after 0.25 s."""
+    """Clients' handshakes under way; further ones wait their turn, under their deadline."""
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """New connections of one address (IPv6: of one /64) a second; ``None`` is no limit."""
     burst: _Whole = Field(default=20, ge=1, le=2**31)

@@ -39,14 +39,6 @@ use crate::upgrade::{NO_APPLICATION_PROTOCOL, Upgrading};
 const INTERNAL_ERROR: u8 = 80;
 const UNRECOGNIZED_NAME: u8 = 112;
 
-/// How much of a hello a client may have said before it takes a place: that of a browser has 2 KB. With all
-/// connections that a proxy takes by default it is 40 MB.
-const LONGEST_WAITED_FOR: usize = 4096;
-
-/// How long a handshake keeps its place. One that is computed takes a hundredth of it; what takes longer
-/// waits for its client, which costs memory alone, and that is bounded by the connections.
-const PLACE_TIME: Duration = Duration::from_millis(250);
-
 /// Read at a time before a connection's way is known.
 const FIRST_READ: usize = 4096;
 /// How long last words may take to leave.
@@ -287,14 +279,14 @@ async fn greet(
             first_read(client.as_mut(), &mut first_bytes).await?;
         }
     }
-    *stage = if by_hello { "hello" } else { "handshake" };
+    *stage = "handshake";
+    let _place = shared.handshakes().acquire_owned().await;
     let _counted = Counted::new(&shared.metrics.handshaking);
-    until_hello(client.as_mut(), &mut first_bytes).await?;
-    let mut place = Some(shared.handshakes().acquire_owned().await);
     let started = Instant::now();
     let mut server_name = None;
     let route = if by_hello {
-        let hello = in_place(&mut place, read_hello(client.as_mut(), &mut first_bytes)).await?;
+        *stage = "hello";
+        let hello = read_hello(client.as_mut(), &mut first_bytes).await?;
         server_name = hello.server_name;
         connection.facts().server_name.clone_from(&server_name);
         *stage = "route";
@@ -315,8 +307,7 @@ async fn greet(
         return Ok(Greeted { client, subject, first_bytes, upgrading, pending: None });
     };
     *stage = "handshake";
-    let shaking = TlsStream::handshake(client, config, &Role::Server, &first_bytes);
-    let (mut stream, info) = in_place(&mut place, shaking).await?;
+    let (mut stream, info) = TlsStream::handshake(client, config, &Role::Server, &first_bytes).await?;
     if let Some(Err(error)) = upgrading.as_ref().map(|upgrading| upgrading.check(&info)) {
         stream.abort(NO_APPLICATION_PROTOCOL).await;
         return Err(error.with_alert(NO_APPLICATION_PROTOCOL));
@@ -388,29 +379,6 @@ async fn read_hello(client: &mut dyn Stream, bytes: &mut Vec<u8>) -> Result<Clie
                 };
                 return Err(Error::new(kind, wrong.to_string()).with_phase(Phase::Handshake));
             }
-        }
-    }
-}
-
-/// Waits for a client's whole hello, or for what is none, without a place: a client that says half a word
-/// keeps nobody out. A hello of more than [`LONGEST_WAITED_FOR`] is read on with one.
-async fn until_hello(client: &mut dyn Stream, bytes: &mut Vec<u8>) -> Result<()> {
-    let mut peek = Peek::new();
-    while bytes.len() < LONGEST_WAITED_FOR && matches!(peek.peek(bytes), Ok(Parsed::NeedMore { .. })) {
-        read_more(client, bytes).await?;
-    }
-    Ok(())
-}
-
-/// Part of a handshake, which gives its place away once it has lasted for [`PLACE_TIME`]: it waits for its
-/// client.
-pub(super) async fn in_place<T>(place: &mut Option<impl Sized>, part: impl Future<Output = T>) -> T {
-    let mut part = pin!(part);
-    match timeout(PLACE_TIME, part.as_mut()).await {
-        Ok(done) => done,
-        Err(_) => {
-            *place = None;
-            part.await
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use sapper_proto::upgrade::Upgrade;
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Counted, FirstBytes, in_place};
+use super::connection::{Counted, FirstBytes};
 use super::control::Shared;
 use super::header;
 use super::metrics::{Agreed, Connection};
@@ -105,11 +105,10 @@ async fn client_end(
     (shared, connection): (&Shared, &Connection),
 ) -> Result<(TlsStream, Upgrading)> {
     let ciphertext = up.until_tls(client.as_mut(), Some(&mut *inner)).await?;
-    let mut place = Some(shared.handshakes().acquire_owned().await);
+    let place = shared.handshakes().acquire_owned().await;
     let counted = Counted::new(&shared.metrics.handshaking);
     let started = Instant::now();
-    let shaking = shake(client, &pending.config, &Role::Server, &ciphertext, &up);
-    let (mut tls, info) = in_place(&mut place, shaking).await?;
+    let (mut tls, info) = shake(client, &pending.config, &Role::Server, &ciphertext, &up).await?;
     shared.metrics.shook_hands(&info, started.elapsed());
     drop((place, counted));
     {
