@@ -278,6 +278,22 @@ async def test_slow_handshakes_meet_their_deadline_and_leave_room(certs: Certifi
     assert isinstance(ends(events, "handshake")[0].error, errors.HandshakeDeadline)
 
 
+async def test_handshakes_that_stall_give_way(certs: Certificates, service: Echo) -> None:
+    """However many begin one and leave it there, whoever goes on is served, long before their deadline."""
+    events: list[ProxyEvent] = []
+    options: dict[str, Any] = {"tls": own(certs.server), "on_event": events.append, "max_handshakes": 4}
+    async with Proxy(listen="127.0.0.1:0", to=service.to, handshake_timeout=600.0, **options) as proxy:
+        with contextlib.ExitStack() as stalled:
+            for _ in range(40):
+                stalled.enter_context(connect(proxy.addresses[0])).sendall(b"\x16")
+            await until(lambda: len(ends(events, "handshake")) == 36, "all but four gave way")
+            assert await asyncio.to_thread(talk, proxy.addresses[0], trusting(certs)) == b"echo\nhello"
+            assert proxy.stats().handshaking <= 4
+    error = ends(events, "handshake")[0].error
+    assert isinstance(error, errors.ResourceError)
+    assert error.reason == "too_many_handshakes"
+
+
 async def test_the_rate_of_one_address_is_limited(service: Echo) -> None:
     events: list[ProxyEvent] = []
     options: dict[str, Any] = {"rate": 0.001, "burst": 2, "on_event": events.append}

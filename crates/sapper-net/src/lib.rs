@@ -12,6 +12,7 @@ pub mod buffer;
 pub mod endpoint;
 pub mod error;
 pub mod fd;
+mod handshakes;
 pub mod load;
 pub mod mailbox;
 pub mod port;

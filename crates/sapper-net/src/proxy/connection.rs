@@ -261,7 +261,8 @@ async fn greet(
     if let (Some(upgrade), Some(route)) = (service.upgrade.filter(|one| one.is_two_sided()), default())
         && let Inbound::Tls(config) = &route.inbound
     {
-        let pending = Some(PendingClient { upgrade, config: Arc::clone(config) });
+        let pending =
+            Some(PendingClient { upgrade, config: Arc::clone(config), source: parties.source.clone() });
         let subject = Subject::new(route, parties, None, None);
         return Ok(Greeted { client, subject, first_bytes, upgrading: None, pending });
     }
@@ -280,7 +281,33 @@ async fn greet(
         }
     }
     *stage = "handshake";
-    let _place = shared.handshakes().acquire_owned().await;
+    let place = shared.shakes_hands(&parties.source);
+    let begun = Begun { client, parties, first_bytes, upgrading, by_hello };
+    tokio::select! {
+        greeted = shake_hands(begun, shared, service, connection, stage) => greeted,
+        error = place.gives_way() => Err(error),
+    }
+}
+
+/// A client that has begun its handshake.
+struct Begun {
+    client: BoxStream,
+    parties: Parties,
+    first_bytes: Vec<u8>,
+    upgrading: Option<Box<Upgrading>>,
+    /// Whether its hello says where it goes.
+    by_hello: bool,
+}
+
+/// The handshake itself.
+async fn shake_hands(
+    begun: Begun,
+    shared: &Shared,
+    service: &Service,
+    connection: &Connection,
+    stage: &mut &'static str,
+) -> Result<Greeted> {
+    let Begun { mut client, parties, mut first_bytes, upgrading, by_hello } = begun;
     let _counted = Counted::new(&shared.metrics.handshaking);
     let started = Instant::now();
     let mut server_name = None;
@@ -292,7 +319,7 @@ async fn greet(
         *stage = "route";
         service.routes.find(server_name.as_deref()).cloned()
     } else {
-        default()
+        service.routes.find(None).cloned()
     };
     let Some(route) = route else {
         last_alert(client.as_mut(), UNRECOGNIZED_NAME).await;

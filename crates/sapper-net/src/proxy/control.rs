@@ -1,16 +1,18 @@
 //! The handle: what any thread may ask of a proxy, and what it shares with its tasks.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use super::limits::Buckets;
 use super::metrics::{ConnectionSnapshot, Metrics, ProxyEvent, ProxyState, ProxyStats};
 use super::{Listen, ProxyOptions, Service, ServiceOptions, accept};
 use crate::bridge::{Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
+use crate::handshakes::{Handshake, Handshakes, Progress};
 use crate::runtime;
 use crate::stream::address::Address;
 use crate::stream::listen::{ListenOptions, Listener, ListenerStats};
@@ -32,7 +34,7 @@ pub(super) struct Shared {
     service: RwLock<Arc<Service>>,
     pub(super) metrics: Metrics,
     pub(super) buckets: Mutex<Buckets>,
-    pub(super) handshakes: Mutex<Arc<Semaphore>>,
+    pub(super) handshakes: Mutex<Arc<Handshakes>>,
     events: Reply,
     life: Mutex<Life>,
     /// Ports of TCP that it listens at.
@@ -63,7 +65,7 @@ impl Proxy {
             return Err(Error::config("listen", "a proxy needs an address to listen at"));
         }
         let service = Service::check(service)?;
-        let handshakes = Arc::new(Semaphore::new(service.max_handshakes as usize));
+        let handshakes = Handshakes::new(service.max_handshakes);
         let shared = Shared {
             service: RwLock::new(Arc::new(service)),
             metrics: Metrics::default(),
@@ -107,7 +109,7 @@ impl Proxy {
         let mut current = self.shared.service.write().unwrap_or_else(PoisonError::into_inner);
         if current.max_handshakes != service.max_handshakes {
             // Handshakes that are under way give their places back to the old one.
-            let places = Arc::new(Semaphore::new(service.max_handshakes as usize));
+            let places = Handshakes::new(service.max_handshakes);
             *self.shared.handshakes.lock().unwrap_or_else(PoisonError::into_inner) = places;
         }
         *current = service;
@@ -172,9 +174,17 @@ impl Shared {
         Arc::clone(&self.service.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A place among the handshakes.
-    pub(super) fn handshakes(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.handshakes.lock().unwrap_or_else(PoisonError::into_inner))
+    /// A place among the handshakes for a client from there.
+    pub(super) fn shakes_hands(&self, source: &Address) -> Handshake {
+        let from = match source {
+            Address::Inet(source) => source.ip(),
+            // All on this machine are one.
+            Address::Unix(_) | Address::Other(_) => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let handshakes = Arc::clone(&self.handshakes.lock().unwrap_or_else(PoisonError::into_inner));
+        let place = handshakes.enter(from);
+        place.reached(Progress::Speaks);
+        place
     }
 
     pub(super) fn tell(&self, event: ProxyEvent) {

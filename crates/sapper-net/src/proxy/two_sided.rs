@@ -18,6 +18,7 @@ use super::header;
 use super::metrics::{Agreed, Connection};
 use super::reach::{Pending, Reached};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::stream::address::Address;
 use crate::stream::{BoxStream, Stream, memory};
 use crate::tls::config::TlsConfig;
 use crate::tls::stream::TlsStream;
@@ -31,6 +32,8 @@ const BETWEEN: usize = 64 * 1024;
 pub(super) struct PendingClient {
     pub(super) upgrade: Upgrade,
     pub(super) config: Arc<TlsConfig>,
+    /// Where it comes from.
+    pub(super) source: Address,
 }
 
 /// Why there is no log-in: the side that failed (an outcome's word), and how.
@@ -105,10 +108,13 @@ async fn client_end(
     (shared, connection): (&Shared, &Connection),
 ) -> Result<(TlsStream, Upgrading)> {
     let ciphertext = up.until_tls(client.as_mut(), Some(&mut *inner)).await?;
-    let place = shared.handshakes().acquire_owned().await;
+    let place = shared.shakes_hands(&pending.source);
     let counted = Counted::new(&shared.metrics.handshaking);
     let started = Instant::now();
-    let (mut tls, info) = shake(client, &pending.config, &Role::Server, &ciphertext, &up).await?;
+    let (mut tls, info) = tokio::select! {
+        shaken = shake(client, &pending.config, &Role::Server, &ciphertext, &up) => shaken?,
+        error = place.gives_way() => return Err(error),
+    };
     shared.metrics.shook_hands(&info, started.elapsed());
     drop((place, counted));
     {

@@ -5,7 +5,6 @@
 //! share: ports, leases, sessions that wait for their client.
 
 mod admission;
-mod handshakes;
 mod registry;
 mod session;
 
@@ -20,7 +19,6 @@ use sapper_proto::tunnel::lease::LeaseError;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use self::handshakes::Handshakes;
 use self::registry::Registry;
 use super::limit::{Limits, Visitors};
 use super::notice::{Notice, Teller, TunnelInfo};
@@ -29,6 +27,7 @@ use super::served::ServiceStats;
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
+use crate::handshakes::Handshakes;
 use crate::proxy::Rate;
 use crate::runtime;
 use crate::stream::address::Address;

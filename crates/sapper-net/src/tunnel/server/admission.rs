@@ -9,11 +9,11 @@ use sapper_proto::tunnel::w3p::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::handshakes::{Handshake, Progress};
 use super::registry::{self, Place};
 use super::session::tell;
 use super::{Shared, lock};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::handshakes::{Handshake, Progress};
 use crate::mailbox::Subject;
 use crate::stream::BoxStream;
 use crate::tls::Role;

@@ -13,10 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admission::{Admitted, admit, another_client, hash};
-use super::handshakes::Handshake;
 use super::registry::{self, Client, Order, Place, Stale, Takeover};
 use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::handshakes::Handshake;
 use crate::mailbox::Subject;
 use crate::stream::address::Address;
 use crate::stream::listen::AcceptedSocket;

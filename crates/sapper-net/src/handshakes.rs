@@ -1,9 +1,9 @@
-//! Connections to the main port whose clients are not let in yet: how many there may be, and who gives way.
+//! Connections of a server whose clients are not let in yet: how many there may be, and who gives way.
 //!
-//! Clients have places of their own ([`Shared::clients`](super::Shared)), so strangers who say nothing hold none
-//! of them up. What is bounded here is memory: a handshake is at most 64 KiB long, and TLS holds as much beside
-//! it. Where the places are taken, a newcomer does not wait, for who fills them would have it wait: the address
-//! that has most of them loses one, the one that said least, of those the oldest.
+//! Clients that are let in have places of their own, so strangers who say nothing hold none of them up. What is
+//! bounded here is memory, and the work of handshakes. Where the places are taken, a newcomer does not wait, for who
+//! fills them would have it wait: the address that has most of them loses one, the one that said least, of those
+//! the oldest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -14,9 +14,10 @@ use tokio::sync::Notify;
 use crate::error::{Error, ErrorKind, Phase};
 use crate::proxy::network;
 
-/// How far a client's handshake is. A stranger can be slow in each, but has to know more for the next.
+/// How far a client's handshake is. A stranger can be slow in each, but has to know more for the next. A TLS handshake
+/// is one step of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Progress {
+pub(crate) enum Progress {
     /// It said nothing that begins a handshake.
     Silent,
     /// It speaks.
@@ -27,7 +28,7 @@ pub(super) enum Progress {
 
 /// The table of a server.
 #[derive(Debug)]
-pub(super) struct Handshakes {
+pub(crate) struct Handshakes {
     most: usize,
     state: Mutex<State>,
 }
@@ -49,14 +50,14 @@ struct Entry {
 
 /// A place; dropped, it is free again.
 #[derive(Debug)]
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     all: Arc<Handshakes>,
     number: u64,
     leave: Arc<Notify>,
 }
 
 impl Handshakes {
-    pub(super) fn new(most: u32) -> Arc<Self> {
+    pub(crate) fn new(most: u32) -> Arc<Self> {
         Arc::new(Self { most: most as usize, state: Mutex::default() })
     }
 
@@ -65,7 +66,7 @@ impl Handshakes {
     }
 
     /// A place for a connection from there. Where all are taken, another one gives way.
-    pub(super) fn enter(self: &Arc<Self>, from: IpAddr) -> Handshake {
+    pub(crate) fn enter(self: &Arc<Self>, from: IpAddr) -> Handshake {
         let mut state = self.state();
         if state.under_way.len() >= self.most
             && let Some(number) = state.least()
@@ -82,7 +83,7 @@ impl Handshakes {
     }
 
     /// How many are under way, and how many gave way since the server began.
-    pub(super) fn counts(&self) -> (usize, u64) {
+    pub(crate) fn counts(&self) -> (usize, u64) {
         let state = self.state();
         (state.under_way.len(), state.gave_way)
     }
@@ -103,14 +104,14 @@ impl State {
 
 impl Handshake {
     /// It is further now.
-    pub(super) fn reached(&self, progress: Progress) {
+    pub(crate) fn reached(&self, progress: Progress) {
         if let Some(entry) = self.all.state().under_way.get_mut(&self.number) {
             entry.progress = progress;
         }
     }
 
     /// Waits until it has to give way; why.
-    pub(super) async fn gives_way(&self) -> Error {
+    pub(crate) async fn gives_way(&self) -> Error {
         self.leave.notified().await;
         Error::new(ErrorKind::ResourceLimit, "gave way to another client: too many handshakes are under way")
             .with_phase(Phase::Handshake)
