@@ -16,10 +16,11 @@ Not here: what the connections carry.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,7 +31,7 @@ from sapper._life import EventStream
 from sapper._loop import running_post
 from sapper._options import config_error
 from sapper._takeover import Taken, must_be_open
-from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
+from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, ResourceLimit, SapperError
 from sapper.events import Closed, Event, HandshakeFailed
 from sapper.pump_options import PumpOptions
 from sapper.tls.bridge import PeerPolicy, with_protocol
@@ -83,6 +84,21 @@ class ListenerStats:
     failed: int
 
 
+@dataclass(slots=True)
+class _Shaking:
+    """A handshake under way.
+
+    Attributes:
+        arrival: Whose, with its place among the pending.
+        network: Where it comes from, as far as one sender is another.
+        gives_way: Whether it has to end for a newcomer.
+    """
+
+    arrival: _native.Arrival
+    network: str | int
+    gives_way: bool = False
+
+
 class TlsListener:
     """Accepts TLS connections. Made by :func:`listen`; begins with ``async with`` or ``await``.
 
@@ -96,6 +112,7 @@ class TlsListener:
         options: PumpOptions,
         policy: PeerPolicy | None,
         own: Callable[[], None],
+        most: int,
     ) -> None:
         self._begin = start
         self._tls = tls
@@ -110,7 +127,9 @@ class TlsListener:
         self._over = asyncio.Event()
         self._error: SapperError | None = None
         self._closing = False
-        self._shaking: set[asyncio.Task[None]] = set()
+        self._most = most
+        # By age.
+        self._shaking: dict[asyncio.Task[None], _Shaking] = {}
         self._handling: set[asyncio.Task[None]] = set()
         # Bounded: each one holds its place among the pending.
         self._ready: deque[tuple[TlsStream, _native.Arrival]] = deque()
@@ -322,13 +341,28 @@ class TlsListener:
         if tag == "closed":
             self._closed(value)
         elif isinstance(value, _native.Arrival):
+            shaking = _Shaking(value, _network(value.peer))
             task = asyncio.get_running_loop().create_task(self._shake(value))
-            self._shaking.add(task)
+            self._shaking[task] = shaking
             task.add_done_callback(self._shaken)
+            self._make_room()
         else:
             self._addresses = tuple(value)
             if self._listening is not None and not self._listening.done():
                 self._listening.set_result(None)
+
+    def _make_room(self) -> None:
+        """Beyond the limit nobody waits, for who fills the places would have all others wait.
+
+        The sender that has most handshakes under way loses its oldest. What is done and not fetched stays.
+        """
+        there = {task: one for task, one in self._shaking.items() if not one.gives_way}
+        if len(there) < 2 or len(there) + len(self._ready) <= self._most:
+            return
+        ((crowd, _),) = Counter(one.network for one in there.values()).most_common(1)
+        task, oldest = next((task, one) for task, one in there.items() if one.network == crowd)
+        oldest.gives_way = True
+        task.cancel()
 
     async def _shake(self, arrival: _native.Arrival) -> None:
         try:
@@ -336,17 +370,24 @@ class TlsListener:
                 Taken(arrival.endpoint()), (self._tls.native, True, None), b"", self._options, self._policy
             )
         except SapperError as error:
-            self._failed += 1
-            logger.debug("sapper: the handshake with %s failed: %s", arrival.peer, error)
-            self._tell(HandshakeFailed(arrival.peer, error))
-            arrival.done()
+            self._fail(arrival, error)
             return
         self._handshakes += 1
         self._ready.append((stream, arrival))
         self._wake()
 
+    def _fail(self, arrival: _native.Arrival, error: SapperError) -> None:
+        self._failed += 1
+        logger.debug("sapper: the handshake with %s failed: %s", arrival.peer, error)
+        self._tell(HandshakeFailed(arrival.peer, error))
+        arrival.done()
+
     def _shaken(self, task: asyncio.Task[None]) -> None:
-        self._shaking.discard(task)
+        shaking = self._shaking.pop(task)
+        if task.cancelled() and shaking.gives_way:  # perhaps before its first step
+            context = ErrorContext(phase="handshake", reason="too_many_handshakes")
+            text = "gave way to another client: too many handshakes are under way"
+            self._fail(shaking.arrival, ResourceLimit(text, context))
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler(
                 {"message": "sapper: a handshake's task failed", "exception": error, "task": task}
@@ -408,6 +449,18 @@ class TlsListener:
         await self._over.wait()
 
 
+def _network(peer: str) -> str | int:
+    """Who a peer is for limits: its address, of IPv6 the /64 that one sender has."""
+    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return ""  # behind a Unix socket all are one
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return int(address) >> 64
+    return host
+
+
 def listen(
     address: ListenAddress,
     *,
@@ -429,8 +482,9 @@ def listen(
             (ours from then on), a descriptor of one (duplicated), or several of these.
         credentials: What we prove, and whom we believe.
         max_connections: Connections that may be open; at the limit accepting waits.
-        max_handshakes: Connections that may be between their acceptance and being fetched; at the limit
-            accepting waits.
+        max_handshakes: Connections that may be between their acceptance and being fetched. Beyond it the
+            oldest handshake of the address that has most under way gives way; where all are done and
+            nobody fetches them, accepting waits.
         backlog: Connections that the system keeps until they are accepted.
         reuse_port: Share the port with other sockets that say the same.
         unix_mode: Permissions of a Unix socket's path.
@@ -458,7 +512,8 @@ def listen(
     values: _native.ListenerDict = {
         "backlog": backlog,
         "max_connections": max_connections,
-        "max_handshakes": max_handshakes,
+        # One more, the newcomer for whom another one gives way.
+        "max_handshakes": max_handshakes + 1,
         "reuse_port": reuse_port,
         "unix_mode": unix_mode,
         "replace_stale": replace_stale,
@@ -469,7 +524,7 @@ def listen(
         raise config_error("upgrade", '"mysql" needs both ends before TLS: make bridges', "two_sided")
     config = with_protocol(TlsConfig.of(credentials, early_data=True), times.upgrade)
     config.native.check_server()
-    return TlsListener(start, config, times, options.get("peer_policy"), own)
+    return TlsListener(start, config, times, options.get("peer_policy"), own, max_handshakes)
 
 
 def _where(
