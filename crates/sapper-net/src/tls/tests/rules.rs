@@ -111,21 +111,34 @@ fn first_error(pair: &mut EnginePair, client_asks: bool) -> Error {
 
 #[test]
 fn a_client_without_a_certificate_is_welcome_only_where_it_is_optional() {
-    let made = made();
-    let rules = vec![PeerRule { cn: list(&["the device"]), ..PeerRule::default() }];
     let server = TlsOptions {
-        roots: Roots::Own(made.authority.clone().into_bytes().into()),
+        roots: Roots::Own(made().authority.clone().into_bytes().into()),
         client_auth: ClientAuth::Optional,
-        peer_rules: rules,
         ..server_options()
     };
     connected(&client_options(), &server);
-    let client = TlsOptions { credentials: certificate(&certificates().client), ..client_options() };
-    assert!(engines(&client, &server).shake_hands().is_err());
     let server = TlsOptions { client_auth: ClientAuth::Required, ..server };
     let mut pair = engines(&client_options(), &server);
     // In TLS 1.3 the client is done before the server says no.
     assert!(pair.shake_hands().is_err());
+}
+
+#[test]
+fn a_server_has_no_rules_that_a_client_without_a_certificate_gets_past() {
+    let server = |client_auth| TlsOptions {
+        roots: Roots::Own(made().authority.clone().into_bytes().into()),
+        client_auth,
+        peer_rules: vec![PeerRule { cn: list(&["the device"]), ..PeerRule::default() }],
+        ..server_options()
+    };
+    for client_auth in [ClientAuth::Optional, ClientAuth::Off] {
+        let error = TlsConfig::new(&server(client_auth)).unwrap().engine(&Role::Server).err().unwrap();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("peer_rules")));
+    }
+    let client = TlsOptions { credentials: certificate(&certificates().client), ..client_options() };
+    for client in [client, client_options()] {
+        assert!(engines(&client, &server(ClientAuth::Required)).shake_hands().is_err());
+    }
 }
 
 #[test]
