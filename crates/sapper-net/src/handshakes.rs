@@ -6,13 +6,11 @@
 //! the oldest.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Phase};
-use crate::proxy::network;
 
 /// How far a client's handshake is. A stranger can be slow in each, but has to know more for the next. A TLS handshake
 /// is one step of it.
@@ -65,8 +63,10 @@ impl Handshakes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection from there. Where all are taken, another one gives way.
-    pub(crate) fn enter(self: &Arc<Self>, from: IpAddr) -> Handshake {
+    /// A place for a connection from that network ([`Address::network`]). Where all are taken, another one gives way.
+    ///
+    /// [`Address::network`]: crate::stream::Address::network
+    pub(crate) fn enter(self: &Arc<Self>, network: u64) -> Handshake {
         let mut state = self.state();
         if state.under_way.len() >= self.most
             && let Some(number) = state.least()
@@ -77,7 +77,7 @@ impl Handshakes {
         }
         state.number += 1;
         let (number, leave) = (state.number, Arc::new(Notify::new()));
-        let entry = Entry { network: network(from), progress: Progress::Silent, leave: Arc::clone(&leave) };
+        let entry = Entry { network, progress: Progress::Silent, leave: Arc::clone(&leave) };
         state.under_way.insert(number, entry);
         Handshake { all: Arc::clone(self), number, leave }
     }
@@ -131,9 +131,10 @@ mod tests {
     use std::task::{Context, Waker};
 
     use super::*;
+    use crate::stream::address::network;
 
     fn come(all: &Arc<Handshakes>, from: &str) -> Handshake {
-        all.enter(from.parse().unwrap())
+        all.enter(network(from.parse().unwrap()))
     }
 
     fn gone(one: &Handshake) -> bool {
@@ -174,7 +175,7 @@ mod tests {
     #[test]
     fn there_are_never_more_than_that() {
         let all = Handshakes::new(16);
-        let there: Vec<_> = (0..1_000u32).map(|n| all.enter(IpAddr::from(n.to_be_bytes()))).collect();
+        let there: Vec<_> = (0..1_000u32).map(|n| all.enter(network(n.to_be_bytes().into()))).collect();
         assert_eq!(all.counts(), (16, 984));
         assert!(there[..984].iter().all(gone), "each by itself: the oldest");
         assert!(!there[984..].iter().any(gone));

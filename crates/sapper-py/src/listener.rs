@@ -161,6 +161,7 @@ impl ServiceEvents for Heard {
 #[pyclass(frozen, module = "sapper._native")]
 pub(crate) struct Arrival {
     peer: String,
+    network: u64,
     local: String,
     socket: Local<Mutex<Option<AcceptedSocket>>>,
     pending: Mutex<Option<Pending>>,
@@ -171,6 +172,7 @@ impl Arrival {
         let (socket, pending) = arrival.into_parts();
         Self {
             peer: socket.peer.to_string(),
+            network: socket.peer.network(),
             local: socket.local.to_string(),
             socket: Local::new(Mutex::new(Some(socket))),
             pending: Mutex::new(Some(pending)),
@@ -184,6 +186,12 @@ impl Arrival {
     #[getter]
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// Who that is for limits: its address, of IPv6 the /64 that one sender has; all on this machine are one.
+    #[getter]
+    fn network(&self) -> u64 {
+        self.network
     }
 
     /// To which of our addresses.

@@ -16,7 +16,6 @@ Not here: what the connections carry.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import socket
@@ -90,12 +89,12 @@ class _Shaking:
 
     Attributes:
         arrival: Whose, with its place among the pending.
-        network: Where it comes from, as far as one sender is another.
+        network: The sender that it comes from, for limits.
         gives_way: Whether it has to end for a newcomer.
     """
 
     arrival: _native.Arrival
-    network: str | int
+    network: int
     gives_way: bool = False
 
 
@@ -341,7 +340,7 @@ class TlsListener:
         if tag == "closed":
             self._closed(value)
         elif isinstance(value, _native.Arrival):
-            shaking = _Shaking(value, _network(value.peer))
+            shaking = _Shaking(value, value.network)
             task = asyncio.get_running_loop().create_task(self._shake(value))
             self._shaking[task] = shaking
             task.add_done_callback(self._shaken)
@@ -356,11 +355,13 @@ class TlsListener:
 
         The sender that has most handshakes under way loses its oldest. What is done and not fetched stays.
         """
-        there = {task: one for task, one in self._shaking.items() if not one.gives_way}
+        if len(self._shaking) + len(self._ready) <= self._most:
+            return
+        there = [(task, one) for task, one in self._shaking.items() if not one.gives_way]
         if len(there) < 2 or len(there) + len(self._ready) <= self._most:
             return
-        ((crowd, _),) = Counter(one.network for one in there.values()).most_common(1)
-        task, oldest = next((task, one) for task, one in there.items() if one.network == crowd)
+        ((crowd, _),) = Counter(one.network for _, one in there).most_common(1)
+        task, oldest = next((task, one) for task, one in there if one.network == crowd)
         oldest.gives_way = True
         task.cancel()
 
@@ -447,18 +448,6 @@ class TlsListener:
         while self._ready:  # what was done in the same moment
             self._ready.popleft()[0].abort()
         await self._over.wait()
-
-
-def _network(peer: str) -> str | int:
-    """Who a peer is for limits: its address, of IPv6 the /64 that one sender has."""
-    host = peer.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return ""  # behind a Unix socket all are one
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
-        return int(address) >> 64
-    return host
 
 
 def listen(

@@ -1,6 +1,5 @@
 //! The handle: what any thread may ask of a proxy, and what it shares with its tasks.
 
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -176,13 +175,8 @@ impl Shared {
 
     /// A place among the handshakes for a client from there.
     pub(super) fn shakes_hands(&self, source: &Address) -> Handshake {
-        let from = match source {
-            Address::Inet(source) => source.ip(),
-            // All on this machine are one.
-            Address::Unix(_) | Address::Other(_) => Ipv4Addr::UNSPECIFIED.into(),
-        };
         let handshakes = Arc::clone(&self.handshakes.lock().unwrap_or_else(PoisonError::into_inner));
-        let place = handshakes.enter(from);
+        let place = handshakes.enter(source.network());
         place.reached(Progress::Speaks);
         place
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::stream::address::network;
 
 /// Addresses that are remembered in each of two generations: 2 MB together.
 const GENERATION: usize = 16_384;
@@ -74,14 +75,6 @@ impl Buckets {
     /// Addresses that are remembered.
     pub(super) fn len(&self) -> usize {
         self.newer.len() + self.older.len()
-    }
-}
-
-/// An IPv4 address or an IPv6 network (/64) in one space: the former begin with a byte that no network has.
-pub(crate) fn network(address: IpAddr) -> u64 {
-    match address.to_canonical() {
-        IpAddr::V4(address) => u64::from(address.to_bits()) | 0xff << 56 | 1 << 40,
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
     }
 }
 

@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use control::Proxy;
+pub(crate) use limits::Buckets;
 pub use limits::Rate;
-pub(crate) use limits::{Buckets, network};
 pub use metrics::{ConnectionSnapshot, ProxyEvent, ProxyState, ProxyStats};
 use route::Routes;
 use sapper_proto::proxy_protocol;

@@ -1,7 +1,7 @@
 //! Addresses of stream sockets: what a connector dials, a listener binds and a peer has.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,23 @@ impl Address {
             (None, Some(name)) => UnixAddress::Abstract(name.to_owned()),
             (None, None) => UnixAddress::Unnamed,
         })
+    }
+
+    /// The sender that it is for limits: its IPv4 address, its IPv6 network (/64); all of this machine are one.
+    pub fn network(&self) -> u64 {
+        network(match self {
+            Self::Inet(address) => address.ip(),
+            Self::Unix(_) | Self::Other(_) => Ipv4Addr::UNSPECIFIED.into(),
+        })
+    }
+}
+
+/// One sender, as far as limits can tell: its IPv4 address, or the IPv6 network (/64) that one sender has. Both are
+/// in one space: the former begin with a byte that no network has.
+pub(crate) fn network(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => u64::from(address.to_bits()) | 0xff << 56 | 1 << 40,
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
     }
 }
 

@@ -17,7 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::proxy::{Rate, network};
+use crate::proxy::Rate;
+use crate::stream::address::network;
 
 /// Addresses whose limits are remembered: 4 MB.
 const MOST_ADDRESSES: usize = 16_384;

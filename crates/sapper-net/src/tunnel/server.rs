@@ -8,7 +8,7 @@ mod admission;
 mod registry;
 mod session;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -381,11 +381,7 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
             }
             accepted = listener.accept_socket() => {
                 let accepted = accepted?;
-                let from = match &accepted.peer {
-                    Address::Inet(peer) => peer.ip(),
-                    _ => Ipv4Addr::UNSPECIFIED.into(),
-                };
-                let place = shared.handshakes.enter(from);
+                let place = shared.handshakes.enter(accepted.peer.network());
                 let client = session::run(Arc::clone(shared), accepted, place, alive.clone());
                 runtime::spawn("tunnel", client)?;
             }
