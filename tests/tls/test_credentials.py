@@ -224,12 +224,31 @@ def test_a_reload_changes_new_connections_and_garbage_changes_nothing(
     with pytest.raises(ConfigError) as caught:
         files.config.reload()
     assert caught.value.field == "chain"
+    assert str(tmp_path / "chain.pem") in str(caught.value)
     meet(Credentials.none(roots=made.authority), files.config)
     files.write(*second.server)
     assert files.config.reload() is True
     meet(Credentials.none(roots=second.authority), files.config)
     with pytest.raises(CertificateError):
         meet(Credentials.none(roots=made.authority), files.config)
+
+
+@pytest.mark.parametrize("broken", ["chain.pem", "key.pem", "both.p12", "roots.pem", "list.pem"])
+def test_what_is_wrong_with_a_file_names_the_file(
+    tmp_path: Path, made: ThrowawayCertificates, broken: str
+) -> None:
+    Files(tmp_path, made)
+    (tmp_path / "roots.pem").write_bytes(made.authority)
+    (tmp_path / broken).write_bytes(b"garbage")
+    roots = tmp_path / "roots.pem"
+    pair = Credentials.certificate(tmp_path / "chain.pem", tmp_path / "key.pem", roots=roots)
+    options: dict[str, Any] = {
+        "both.p12": {"credentials": Credentials.pkcs12(tmp_path / "both.p12", "password")},
+        "list.pem": {"credentials": Credentials.none(roots=roots), "crls": [tmp_path / "list.pem"]},
+    }
+    with pytest.raises(ConfigError) as caught:
+        TlsConfig(**options.get(broken, {"credentials": pair}))
+    assert str(tmp_path / broken) in str(caught.value)
 
 
 async def test_a_watch_tells_the_event_loop_of_good_and_bad_files(

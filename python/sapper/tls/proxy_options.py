@@ -148,8 +148,8 @@ class ProxyOptions(Options):
     max_connections: _Whole = Field(default=10_000, ge=1, le=2**31)
     """Open connections; at the limit accepting waits."""
     max_handshakes: _Whole = Field(default=256, ge=1, le=2**31)
-    """Clients' handshakes under way. Beyond it, of the sender that has most of them the one that said least gives
-    way to a newcomer."""
+    """Clients' handshakes under way. Beyond it, of the sender that has most of them, the one that said least
+    gives way to a newcomer."""
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """New connections of one address (IPv6: of one /64) a second; ``None`` is no limit."""
     burst: _Whole = Field(default=20, ge=1, le=2**31)

@@ -29,10 +29,13 @@ impl CertifiedCredentials {
         let password = own.password.as_ref();
         let (chain, key, field) = match &own.source {
             CertificateSource::Pair { chain, key } => {
-                (read_chain(chain.expose())?, read_key(key.expose(), password)?, "chain")
+                let certificates = read_chain(chain.expose()).map_err(|error| chain.blame(error))?;
+                let key = read_key(key.expose(), password).map_err(|error| key.blame(error))?;
+                (certificates, key, "chain")
             }
             CertificateSource::Pkcs12(file) => {
-                let (chain, key) = read_pkcs12(file.expose(), password)?;
+                let both = read_pkcs12(file.expose(), password).map_err(|error| file.blame(error));
+                let (chain, key) = both?;
                 (chain, key, "file")
             }
         };

@@ -51,6 +51,17 @@ impl Material {
         self.bytes.expose()
     }
 
+    /// What is wrong with the bytes, with the file that they came from: whoever hears of it at a reload did not
+    /// name one now.
+    pub(crate) fn blame(&self, error: Error) -> Error {
+        match (&self.file, error.field()) {
+            (Some(file), Some(field)) => {
+                Error::config(field, format!("{}: {}", file.display(), error.message()))
+            }
+            _ => error,
+        }
+    }
+
     /// Where they came from.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()

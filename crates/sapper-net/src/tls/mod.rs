@@ -31,6 +31,7 @@ mod revocation;
 mod rustls_config;
 mod rustls_engine;
 mod scene;
+mod settings;
 mod shown;
 pub mod stream;
 mod suites;

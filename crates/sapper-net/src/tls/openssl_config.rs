@@ -8,10 +8,10 @@ use openssl::ssl::{
 };
 use openssl::x509::X509;
 
-use super::config::{OurCredentials, Settings};
 use super::openssl_ffi;
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
+use super::settings::{OurCredentials, Settings};
 use crate::error::{Error, ErrorKind, Result};
 
 /// OpenSSL has rules of its own (key sizes at its security level, for one).

@@ -14,7 +14,6 @@ use openssl_sys as ffi;
 use rustls::pki_types::ServerName;
 use zeroize::Zeroizing;
 
-use super::config::{OurCredentials, Settings};
 use super::failure::{self, CertificateReason, Rejection, alert, misuse};
 use super::key_schedule::{Exporter, Hash, key_block};
 use super::openssl_ffi::{self, Wire};
@@ -22,6 +21,7 @@ use super::options::TlsVersion;
 use super::peer_rules::PeerRules;
 use super::record::{Aead, DirectionKeys, HANDSHAKE, HEADER};
 use super::scene::{Scene, SessionSecrets, with_scene};
+use super::settings::{OurCredentials, Settings};
 use super::suites::{Group, Suite};
 use super::traffic::{Traffic, TrafficParts, TrafficSecrets, max_fragment};
 use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, OpenState, Opened, TlsEngine};

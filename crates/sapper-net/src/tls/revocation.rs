@@ -41,15 +41,15 @@ pub(crate) fn read_crls(materials: &[Material]) -> Result<Vec<CertificateRevocat
             lists.push(CertificateRevocationListDer::from(bytes.to_vec()));
         } else {
             for list in CertificateRevocationListDer::pem_slice_iter(bytes) {
-                let list = list.map_err(|e| Error::config("crls", format!("the PEM text is broken: {e}")))?;
+                let broken =
+                    |e| material.blame(Error::config("crls", format!("the PEM text is broken: {e}")));
+                let list = list.map_err(broken)?;
                 lists.push(list);
             }
         }
         if lists.len() == before {
-            return Err(Error::config(
-                "crls",
-                "no list was found: neither PEM (-----BEGIN X509 CRL-----) nor DER",
-            ));
+            let text = "no list was found: neither PEM (-----BEGIN X509 CRL-----) nor DER";
+            return Err(material.blame(Error::config("crls", text)));
         }
     }
     Ok(lists)

@@ -21,13 +21,13 @@ use rustls::{
     ServerConfig, SignatureScheme, SupportedProtocolVersion, TicketRotator,
 };
 
-use super::config::Settings;
 use super::credentials::CertifiedCredentials;
 use super::early_data::Sessions;
 use super::failure::{CertificateReason, Rejection};
 use super::key_log::KeyLogSink;
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
+use super::settings::Settings;
 use super::shown::ShownCertificates;
 use super::suites::Group;
 use super::verify::{PeerCertificates, PeerVerifier};
