@@ -242,12 +242,13 @@ def test_what_is_wrong_with_a_file_names_the_file(
     (tmp_path / broken).write_bytes(b"garbage")
     roots = tmp_path / "roots.pem"
     pair = Credentials.certificate(tmp_path / "chain.pem", tmp_path / "key.pem", roots=roots)
-    options: dict[str, Any] = {
-        "both.p12": {"credentials": Credentials.pkcs12(tmp_path / "both.p12", "password")},
-        "list.pem": {"credentials": Credentials.none(roots=roots), "crls": [tmp_path / "list.pem"]},
-    }
+    options: dict[str, Any] = {"credentials": pair}
+    if broken == "both.p12":
+        options = {"credentials": Credentials.pkcs12(tmp_path / "both.p12", "password")}
+    elif broken == "list.pem":
+        options = {"credentials": Credentials.none(roots=roots), "crls": [tmp_path / "list.pem"]}
     with pytest.raises(ConfigError) as caught:
-        TlsConfig(**options.get(broken, {"credentials": pair}))
+        TlsConfig(**options)
     assert str(tmp_path / broken) in str(caught.value)
 
 
