@@ -13,6 +13,7 @@ import pytest
 
 import sapper.tls as tls
 from sapper import errors
+from sapper.cli._tls_options import TLS_OPTIONS, option
 from sapper.errors import ErrorKind, SapperError
 from sapper.pump import PumpOptions
 from support.needs import ROOT
@@ -129,6 +130,10 @@ def test_every_demand_of_the_seeds_page_has_its_test() -> None:
         assert re.search(r"`(tests/|crates::|benches/)", row), f"no test is named in: {row}"
 
 
+def options_of_tls(page: str) -> str:
+    return page.split("## Options of TLS\n")[1].split("\n## ")[0]
+
+
 def test_every_option_of_the_command_line_is_documented() -> None:
     import typer
 
@@ -142,12 +147,28 @@ def test_every_option_of_the_command_line_is_documented() -> None:
         for word, child in getattr(one, "commands", {}).items():
             yield from below(f"{name} {word}", child)
 
+    # Those of TLS are explained once, and stand behind a prefix where a command has two such ends.
+    of_tls = options_of_tls(page)
+    usual = {option(one.name): one.name for one in TLS_OPTIONS}
+    prefixed = {
+        option(name, prefix): word for word, name in usual.items() for prefix in ("upstream", "visitor")
+    }
+    for word in usual:
+        assert f"`{word}`" in of_tls, f"docs/cli.md does not explain {word}"
     for name, one in below("sapper", command):
         assert name in page
         for parameter in one.params:
-            for option in parameter.opts:
-                if option.startswith("--"):
-                    assert f"`{option}`" in page, f"docs/cli.md does not explain {option} of {name}"
+            for word in parameter.opts:
+                if word.startswith("--") and word not in prefixed:
+                    assert f"`{word}`" in page, f"docs/cli.md does not explain {word} of {name}"
+
+
+def test_which_end_an_option_of_tls_is_for_is_documented() -> None:
+    page = (DOCS / "cli.md").read_text()
+    rows = [line.split("|") for line in options_of_tls(page).splitlines() if line.startswith("| `--")]
+    said = {word: row[2].strip() or None for row in rows for word in re.findall(r"`(--[\w-]+)`", row[1])}
+    for one in TLS_OPTIONS:
+        assert said[option(one.name)] == one.role, one.name
 
 
 def rust_reasons() -> set[str]:

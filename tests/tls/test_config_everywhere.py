@@ -16,6 +16,8 @@ from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials, PeerRules, TlsConfig
 
 PIN = "ab" * 32
+#: A client's end and a server's, so that every option has a use.
+BOTH_ENDS = ("tls://localhost:1", "tls-listen://localhost:1")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def on_the_command_line(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Tl
 
     monkeypatch.setattr(sys.modules["sapper.cli.bridge"], "run", caught)
     monkeypatch.delenv("SAPPER_KEY_PASSWORD", raising=False)
-    result = CliRunner().invoke(app, ["bridge", "tls://localhost:1", "null:", *words])
+    result = CliRunner().invoke(app, ["bridge", *BOTH_ENDS, *words])
     assert result.exit_code == 0, (result.output, result.exception)
     return made[0]
 
@@ -200,6 +202,6 @@ def test_a_mistake_is_named_in_the_words_of_who_made_it(option: str, tmp_path: P
     with pytest.raises(ConfigError) as in_toml:
         TlsConfig.from_toml(tmp_path / "tls.toml", table="tls")
     assert in_python.value.field == in_toml.value.field
-    result = CliRunner().invoke(app, ["bridge", "tls://localhost:1", "null:", *words])
+    result = CliRunner().invoke(app, ["bridge", *BOTH_ENDS, *words])
     assert isinstance(result.exception, SapperError), result.output
     assert result.exception.field == named, json.dumps(str(result.exception))

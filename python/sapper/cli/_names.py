@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
+from sapper.cli._tls_options import tls_words
 from sapper.errors import SapperError
 
 __all__ = [
     "OPTIONS",
-    "PASSWORD_VARIABLE",
-    "PSK_VARIABLE",
     "Words",
     "again",
     "in_file",
@@ -24,50 +23,14 @@ __all__ = [
     "of_file",
 ]
 
-#: A pre-shared key in hexadecimal, where no file is given.
-PSK_VARIABLE = "SAPPER_PSK"
-#: Opens an encrypted private key.
-PASSWORD_VARIABLE = "SAPPER_KEY_PASSWORD"  # noqa: S105 - its name, not a password
-
 #: What is typed for an argument or an option of the API. What is not here can only be said in --config.
 OPTIONS: Mapping[str, str] = {
-    "chain": "--cert",
-    "key": "--key",
-    "password": PASSWORD_VARIABLE,
-    "identity": "--psk-identity",
-    "identities": "--psk-file",
-    "ocsp_response": "--ocsp-response",
-    "more_credentials": "--more-cert",
-    "client_auth": "--client-auth",
-    "credentials": "--cert",
+    **tls_words(),
     "sink_credentials": "--cert",
-    "file": "--pkcs12",
-    "roots": "--roots",
-    "peer_rules": "--allow",
-    **dict.fromkeys(("dns", "uri", "email", "ip", "cn", "ou", "pin"), "--allow"),
     "allow_visitors": "--allow",
     "deny_visitors": "--deny",
     "asked_ports": "--ask-ports",
     "asked_hosts": "--ask-host",
-    "crls": "--crl",
-    "ocsp": "--ocsp",
-    "pins": "--pin",
-    "alpn": "--alpn",
-    "min_version": "--min-tls",
-    "max_version": "--max-tls",
-    "cipher_suites": "--cipher-suite",
-    "groups": "--group",
-    "resumption": "--no-resumption",
-    "ticket_lifetime": "--ticket-lifetime",
-    "key_log_file": "--key-log",
-    "capture_file": "--capture",
-    **{
-        f"danger_{name}": f"--danger-{name.replace('_', '-')}"
-        for name in (
-            *("accept_any_certificate", "ignore_server_name", "ignore_truncation"),
-            *("legacy_renegotiation", "legacy_suites", "security_level_0", "short_psk"),
-        )
-    },
     "server_hostname": "--server-name",
     "sink_hostname": "--server-name",
     "direction": "--direction",
@@ -93,44 +56,34 @@ OPTIONS: Mapping[str, str] = {
 _IN_TEXT = re.compile(r"`(\w+)`|\b(\w*_\w+)\b")
 
 
-#: The same for further certificates.
-_MORE = {"chain": "--more-cert", "key": "--more-key"}
-
-
-def named(
-    error: SapperError,
-    ends: Mapping[str, str] | None = None,
-    *,
-    psk: str | None = None,
-    more: bool = False,
-) -> SapperError:
+def named(error: SapperError, words: Mapping[str, str] | None = None) -> SapperError:
     """The same error in the words of the command line.
 
     Args:
         error: What the API raised.
-        ends: What the API's names of the two endpoints are here.
-        psk: What ``key`` came from, where it is a pre-shared one.
-        more: Whether it is about a further certificate.
+        words: What the API's names are here, where that is not as in ``OPTIONS``.
     """
-    known = {**OPTIONS, **(ends or {}), **({"key": psk} if psk else {}), **(_MORE if more else {})}
+    field = error.field
+    if field is not None and field.startswith("-"):
+        return error  # it has them
+    known = {**OPTIONS, **(words or {})}
 
     def word(match: re.Match[str]) -> str:
         return known.get(match[1] or match[2], match[0])
 
-    field = error.field
-    if field is not None and field not in ("A", "B") and not field.startswith("-"):
+    if field is not None and field not in ("A", "B"):
         parts = re.split(r"[.[]", field)
         field = known.get(field) or known.get(parts[0] if parts[0] != "credentials" else parts[-1], field)
     return again(error, _IN_TEXT.sub(word, error.message), field)
 
 
 @contextmanager
-def naming(*, psk: str | None = None, more: bool = False) -> Iterator[None]:
+def naming(words: Mapping[str, str] | None = None) -> Iterator[None]:
     """Errors of the calls inside, in the words of the command line."""
     try:
         yield
     except SapperError as error:
-        raise named(error, psk=psk, more=more) from None
+        raise named(error, words) from None
 
 
 @contextmanager

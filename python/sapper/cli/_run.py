@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import IO, Any
@@ -113,17 +114,16 @@ async def run(
     drain: float,
     report: Report,
     metrics: tuple[str, ...] = (),
-    key_from: str = "--psk-file",
+    words: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs a bridge to its end and gives the exit code; ``key_from`` is what a pre-shared key came from."""
+    """Runs a bridge to its end and gives the exit code; ``words`` are those for its options of TLS."""
     network, inner = _in_order(ends)
-    psk = key_from if tls is not None and tls.credentials.kind == "psk" else None
     the_network, the_sink = ("B", "A") if network is not ends[0] else ("A", "B")
-    names = {"socket": the_network, "network": the_network, "sink": the_sink}
+    names = {**(words or {}), "socket": the_network, "network": the_network, "sink": the_sink}
     try:
         pump, told = _make(network, inner, tls, server_name, options)
     except SapperError as failure:
-        raise named(failure, names, psk=psk) from None
+        raise named(failure, names) from None
     try:
         servers = [MetricsServer(address, pumps={"bridge": pump}) for address in metrics]
     except SapperError as failure:
@@ -133,7 +133,7 @@ async def run(
             await stack.enter_async_context(server)
         told = told if network is ends[0] else (told[1], told[0])
         figures = [server.address for server in servers]
-        return await _run(told, pump, drain, report, names, psk, figures)
+        return await _run(told, pump, drain, report, names, figures)
 
 
 async def _run(
@@ -142,7 +142,6 @@ async def _run(
     drain: float,
     report: Report,
     names: dict[str, str],
-    psk: str | None,
     figures: list[str],
 ) -> int:
     cut = _stop_on_signals(pump, drain, report)
@@ -166,7 +165,7 @@ async def _run(
         if not cut.asked:  # otherwise: stopped while it was opening
             raise
     except SapperError as failure:
-        error = named(failure, names, psk=psk)
+        error = named(failure, names)
     await pump.stop()
     report.closed(pump, error)
     if cut.twice:

@@ -115,7 +115,6 @@ async def serve(
         figures = [server.address for server in servers]
         where = ", ".join(addresses)
         text = f"listening at {where}" + "".join(f", figures at {one}" for one in figures)
-        journal.note("listening", text, listen=list(addresses), metrics=figures)
 
         def stop() -> None:
             nonlocal asked, cut
@@ -148,6 +147,8 @@ async def serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
         loop.add_signal_handler(signal.SIGHUP, hang_up)
+        # Who reads that may send a signal at once.
+        journal.note("listening", text, listen=list(addresses), metrics=figures)
         _notify.ready(f"listening at {where}")
         error: SapperError | None = None
         try:

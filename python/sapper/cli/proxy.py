@@ -3,62 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from sapper._options import Options, config_error
+from sapper._options import config_error
 from sapper.cli._help import Command
-from sapper.cli._names import PASSWORD_VARIABLE, again, in_file, of_file
+from sapper.cli._names import Words, in_file
 from sapper.cli._output import EXIT_CODES
 from sapper.cli._serve import Journal, serve, show_status
-from sapper.errors import ConfigError, SapperError
+from sapper.cli._tls import TlsFlags, TypedTls, with_tls
+from sapper.cli._tls_options import tls_words
 from sapper.pump import Upgrade
-from sapper.tls import Credentials, PeerRules, ProxyOptions, TlsConfig
+from sapper.tls import ProxyOptions
 
 __all__ = ["app"]
 
-T = TypeVar("T", bound=Options)
-
 _CLIENTS = "TLS with clients"
 _SERVICE = "The service"
+_TO_SERVICES = "TLS to services that are tls://"
 _LIMITS = "Limits"
 _RUNNING = "Running"
 
-#: What is typed for an option of the API, with clients and with services.
-_WITH_CLIENTS = {
-    "chain": "--cert",
-    "key": "--key",
-    "password": PASSWORD_VARIABLE,
-    "file": "--pkcs12",
-    "credentials": "--cert",
-    "roots": "--roots",
-    "peer_rules": "--allow",
-    "crls": "--crl",
-    "alpn": "--alpn",
-    "min_version": "--min-tls",
-    "cipher_suites": "--cipher-suite",
-    **dict.fromkeys(("dns", "uri", "email", "ip", "cn", "ou", "pin"), "--allow"),
-}
-_WITH_SERVICES = {
-    "chain": "--upstream-cert",
-    "key": "--upstream-key",
-    "credentials": "--upstream-cert",
-    "roots": "--upstream-roots",
-    "pins": "--upstream-pin",
-    "danger_accept_any_certificate": "--upstream-danger-accept-any-certificate",
-}
-_OF_PROXY = {
+_WITH_CLIENTS = TlsFlags(
+    _CLIENTS,
+    role="server",
+    texts={"roots": "Ask clients for a certificate of one of the authorities in this file."},
+)
+_WITH_SERVICES = TlsFlags(
+    _TO_SERVICES,
+    prefix="upstream",
+    role="client",
+    texts={"roots": "Whom to believe: a file of certificates, or 'system', the default."},
+)
+
+#: What is typed for an option of the API that is called otherwise.
+_WORDS = {
     "listen": "LISTEN",
     "to": "SERVICE",
-    "tls": "--cert",
-    "upstream_tls": "--upstream-roots",
     "routes": "--route",
     "names": "--route",
+    "drain_timeout": "--drain",
     "address": "--metrics",
 }
 
@@ -84,6 +72,7 @@ def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
 
 
 @app.command(cls=Command, epilog=EXIT_CODES)
+@with_tls
 def run(
     listen: Annotated[
         str | None,
@@ -96,22 +85,8 @@ def run(
     config: Annotated[
         Path | None, typer.Option(help="TOML file with the table \\[proxy]; what is given here comes first.")
     ] = None,
-    cert: Annotated[Path | None, _option(_CLIENTS, "Own certificate chain, PEM or DER.")] = None,
-    key: Annotated[
-        Path | None, _option(_CLIENTS, f"Its key. A password is read from {PASSWORD_VARIABLE}.")
-    ] = None,
-    pkcs12: Annotated[Path | None, _option(_CLIENTS, "Both in one PKCS#12 file.")] = None,
-    roots: Annotated[
-        Path | None, _option(_CLIENTS, "Ask clients for a certificate of one of these authorities.")
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        _option(_CLIENTS, "Only clients whose certificate has this: cn:NAME, ou, dns, uri, email, ip, pin."),
-    ] = None,
-    crl: Annotated[list[Path] | None, _option(_CLIENTS, "A revocation list for them; repeatable.")] = None,
-    alpn: Annotated[str | None, _option(_CLIENTS, "Application protocols, comma-separated.")] = None,
-    min_tls: Annotated[Literal["1.2", "1.3"] | None, _option(_CLIENTS, "Oldest version.")] = None,
-    cipher_suite: Annotated[list[str] | None, _option(_CLIENTS, "A suite; repeatable, best first.")] = None,
+    *,
+    tls: Annotated[TypedTls, _WITH_CLIENTS],
     upgrade: Annotated[Upgrade | None, _option(_CLIENTS, "What they say in clear before TLS.")] = None,
     route: Annotated[
         list[str] | None,
@@ -119,21 +94,6 @@ def run(
     ] = None,
     pass_through: Annotated[
         bool, _option(_SERVICE, "Hand clients' TLS on as it is, by name.", "--pass-through")
-    ] = False,
-    upstream_name: Annotated[str | None, _option(_SERVICE, "Name to check in its certificate.")] = None,
-    upstream_upgrade: Annotated[
-        Upgrade | None, _option(_SERVICE, "What is said to it in clear before TLS.")
-    ] = None,
-    upstream_roots: Annotated[
-        Path | None, _option(_SERVICE, "Whom to believe about its certificate; default: the system.")
-    ] = None,
-    upstream_pin: Annotated[
-        list[str] | None, _option(_SERVICE, "SHA-256 of a public key that it must have; repeatable.")
-    ] = None,
-    upstream_cert: Annotated[Path | None, _option(_SERVICE, "Our certificate for it.")] = None,
-    upstream_key: Annotated[Path | None, _option(_SERVICE, "Its key.")] = None,
-    upstream_danger_accept_any_certificate: Annotated[
-        bool, _option(_SERVICE, "Believe anybody.", "--upstream-danger-accept-any-certificate")
     ] = False,
     send_proxy: Annotated[
         Literal["v1", "v2"] | None, _option(_SERVICE, "Tell it by a PROXY header who connected.")
@@ -146,6 +106,11 @@ def run(
     keep_source: Annotated[
         bool, _option(_SERVICE, "Connect to it with the client's address.", "--keep-source")
     ] = False,
+    upstream_tls: Annotated[TypedTls, _WITH_SERVICES],
+    upstream_name: Annotated[str | None, _option(_TO_SERVICES, "Name to check in its certificate.")] = None,
+    upstream_upgrade: Annotated[
+        Upgrade | None, _option(_TO_SERVICES, "What is said to it in clear before TLS.")
+    ] = None,
     max_connections: Annotated[int | None, _option(_LIMITS, "Open connections.", min=1)] = None,
     max_handshakes: Annotated[int | None, _option(_LIMITS, "Handshakes under way.", min=1)] = None,
     rate: Annotated[float | None, _option(_LIMITS, "New connections of one address a second.")] = None,
@@ -174,39 +139,19 @@ def run(
     reads certificates and --config again; SIGTERM and Ctrl-C drain, a second one ends at once. One that
     runs is asked by: sapper proxy status ADDRESS.
     """
-    # What an error about TLS as a whole is called: by what was typed.
-    words = _OF_PROXY | _WITH_CLIENTS
-    if upstream_roots is None:
-        typed = {
-            "--upstream-cert": upstream_cert is not None,
-            "--upstream-pin": upstream_pin is not None,
-            "--upstream-danger-accept-any-certificate": upstream_danger_accept_any_certificate,
-        }
-        words |= {"upstream_tls": next((name for name, is_so in typed.items() if is_so), "--upstream-roots")}
-    if cert is None and pkcs12 is not None:
-        words |= dict.fromkeys(("tls", "credentials"), "--pkcs12")
-    in_table: set[str] = set()
+    words = Words(
+        {name: f"--{name.replace('_', '-')}" for name in ProxyOptions.model_fields}
+        | _WORDS
+        | tls.words()
+        # Of what is wrong with TLS as a whole.
+        | {"tls": tls.first or "--cert", "upstream_tls": upstream_tls.first or "--upstream-roots"},
+        "proxy",
+    )
 
     def options() -> ProxyOptions:
-        with_clients = _tls(
-            _WITH_CLIENTS,
-            credentials=_credentials(cert, key, pkcs12),
-            roots=roots,
-            peer_rules=tuple(map(_rule, allow)) if allow else None,
-            crls=tuple(crl) if crl else None,
-            alpn=tuple(alpn.split(",")) if alpn is not None else None,
-            min_version=min_tls and f"TLSv{min_tls}",
-            cipher_suites=tuple(cipher_suite) if cipher_suite else None,
-        )
-        if with_clients is not None and with_clients.credentials.kind == "none":
-            raise config_error("--cert", "options of TLS with clients need --cert and --key, or --pkcs12")
-        with_services = _tls(
-            _WITH_SERVICES,
-            credentials=_pair(upstream_cert, upstream_key),
-            roots=upstream_roots,
-            pins=tuple(upstream_pin) if upstream_pin else None,
-            danger_accept_any_certificate=upstream_danger_accept_any_certificate or None,
-        )
+        kept = _of_file(config) if config is not None else {}
+        with_clients = tls.config(kept.get("tls")) if tls else None
+        with_services = upstream_tls.config(kept.get("upstream_tls")) if upstream_tls else None
         common = {
             "send_proxy": send_proxy,
             "keep_source": keep_source or None,
@@ -235,15 +180,15 @@ def run(
             "log_connections": log_connections,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        return _merged(config, given, words, in_table)
+        words.in_file = _said_by(kept.keys() - given.keys())
+        with words:
+            return ProxyOptions(**{**kept, **given})
 
     if listen is None and config is None:
         raise config_error("LISTEN", "say where to listen and where to go: sapper proxy :8443 localhost:8080")
     journal = Journal(as_json=as_json, quiet=quiet)
-    try:
+    with words:
         code = asyncio.run(serve(options(), options, tuple(metrics or ()), journal))
-    except SapperError as error:
-        raise _said(error, words, in_table) from None
     if code:
         raise typer.Exit(code)
 
@@ -262,61 +207,6 @@ def status(
     show_status(address, as_json=as_json)
 
 
-def _named(error: SapperError, words: dict[str, str]) -> SapperError:
-    """The same error in the words of the command line."""
-    field = error.field
-    if field is not None and not field.startswith("-") and not field.isupper():
-        parts = field.split(".")
-        last = parts[-1] if parts[0] in ("credentials", "peer_rules") else parts[0]
-        field = words.get(last) or words.get(parts[0]) or f"--{parts[0].replace('_', '-')}"
-    return again(error, error.message, field)
-
-
-def _tls(words: dict[str, str], **given: Any) -> TlsConfig | None:
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        return None
-    try:
-        return TlsConfig(**given)
-    except ConfigError as error:
-        raise _named(error, words) from None
-
-
-def _credentials(cert: Path | None, key: Path | None, pkcs12: Path | None) -> Credentials | None:
-    password = os.environ.get(PASSWORD_VARIABLE)
-    try:
-        if pkcs12 is not None:
-            if cert is not None or key is not None:
-                raise config_error("--pkcs12", "has both certificate and key: give nothing beside it")
-            return Credentials.pkcs12(pkcs12, password)
-        if (cert is None) != (key is None):
-            raise config_error("--key" if key is None else "--cert", "--cert and --key belong together")
-        return Credentials.certificate(cert, key, password=password) if cert and key else None
-    except ConfigError as error:
-        raise _named(error, _WITH_CLIENTS) from None
-
-
-def _pair(cert: Path | None, key: Path | None) -> Credentials | None:
-    if (cert is None) != (key is None):
-        missing = "--upstream-key" if key is None else "--upstream-cert"
-        raise config_error(missing, "--upstream-cert and --upstream-key belong together")
-    try:
-        return Credentials.certificate(cert, key) if cert and key else None
-    except ConfigError as error:
-        raise _named(error, _WITH_SERVICES) from None
-
-
-def _rule(text: str) -> PeerRules:
-    kind, colon, value = text.partition(":")
-    if not colon or kind not in PeerRules.model_fields:
-        words = ", ".join(PeerRules.model_fields)
-        raise config_error("--allow", f"{text!r} is not one of {words}, a colon, a value")
-    try:
-        return PeerRules.from_mapping({kind: (value,)})
-    except ConfigError as error:
-        raise _named(error, _WITH_CLIENTS) from None
-
-
 def _route(text: str, pass_through: bool, common: dict[str, Any]) -> dict[str, Any]:
     name, equals, service = text.partition("=")
     if not (name and equals and service):
@@ -325,32 +215,18 @@ def _route(text: str, pass_through: bool, common: dict[str, Any]) -> dict[str, A
     return {"names": (name,), "to": (service,), "pass_through": pass_through, **given}
 
 
-def _said(error: SapperError, words: dict[str, str], in_table: set[str]) -> SapperError:
-    """An error of the whole, in the words of who said what is wrong: the file, or the command line."""
-    name = (error.field or "").partition(".")[0]
-    # What is found natively has the names of its own part.
-    part = {"names": "routes", "address": "metrics"}.get(name, "tls" if name in _WITH_CLIENTS else name)
-    if part in in_table:
-        return of_file(error, "proxy")
-    return _named(error, words)
+def _of_file(path: Path) -> dict[str, Any]:
+    """What the file says."""
+    with in_file("proxy"):
+        _only_proxy(path)
+        base = ProxyOptions.from_toml(path, table="proxy")
+    return {name: getattr(base, name) for name in base.model_fields_set}
 
 
-def _merged(
-    path: Path | None, given: dict[str, Any], words: dict[str, str], in_table: set[str]
-) -> ProxyOptions:
-    """All options; ``in_table`` is told which of them are the file's."""
-    kept: dict[str, Any] = {}
-    if path is not None:
-        with in_file("proxy"):
-            _only_proxy(path)
-            base = ProxyOptions.from_toml(path, table="proxy")
-        kept = {name: getattr(base, name) for name in base.model_fields_set}
-    in_table.clear()
-    in_table.update(kept.keys() - given.keys())
-    try:
-        return ProxyOptions(**{**kept, **given})
-    except ConfigError as error:
-        raise _said(error, words, in_table) from None
+def _said_by(options: set[str]) -> set[str]:
+    """These options, and what is found wrong with their parts natively, which has names of its own."""
+    parts = {"routes": {"names"}, "tls": tls_words().keys()}
+    return options.union(*(parts[name] for name in options & parts.keys()))
 
 
 def _only_proxy(path: Path) -> None:

@@ -18,10 +18,10 @@ from sapper._options import config_error
 from sapper.cli._help import Command
 from sapper.cli._names import Words, in_file
 from sapper.cli._output import EXIT_CODES
+from sapper.cli._tls import TlsFlags, TypedTls, with_tls
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
-    from sapper.tls import Credentials
     from sapper.tunnel.config import ClientConfig, ServerConfig
 
 __all__ = ["TOKEN_VARIABLE", "expose", "tunnel"]
@@ -44,12 +44,15 @@ _CLIENT_WORDS = {
     "services": "SERVICE",
     "credentials": "--credentials",
     "token_file": "--token-file",
-    "roots": "--ca",
-    "tls": "--tls",
-    "tls.roots": "--ca",
     "lease": "--lease",
     "address": "--metrics",
 }
+
+_WITH_SERVER = "TLS to the server"
+# --allow is about visitors' addresses.
+_AT_MAIN_PORT = TlsFlags("TLS at the main port", role="server", renamed={"allow": "allow-client"})
+_AT_PUBLIC_PORTS = TlsFlags("TLS at public ports", role="server", prefix="visitor")
+_TO_SERVER = TlsFlags(_WITH_SERVER, role="client", renamed={"roots": "ca"})
 
 tunnel = typer.Typer(no_args_is_help=True, help="The tunnel's server; [bold]sapper expose[/] is its client.")
 
@@ -67,7 +70,9 @@ def _tunnel() -> None:
 
 
 @tunnel.command(cls=Command, epilog=EXIT_CODES)
+@with_tls
 def serve(
+    *,
     port: Annotated[int | None, typer.Option(help="The main port: 9000.", min=0, max=65_535)] = None,
     host: Annotated[str | None, typer.Option(help="Where it listens; every address without it.")] = None,
     visitor_host: Annotated[
@@ -89,10 +94,6 @@ def serve(
             help="Where a client may ask its public ports to listen; repeatable.", metavar="ADDRESS"
         ),
     ] = None,
-    cert: Annotated[Path | None, typer.Option(help="TLS at the main port: certificate chain.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
-    visitor_cert: Annotated[Path | None, typer.Option(help="TLS at public ports: certificate chain.")] = None,
-    visitor_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +131,8 @@ def serve(
     drain: _Drain = 5.0,
     metrics: _Metrics = None,
     as_json: _Json = False,
+    tls: Annotated[TypedTls, _AT_MAIN_PORT],
+    visitor_tls: Annotated[TypedTls, _AT_PUBLIC_PORTS],
 ) -> None:
     """Give clients public ports. The first start makes a token, and prints the client's command.
 
@@ -157,7 +160,9 @@ def serve(
     if visitor_burst is not None and visitor_rate is None and config is None:
         raise config_error("--visitor-burst", "belongs to --visitor-rate, which is not given")
     given = {name: value for name, value in given.items() if value is not None}
-    words = Words(_SERVER_WORDS, "tunnel")
+    typed = {name: one for name, one in (("tls", tls), ("visitor_tls", visitor_tls)) if one}
+    # Of what is wrong with TLS as a whole.
+    words = Words(_SERVER_WORDS | {name: str(one.first) for name, one in typed.items()}, "tunnel")
 
     def read() -> ServerConfig:
         from sapper.tunnel.config import ServerConfig
@@ -170,11 +175,7 @@ def serve(
             kept |= {name: getattr(base, name) for name in base.model_fields_set}
             words.in_file = base.model_fields_set - given.keys()
         with words:
-            tls = {
-                "tls": _credentials(cert, key, "--cert"),
-                "visitor_tls": _credentials(visitor_cert, visitor_key, "--visitor-cert"),
-            }
-            said = given | {name: value for name, value in tls.items() if value is not None}
+            said = given | {name: one.config(kept.get(name)) for name, one in typed.items()}
             words.in_file -= said.keys()
             kept |= said
             if not {"danger_allow_anonymous", "clients", "token_file"} & set(kept):
@@ -217,6 +218,7 @@ def status(
     show_status(address, as_json=as_json, watch=interval if watch else None)
 
 
+@with_tls
 def expose(
     services: Annotated[
         list[str] | None,
@@ -226,6 +228,7 @@ def expose(
             "3000@203.0.113.5:8080 for a public port.",
         ),
     ] = None,
+    *,
     to: Annotated[str | None, typer.Option(help="The server: host:9000.", metavar="HOST:PORT")] = None,
     config: Annotated[
         Path | None,
@@ -240,14 +243,6 @@ def expose(
     credentials: Annotated[
         Path | None, typer.Option(help="File with a JSON object to say instead of a token.")
     ] = None,
-    tls: Annotated[bool, typer.Option("--tls", help="TLS to the server.")] = False,
-    ca: Annotated[
-        Path | None, typer.Option(help="Whom to believe about its certificate; asks for TLS.")
-    ] = None,
-    server_name: Annotated[str | None, typer.Option(help="Name to check, where it is not the host.")] = None,
-    danger_accept_any_certificate: Annotated[
-        bool, typer.Option("--danger-accept-any-certificate", help="Believe any server.")
-    ] = False,
     lease: Annotated[
         str | None, typer.Option(help="Name whose public port this client gets, at a server of sapper's.")
     ] = None,
@@ -273,6 +268,17 @@ def expose(
     drain: _Drain = 5.0,
     metrics: _Metrics = None,
     as_json: _Json = False,
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls", help="Speak TLS; so does each of the options below.", rich_help_panel=_WITH_SERVER
+        ),
+    ] = False,
+    server_name: Annotated[
+        str | None,
+        typer.Option(help="Name to check, where it is not the host.", rich_help_panel=_WITH_SERVER),
+    ] = None,
+    typed: Annotated[TypedTls, _TO_SERVER],
 ) -> None:
     """Expose services of this machine, each at a public port of a server.
 
@@ -299,18 +305,18 @@ def expose(
     given = {name: value for name, value in given.items() if value is not None}
 
     files: list[Path | None] = [config, token_file]
-    words = Words(_CLIENT_WORDS, "expose")
+    words = Words({**typed.words(), **_CLIENT_WORDS, "tls": typed.first or "--tls"}, "expose")
 
     def read() -> dict[str, ClientConfig]:
         from sapper.tunnel.config import ClientConfig, read_clients
 
         own = {**given, **_identity(token_file, credentials)}
-        with words:
-            if (way := _client_tls(tls, ca, danger_accept_any_certificate)) is not False:
-                own["tls"] = way
+        if tls or typed:
+            own["tls"] = True
         if config is None:
             with words:
-                return {"": ClientConfig(**_with_token(own))}
+                made = ClientConfig(**_with_token(own | ({"tls": typed.config()} if typed else {})))
+            return {"": made}
         with in_file("expose"):
             if config.suffix == ".toml":
                 _only(config, "expose")
@@ -319,9 +325,9 @@ def expose(
             raise config_error("SERVICE", f"{config} has several tunnels: each has its own")
         words.in_file = set().union(*(one.model_fields_set for one in bases.values())) - own.keys()
         with words:
-            made = {name: _merged(base, own) for name, base in bases.items()}
-        files[:] = [config, token_file, *(one.token_file for one in made.values())]
-        return made
+            several = {name: _merged(base, own, typed) for name, base in bases.items()}
+        files[:] = [config, token_file, *(one.token_file for one in several.values())]
+        return several
 
     first = read()
     told = {"as_json": as_json, "scheme": scheme, "qr": qr}
@@ -340,16 +346,6 @@ def _exposed(services: list[str]) -> dict[str, Any]:
     if len(found) == 1 and found[0].name is None and found[0].public_port is None:
         return {"service": services[0]}
     return {"services": found} if found else {}
-
-
-def _credentials(cert: Path | None, key: Path | None, name: str) -> Credentials | None:
-    from sapper.tls import Credentials
-
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise config_error(name, "certificate and key go together")
-    return Credentials.certificate(cert, key)
 
 
 def _rates(visitor: int | None, client: int | None, service: int | None) -> dict[str, Any]:
@@ -416,15 +412,18 @@ def _identity(token_file: Path | None, credentials: Path | None) -> dict[str, An
     return {"credentials": said}
 
 
-def _merged(base: ClientConfig, own: dict[str, Any]) -> ClientConfig:
+def _merged(base: ClientConfig, own: dict[str, Any], typed: TypedTls) -> ClientConfig:
     """What a file says of a client, and what is given in its place."""
     kept = {name: getattr(base, name) for name in base.model_fields_set}
     if own.keys() & {"token_file", "credentials"}:
         kept = {name: value for name, value in kept.items() if name not in ("token_file", "credentials")}
     if own.keys() & {"service", "services"}:
         kept = {name: value for name, value in kept.items() if name not in ("service", "services")}
-    if own.get("tls") is True and kept.get("tls"):
-        own = {name: value for name, value in own.items() if name != "tls"}  # the file says how
+    said = kept.get("tls", False)
+    if typed:
+        own = own | {"tls": typed.config(None if isinstance(said, bool) else said)}
+    elif own.get("tls") and said:
+        own = own | {"tls": said}  # the file says how
     return type(base)(**_with_token(kept | own))
 
 
@@ -434,16 +433,6 @@ def _with_token(values: dict[str, Any]) -> dict[str, Any]:
     if not token or values.get("token_file") is not None or values.get("credentials") is not None:
         return values
     return {**values, "credentials": {"token": token}}
-
-
-def _client_tls(tls: bool, ca: Path | None, accept_any: bool) -> Any:
-    if ca is None and not accept_any:
-        return tls
-    if ca is not None and accept_any:
-        raise config_error("--danger-accept-any-certificate", "says to ask nobody, but --ca is given")
-    from sapper.tls import TlsConfig
-
-    return TlsConfig(roots=ca, danger_accept_any_certificate=accept_any)
 
 
 def _only(path: Path, table: str) -> None:
