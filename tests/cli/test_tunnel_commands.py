@@ -17,12 +17,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from sapper.cli._tunnel import _matrix
 from sapper.testing import throwaway_certificates
+from support.programs import event
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
 
@@ -41,16 +42,6 @@ def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[st
     finally:
         process.kill()
         process.communicate()
-
-
-def event(stream: IO[str] | None, name: str) -> dict[str, Any]:
-    """The next event of that name."""
-    assert stream is not None
-    for line in stream:
-        values: dict[str, Any] = json.loads(line)
-        if values["event"] == name:
-            return values
-    raise AssertionError(f"it ended without {name}")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from sapper.cli._tunnel import _say
+from support.programs import event
 
 #: The command, which says at its end what it has loaded. The child that reads the command line keeps silent.
 PROGRAM = """
@@ -52,16 +52,6 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
-
-
-def event(stream: IO[str] | None, name: str) -> dict[str, Any]:
-    """The next event of that name."""
-    assert stream is not None
-    for line in stream:
-        values: dict[str, Any] = json.loads(line)
-        if values["event"] == name:
-            return values
-    raise AssertionError(f"it ended without {name}")
 
 
 def loaded(process: subprocess.Popen[str], number: int = signal.SIGINT) -> set[str]:

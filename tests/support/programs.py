@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from support import needs
 
@@ -177,3 +178,13 @@ def listening(port: int, namespace_pid: int | str = "self") -> bool:
                 if len(fields) > 3 and fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port:
                     return True
     return False
+
+
+def event(stream: IO[str] | None, name: str) -> dict[str, Any]:
+    """The next event of that name that a command says with ``--json``."""
+    assert stream is not None
+    for line in stream:
+        values: dict[str, Any] = json.loads(line)
+        if values["event"] == name:
+            return values
+    raise AssertionError(f"it ended without {name}")

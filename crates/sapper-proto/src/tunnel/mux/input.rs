@@ -37,7 +37,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             if header.payload > 0 {
                 self.reading = Some(Reading { key: None, left: header.payload, counted: self.counts });
             }
-            let event = self.plain_end(header, now);
+            let event = self.plain_end(header, now)?;
             return Ok(Input { consumed: HEADER, event });
         }
         let Some(payload) = inside.get(..header.payload as usize) else { return Ok(Input::default()) };
@@ -134,13 +134,10 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// A frame of a stream that is not there: a new one of an original server, or a late one.
     fn unknown(&mut self, id: u32, now: Duration) -> Result<Option<Event>, MuxError> {
-        let before_hello = matches!(self.phase, Phase::Plain | Phase::Greeting);
-        if self.role == Role::Acceptor || !before_hello {
-            if self.phase == Phase::Open && !self.may_have_been(id) {
-                return Err(MuxError::OpenId(id));
-            }
-            return Ok(None);
+        if !self.opens_unasked() {
+            return self.was(id).map(|()| None);
         }
+        self.theirs.add(id);
         self.sweep(now);
         if self.tombstones.contains(&id) {
             return Ok(None);
@@ -158,12 +155,17 @@ impl<B: AsRef<[u8]>> Mux<B> {
         Ok(Some(Event::Opened(key, None)))
     }
 
-    /// Whether a stream of that id can have existed: ids of ours and of the peer's past.
-    fn may_have_been(&self, id: u32) -> bool {
+    /// Whether any frame of an unknown id opens a stream: an original server's does.
+    fn opens_unasked(&self) -> bool {
+        self.role == Role::Initiator && matches!(self.phase, Phase::Plain | Phase::Greeting)
+    }
+
+    /// A stream of that id has existed, as far as ids tell. Nobody else can have sent a frame of it in good faith:
+    /// not an original client either, which learns ids from us.
+    fn was(&self, id: u32) -> Result<(), MuxError> {
         let ours = (id & 1 == 1) == (self.role == Role::Initiator);
-        let behind = |last: u32| last.wrapping_sub(id) < MOST_CREDIT;
-        // Streams from before the hellos, with ids of an original server's choice, count as past.
-        if ours { behind(self.next_id.wrapping_sub(2)) } else { self.last_peer_id.is_none_or(behind) }
+        let ids = if ours { &self.ours } else { &self.theirs };
+        if ids.may_have(id) { Ok(()) } else { Err(MuxError::OpenId(id)) }
     }
 
     /// A piece of a data frame: `front` bytes of header in front of it, `there` bytes of it at hand.
@@ -221,32 +223,38 @@ impl<B: AsRef<[u8]>> Mux<B> {
     }
 
     /// An original peer's close or error.
-    fn plain_end(&mut self, header: Header, now: Duration) -> Option<Event> {
+    fn plain_end(&mut self, header: Header, now: Duration) -> Result<Option<Event>, MuxError> {
         let Some(key) = self.table.find(header.stream) else {
-            // A close that comes first must not be followed by late data that dials.
-            if self.role == Role::Initiator && self.phase != Phase::Open {
+            if self.opens_unasked() {
+                // A close that comes first must not be followed by late data that dials.
+                self.theirs.add(header.stream);
                 self.bury(header.stream, now);
+            } else {
+                self.was(header.stream)?;
             }
             self.stats.late_frames += 1;
-            return None;
+            return Ok(None);
         };
+        if self.table.get(key).is_some_and(|stream| stream.open.is_some()) {
+            return Err(MuxError::OpenId(header.stream));
+        }
         if header.kind == Kind::Error {
             self.stats.resets.1 += 1;
             self.remove(key, now);
-            return Some(Event::Reset(key, Code::CONNECTION_RESET, String::new()));
+            return Ok(Some(Event::Reset(key, Code::CONNECTION_RESET, String::new())));
         }
         self.table.leave(key, List::Bulk);
         self.table.leave(key, List::Control);
         let stream = self.table.get_mut(key).expect("it was found");
         if stream.flags.remote_ended && stream.flags.local_ended && stream.flags.plain {
-            return None;
+            return Ok(None);
         }
         stream.flags.remote_ended = true;
         stream.flags.local_ended = true;
         stream.flags.say_end = false;
         stream.flags.ready = false;
         self.remove_if_over(key, now);
-        Some(Event::Closed(key))
+        Ok(Some(Event::Closed(key)))
     }
 
     fn link_frame(&mut self, kind: Kind, payload: &[u8], now: Duration) -> Result<Option<Event>, MuxError> {
@@ -295,9 +303,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
         let key = self.table.find(id);
         let Some((key, stream)) = key.and_then(|key| Some((key, self.table.get_mut(key)?))) else {
-            if !self.may_have_been(id) {
-                return Err(MuxError::OpenId(id));
-            }
+            self.was(id)?;
             self.stats.late_frames += 1;
             return Ok(None);
         };
@@ -332,12 +338,10 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     fn opened(&mut self, id: u32, info: OpenInfo, now: Duration) -> Result<Option<Event>, MuxError> {
         let ours = (id & 1 == 1) == (self.role == Role::Initiator);
-        let next =
-            self.last_peer_id.is_none_or(|last| id.wrapping_sub(last).wrapping_sub(1) < MOST_CREDIT - 1);
-        if ours || !next || self.table.find(id).is_some() {
+        if ours || !self.theirs.may_follow(id) || self.table.find(id).is_some() {
             return Err(MuxError::OpenId(id));
         }
-        self.last_peer_id = Some(id);
+        self.theirs.add(id);
         let refusal = if self.leaving {
             Some((Code::SHUTDOWN, "no new streams"))
         } else if self.table.len() >= self.config.max_streams as usize {

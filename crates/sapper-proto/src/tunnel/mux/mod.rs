@@ -17,9 +17,10 @@
 //!   middle of a frame if need be.
 //!
 //! In here: [`table`] streams and lists, [`log`] what goes out, `input` and `output` the two directions,
-//! `session` hello, resume and timers, [`budget`] memory over all connections.
+//! `session` hello, resume and timers, [`ids`] which ids were, [`budget`] memory over all connections.
 
 mod budget;
+mod ids;
 mod input;
 mod log;
 mod output;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::budget::Budget;
+use self::ids::Ids;
 use self::log::Log;
 pub use self::table::StreamKey;
 use self::table::{Stream, Table};
@@ -213,8 +215,8 @@ pub enum MuxError {
     /// More credit than there is.
     #[error("stream {0}: the peer gave more credit than a stream can have")]
     Window(u32),
-    /// An id that is not the peer's next.
-    #[error("stream {0}: the peer opened a stream of a wrong id")]
+    /// An id that is not the peer's next, or that no stream has had.
+    #[error("stream {0}: there is no such stream, there was none, and the next one is another")]
     OpenId(u32),
     /// An acknowledgement, or a count at resuming, of bytes that it cannot have or said to have.
     #[error("the peer has counted {0} bytes, which is not what it can have")]
@@ -348,7 +350,9 @@ pub struct Mux<B> {
     session: [u8; 16],
     token: Token,
     next_id: u32,
-    last_peer_id: Option<u32>,
+    /// Ids that streams have had, those that we opened and those that the peer did.
+    ours: Ids,
+    theirs: Ids,
     tombstones: BTreeSet<u32>,
     tombstone_order: VecDeque<(Duration, u32)>,
     lingering: BTreeSet<(Duration, StreamKey)>,
@@ -424,7 +428,8 @@ impl<B: AsRef<[u8]>> Mux<B> {
             session: [0; 16],
             token: Token::default(),
             next_id,
-            last_peer_id: None,
+            ours: Ids::default(),
+            theirs: Ids::default(),
             tombstones: BTreeSet::new(),
             tombstone_order: VecDeque::new(),
             lingering: BTreeSet::new(),

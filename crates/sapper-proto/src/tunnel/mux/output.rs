@@ -46,6 +46,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             let id = self.next_id;
             self.next_id = id.wrapping_add(2);
             if id != 0 && id != u32::MAX && self.table.find(id).is_none() {
+                self.ours.add(id);
                 return id;
             }
         }
@@ -206,7 +207,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
         self.leaving = true;
         if self.common.has(Capabilities::GO_AWAY) {
-            let last = self.last_peer_id.unwrap_or(0).to_be_bytes();
+            let last = self.theirs.last().unwrap_or(0).to_be_bytes();
             let body = encode_reason(&last, code, reason).into_boxed_slice();
             let header = Header { stream: 0, kind: Kind::GoAway, payload: body.len() as u32 };
             self.log.push(header, Body::Own(body));

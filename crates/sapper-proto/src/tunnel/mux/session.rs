@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::frame::{Capabilities, HEADER, Header, Hello, Kind, Token};
 use super::table::{List, Table};
-use super::{ACK_EVERY, Event, MOST_WINDOW, Mux, MuxError, Peer, Phase, Role};
+use super::{ACK_EVERY, Event, Ids, MOST_WINDOW, Mux, MuxError, Peer, Phase, Role};
 
 impl<B: AsRef<[u8]>> Mux<B> {
     /// The session's id, once there is one that can be resumed.
@@ -248,7 +248,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.lingering.clear();
         (self.unread, self.grown, self.overfull) = (0, 0, 0);
         (self.counts, self.received, self.told) = (false, 0, 0);
-        self.last_peer_id = None;
+        (self.ours, self.theirs) = (Ids::default(), Ids::default());
         (self.leaving, self.peer_leaves) = (false, false);
         self.events.push_back(Event::SessionLost);
         self.settle();

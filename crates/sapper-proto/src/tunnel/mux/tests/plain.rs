@@ -108,6 +108,27 @@ fn a_close_that_comes_first_opens_nothing_and_an_error_ends_at_once() {
     );
 }
 
+/// An original client has every id from its server: one that this server never gave is no client's.
+#[test]
+fn a_client_names_no_stream_that_its_server_did_not_open() {
+    for kind in [1, 2, 3] {
+        let frame = |id: u32| [&hex("00000005")[..], &id.to_be_bytes(), &[kind]].concat();
+        let mut server = server();
+        let early = server.receive(&frame(0x1000), START);
+        assert_eq!(early, Err(MuxError::OpenId(0x1000)), "nobody has come yet");
+        server.inbox.clear();
+        let id = server.open(START);
+        server.transmit_all(START);
+        server.reset(id, START);
+        server.receive(&frame(id), START).unwrap();
+        assert_eq!(server.mux.stats().late_frames, 1, "it was under way");
+        for wrong in [id - 2, id + 1, id + 2] {
+            assert_eq!(server.receive(&frame(wrong), START), Err(MuxError::OpenId(wrong)));
+            server.inbox.clear();
+        }
+    }
+}
+
 #[test]
 fn frames_of_ours_are_none_to_an_original() {
     for kind in ["00", "04", "20", "22", "13"] {

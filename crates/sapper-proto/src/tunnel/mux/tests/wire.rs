@@ -101,6 +101,46 @@ fn what_a_peer_must_not_do() {
     assert!(matches!(refused(&frame(0x1002, Kind::Open, &[0, 0, 5])), MuxError::Frame(_)));
 }
 
+/// Neither end may speak of a stream that nobody has opened: not beyond the newest, not in front of the first, not of
+/// the other parity. Of one that is over it may: its frame was under way.
+#[test]
+fn a_frame_of_a_stream_that_never_was() {
+    let frame = |stream: u32, (kind, payload): &(u8, &[u8])| {
+        let length = 5 + payload.len() as u32;
+        [&length.to_be_bytes()[..], &stream.to_be_bytes(), &[*kind], payload].concat()
+    };
+    let kinds: [(u8, &[u8]); 7] =
+        [(1, b"x"), (1, b""), (2, b""), (3, b""), (0x21, &[0, 0, 0, 1]), (0x22, b""), (0x23, &[0; 4])];
+    for kind in &kinds {
+        for id in [0x0ffe, 0x1004, 0x1000 + (1 << 31), 1, 0x1001, u32::MAX - 1] {
+            for from_client in [true, false] {
+                let mut pair = Pair::greeted(quiet(), quiet());
+                let now = pair.now;
+                let first = pair.server.open(now);
+                let second = pair.server.open(now);
+                assert_eq!((first, second), (0x1000, 0x1002));
+                pair.run();
+                pair.server.reset(first, now);
+                pair.run();
+                let end = if from_client { &mut pair.server } else { &mut pair.client };
+                end.receive(&frame(first, kind), now).unwrap();
+                assert_eq!(end.mux.stats().late_frames, 1);
+                assert_eq!(end.receive(&frame(id, kind), now), Err(MuxError::OpenId(id)), "{kind:?}");
+            }
+        }
+    }
+}
+
+/// Before the first stream there is none that could be over; behind a session that is lost neither.
+#[test]
+fn nobody_speaks_of_streams_before_the_first_one() {
+    let data = hex("00000006 00001000 01 78");
+    let mut pair = Pair::greeted(quiet(), quiet());
+    let now = pair.now;
+    assert_eq!(pair.client.receive(&data, now), Err(MuxError::OpenId(0x1000)));
+    assert_eq!(pair.server.receive(&data, now), Err(MuxError::OpenId(0x1000)));
+}
+
 #[test]
 fn a_hello_without_streams_and_frames_that_were_not_agreed() {
     let mut server = End::new(Mux::acceptor(quiet(), Some(START), 2, START));
