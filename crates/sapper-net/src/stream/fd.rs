@@ -35,18 +35,29 @@ use crate::stats::EndpointStats;
 /// pseudo-terminal between two users, a socket with an error queue. Rare, so slow is good enough.
 const HUNG_UP_RETRY: Duration = Duration::from_millis(10);
 
+/// Bytes that TCP cannot send yet and takes all the same. With the system's own megabytes a slow reader's bytes lie
+/// there and come out in bursts of that size, each of which keeps the cores from everybody else; a few batches of
+/// ours are enough to keep a fast reader busy.
+pub const MOST_UNSENT: u32 = 128 * 1024;
+
 /// Options of connected sockets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketOptions {
     /// Ask a silent TCP peer whether it is still there after this long, then three times more at a
     /// third of it. `None` leaves the system's default: never.
     pub keepalive: Option<Duration>,
-    /// Bytes that may wait in the system before TCP can send them; beyond it the socket takes no more. What
-    /// is urgent goes behind what waits there. `None` leaves the system's default, which is megabytes.
-    pub most_unsent: Option<u32>,
+    /// Bytes that may wait in the system before TCP can send them ([`MOST_UNSENT`]); beyond it the socket takes no
+    /// more. What is urgent goes behind what waits there. Of sockets that we make.
+    pub most_unsent: u32,
     /// A TCP connection that goes before our direction was ended in order is reset, also where this process is
     /// killed: the peer does not take a part for the whole. Of sockets that we make.
     pub reset_unless_ended: bool,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self { keepalive: None, most_unsent: MOST_UNSENT, reset_unless_ended: false }
+    }
 }
 
 /// Ordered bytes over one descriptor.
@@ -234,7 +245,7 @@ impl FdStream {
             .set_tcp_nodelay(true)
             .and_then(|()| socket.set_out_of_band_inline(true))
             .and_then(|()| descriptor::set_keepalive(&socket, options.keepalive))
-            .and_then(|()| options.most_unsent.map_or(Ok(()), |bytes| socket.set_tcp_notsent_lowat(bytes)))
+            .and_then(|()| socket.set_tcp_notsent_lowat(options.most_unsent))
             .and_then(|()| lingers.map_or(Ok(()), |none| socket.set_linger(Some(none))))
             .map_err(|source| self.option_failed(&source))
     }

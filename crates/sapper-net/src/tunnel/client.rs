@@ -362,11 +362,8 @@ async fn keep_alive(link: &mut Option<Link>) {
 /// A carrier with a finished handshake.
 async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Result<Granted, Refused> {
     let limit = options.common.handshake_timeout;
-    let socket = SocketOptions {
-        keepalive: Some(KEEPALIVE),
-        most_unsent: Some(MOST_UNSENT),
-        ..SocketOptions::default()
-    };
+    let socket =
+        SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: MOST_UNSENT, ..SocketOptions::default() };
     let how = ConnectOptions { socket, ..ConnectOptions::default() };
     let stream = connect_tcp(&options.host, options.port, &how, Instant::now() + limit).await?;
     let mut carrier: BoxStream = Box::new(stream);

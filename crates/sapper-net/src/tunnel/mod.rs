@@ -30,7 +30,7 @@ use sapper_proto::tunnel::mux::{Config, Overflow};
 pub use live::{TunnelStats, VisitorStats};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::stream::fd::SocketOptions;
+use crate::stream::fd::{self, SocketOptions};
 
 /// Bytes of a carrier that wait in the system until TCP can send them. The state machine decides whose turn it is;
 /// what it has given away waits in order, and megabytes of it would hold up whoever has one byte to say.
@@ -38,7 +38,8 @@ const MOST_UNSENT: u32 = 64 * 1024;
 
 /// Sockets of streams, towards visitors and services. Nobody at such a socket takes a part for the whole, whatever
 /// ends the stream: a peer's reset, a session that is replaced, the death of either process.
-const STREAM: SocketOptions = SocketOptions { keepalive: None, most_unsent: None, reset_unless_ended: true };
+const STREAM: SocketOptions =
+    SocketOptions { keepalive: None, most_unsent: fd::MOST_UNSENT, reset_unless_ended: true };
 
 /// What the two ends have in common.
 #[derive(Clone, Debug)]

@@ -347,7 +347,7 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
         max_connections: most_connections(&options),
         socket: SocketOptions {
             keepalive: Some(KEEPALIVE),
-            most_unsent: Some(MOST_UNSENT),
+            most_unsent: MOST_UNSENT,
             ..SocketOptions::default()
         },
         ..ListenOptions::default()

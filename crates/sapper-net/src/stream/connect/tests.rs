@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 use crate::stream::Stream;
+use crate::stream::fd::MOST_UNSENT;
 use crate::stream::ops::{read_full, write_all};
 
 fn soon() -> Instant {
@@ -61,6 +62,7 @@ async fn our_own_sockets_send_at_once_and_keep_urgent_bytes_in_line() {
     assert!(
         socket.tcp_nodelay().unwrap() && socket.out_of_band_inline().unwrap() && socket.keepalive().unwrap()
     );
+    assert_eq!(socket.tcp_notsent_lowat().unwrap(), MOST_UNSENT);
 }
 
 #[tokio::test]
