@@ -20,6 +20,7 @@ use super::sys::{messages, watch};
 use super::{PacketKind, PacketPort, PortAbilities};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stats::{DropReason, EndpointStats};
+use crate::stream::address::canonical;
 
 /// Largest packet when nobody says otherwise: one TLS record.
 pub const DEFAULT_MAX_PACKET: usize = 16_384;
@@ -302,7 +303,7 @@ impl PacketPort for DatagramPort {
             Flavour::UnixDatagram => format!("datagram fd {}", self.io.as_raw_fd()),
             Flavour::Udp => match (socket.local_addr(), socket.peer_addr()) {
                 (Ok(local), Ok(peer)) => match (local.as_socket(), peer.as_socket()) {
-                    (Some(local), Some(peer)) => format!("udp {local} -> {peer}"),
+                    (Some(local), Some(peer)) => format!("udp {} -> {}", canonical(local), canonical(peer)),
                     _ => format!("udp fd {}", self.io.as_raw_fd()),
                 },
                 _ => format!("udp fd {}", self.io.as_raw_fd()),

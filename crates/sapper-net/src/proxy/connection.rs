@@ -145,7 +145,6 @@ fn original(socket: &AcceptedSocket, ports: &[u16]) -> Option<SocketAddr> {
         return Some(wanted);
     }
     let Address::Inet(local) = socket.local else { return None };
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     // Only an address of this machine can be bound.
     let is_own = || UdpSocket::bind((local.ip(), 0)).is_ok();
     (!ports.contains(&local.port()) || !is_own()).then_some(local)

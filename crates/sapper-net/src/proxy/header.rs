@@ -2,7 +2,6 @@
 //!
 //! The wire is [`sapper_proto::proxy_protocol`]'s; whom to believe is the connection's business.
 
-use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -13,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::connection::read_more;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::stream::Stream;
-use crate::stream::address::{Address, UnixAddress};
+use crate::stream::address::{self, Address, UnixAddress};
 use crate::tls::HandshakeInfo;
 
 /// The longest name that is passed on. Certificates may have longer ones; nobody expects them.
@@ -28,7 +27,7 @@ pub(super) struct Parties {
 }
 
 impl Parties {
-    /// By the socket. An IPv4 client of an IPv6 socket is an IPv4 client.
+    /// An IPv4 client is one, also where a header wraps its address.
     pub(super) fn of(source: Address, destination: Address) -> Self {
         Self { source: canonical(source), destination: canonical(destination), details: Details::default() }
     }
@@ -36,7 +35,7 @@ impl Parties {
 
 fn canonical(address: Address) -> Address {
     match address {
-        Address::Inet(inet) => Address::Inet(SocketAddr::new(inet.ip().to_canonical(), inet.port())),
+        Address::Inet(inet) => Address::Inet(address::canonical(inet)),
         other => other,
     }
 }

@@ -38,7 +38,7 @@ impl Address {
     /// From what a system call returned.
     pub(crate) fn from_system(address: &SockAddr) -> Self {
         if let Some(inet) = address.as_socket() {
-            return Self::Inet(inet);
+            return Self::Inet(canonical(inet));
         }
         if !address.is_unix() {
             return Self::Other(i32::from(address.family()));
@@ -65,6 +65,14 @@ pub(crate) fn network(address: IpAddr) -> u64 {
     match address.to_canonical() {
         IpAddr::V4(address) => u64::from(address.to_bits()) | 0xff << 56 | 1 << 40,
         IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+    }
+}
+
+/// IPv4 as IPv4, also where an IPv6 socket wraps it. IPv6 stays as it is, with the scope of a link's own address.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip if ip.is_ipv4() => SocketAddr::new(ip, address.port()),
+        _ => address,
     }
 }
 
@@ -120,6 +128,20 @@ impl fmt::Display for UnixAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ipv4_address_is_one_whatever_socket_it_came_from() {
+        for (system, shown) in [
+            ("[::ffff:192.0.2.7]:4711", "192.0.2.7:4711"),
+            ("192.0.2.7:4711", "192.0.2.7:4711"),
+            ("[2001:db8::7]:1", "[2001:db8::7]:1"),
+            ("[fe80::1%3]:1", "[fe80::1%3]:1"),
+            ("[::]:1", "[::]:1"),
+        ] {
+            let system: SocketAddr = system.parse().unwrap();
+            assert_eq!(Address::from_system(&system.into()).to_string(), shown);
+        }
+    }
 
     #[test]
     fn names_that_fit_come_back_and_others_are_refused() {

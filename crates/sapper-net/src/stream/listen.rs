@@ -285,12 +285,13 @@ impl AcceptedSocket {
     pub fn redirected_from(&self) -> Option<SocketAddr> {
         let Address::Inet(local) = &self.local else { return None };
         let socket = SockRef::from(&self.fd);
-        let said = match local.ip().to_canonical() {
+        let said = match local.ip() {
             IpAddr::V4(_) => socket.original_dst_v4(),
             IpAddr::V6(_) => socket.original_dst_v6(),
         };
         let wanted = said.ok()?.as_socket()?;
-        (canonical(wanted) != canonical(*local)).then_some(wanted)
+        let place = |address: &SocketAddr| (address.ip().to_canonical(), address.port());
+        (place(&wanted) != place(local)).then_some(wanted)
     }
 
     /// The stream, on the event loop that will use it. It holds its place of the listener's limit.
@@ -300,11 +301,6 @@ impl AcceptedSocket {
         stream.hold(self.permit);
         Ok(stream)
     }
-}
-
-/// An IPv4 address of an IPv6 socket is an IPv4 address.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// To which of our addresses a connection came.

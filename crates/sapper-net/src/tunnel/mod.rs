@@ -21,7 +21,6 @@ pub mod server;
 pub mod service;
 mod wake;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,11 +57,6 @@ impl Common {
     fn mux(&self) -> Config {
         Config { overflow: self.overflow, linger: Some(self.linger), grace: self.grace, ..Config::default() }
     }
-}
-
-/// An IPv4 address that came in at an IPv6 socket is one.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Chance.

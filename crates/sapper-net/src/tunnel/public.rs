@@ -9,10 +9,10 @@ use sapper_proto::tunnel::ip_list::VisitorRule;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
+use super::STREAM;
 use super::limit::Visitors;
 use super::link::{BoxFuture, Connected};
 use super::notice::{ServiceInfo, Teller, TunnelInfo};
-use super::{STREAM, canonical};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
 use crate::proxy::{Buckets, Rate};
@@ -138,7 +138,7 @@ impl Visitor {
     ) -> std::result::Result<BoxStream, BoxFuture<Connected>> {
         let Self { socket, door } = self;
         let from = match &socket.peer {
-            Address::Inet(peer) => Some(canonical(*peer)),
+            Address::Inet(peer) => Some(*peer),
             _ => None,
         };
         let mut stream: BoxStream = match socket.open() {

@@ -63,8 +63,13 @@ async fn without_a_host_both_families_reach_it_and_with_one_only_its_own() {
     let mut everywhere = bind(&tcp(None), &ListenOptions::default()).await;
     let port = inet(&everywhere).port();
     let has_ipv6 = inet(&everywhere).is_ipv6();
-    let _client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    everywhere.accept().await.unwrap();
+    let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    // An IPv4 client of the IPv6 socket is an IPv4 client, at either end and in the stream's own words.
+    let accepted = everywhere.accept().await.unwrap();
+    let shown = crate::stream::Stream::describe(&accepted.stream);
+    assert_eq!(accepted.peer, Address::Inet(client.local_addr().unwrap()));
+    assert_eq!(accepted.local.to_string(), format!("127.0.0.1:{port}"));
+    assert_eq!(shown, format!("tcp {} -> {}", accepted.local, accepted.peer));
     if has_ipv6 {
         let _client = TcpStream::connect(("::1", port)).unwrap();
         let accepted = everywhere.accept().await.unwrap();

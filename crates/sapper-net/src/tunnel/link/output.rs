@@ -15,7 +15,6 @@ use super::slots::Slot;
 use super::{End, Link};
 use crate::error::Error;
 use crate::stream::{BoxStream, RecordMarks};
-use crate::tunnel::canonical;
 use crate::tunnel::limit::{FROM, May, Scope, TO};
 use crate::tunnel::notice::{DATA, Notice, VISITORS};
 use crate::tunnel::payload::{self, Payload};
@@ -478,7 +477,6 @@ impl Link {
         };
         let service = std::sync::Arc::clone(service);
         let visitor = stream.peer_address().zip(stream.local_address());
-        let visitor = visitor.map(|(from, to)| (canonical(from), canonical(to)));
         let from = visitor.map(|(from, _)| from.ip());
         let admitted =
             self.quota.place().and_then(|place| Ok((place, self.quota.admit(service.meter(), from)?)));

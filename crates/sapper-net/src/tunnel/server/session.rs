@@ -18,7 +18,6 @@ use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::handshakes::Handshake;
 use crate::mailbox::Subject;
-use crate::stream::address::Address;
 use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
 use crate::tunnel::client::drained;
@@ -28,8 +27,8 @@ use crate::tunnel::link::{End, Exit, Link};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::{Notice, ServiceInfo, TunnelInfo};
 use crate::tunnel::public::PublicPort;
+use crate::tunnel::random;
 use crate::tunnel::served::Served;
-use crate::tunnel::{canonical, random};
 
 /// How long a server that made an offer waits for a hello, before the client counts as an original one.
 const HELLO: Duration = Duration::from_millis(300);
@@ -52,10 +51,7 @@ pub(super) async fn run(
     handshake: Handshake,
     alive: mpsc::Sender<()>,
 ) {
-    let client = match &socket.peer {
-        Address::Inet(peer) => canonical(*peer).to_string(),
-        other => other.to_string(),
-    };
+    let client = socket.peer.to_string();
     let mut info = TunnelInfo { id: lock(&shared.registry).next_id(), client, ..TunnelInfo::default() };
     let stream: BoxStream = match socket.open() {
         Ok(stream) => Box::new(stream),
