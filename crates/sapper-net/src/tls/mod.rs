@@ -25,6 +25,7 @@ mod openssl_engine;
 mod openssl_ffi;
 pub mod options;
 mod peer_rules;
+mod plain;
 mod record;
 pub mod reload;
 mod revocation;

@@ -30,7 +30,7 @@ use super::rustls_config::group_name;
 use super::scene::{Scene, with_scene};
 use super::suites::Suite;
 use super::traffic::{TicketSink, Traffic, TrafficParts, TrafficSecrets};
-use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, Opened, TlsEngine, verify};
+use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, Opened, TlsEngine, plain, verify};
 use crate::buffer::Buffer;
 use crate::error::{Direction, Error, ErrorKind, Result};
 use crate::stream::RecordMarks;
@@ -502,7 +502,10 @@ fn step<Data>(
 fn ticket_sink(mut kernel: KernelConnection<rustls::client::ClientConnectionData>) -> TicketSink {
     Box::new(move |body| {
         kernel.handle_new_session_ticket(body).map_err(|e| {
-            peer_misbehaved(alert::DECODE_ERROR, format!("a session ticket cannot be read: {e}"))
+            peer_misbehaved(
+                alert::DECODE_ERROR,
+                format!("a session ticket cannot be read: {}", plain::said(&e)),
+            )
         })
     })
 }
@@ -545,10 +548,11 @@ fn explain(error: &rustls::Error, tls13: bool) -> Error {
             let description = AlertDescription::from(certificate.clone());
             verify::rejection(error, &[]).into_error().with_alert(description.into())
         }
-        E::PeerIncompatible(why) => {
-            Error::new(ErrorKind::IncompatiblePeer, format!("nothing in common with the peer: {why:?}"))
-                .with_direction(Direction::Decapsulate)
-        }
+        E::PeerIncompatible(why) => Error::new(
+            ErrorKind::IncompatiblePeer,
+            format!("nothing in common with the peer: {}", plain::incompatible(why)),
+        )
+        .with_direction(Direction::Decapsulate),
         E::NoApplicationProtocol => {
             Error::new(ErrorKind::IncompatiblePeer, "no application protocol (ALPN) in common")
                 .with_alert(alert::NO_APPLICATION_PROTOCOL)
@@ -563,17 +567,18 @@ fn explain(error: &rustls::Error, tls13: bool) -> Error {
         E::PeerSentOversizedRecord => {
             peer(alert::RECORD_OVERFLOW, "a record is larger than any can be".to_owned())
         }
-        E::InvalidMessage(why) => {
-            peer(AlertDescription::from(*why).into(), format!("a message cannot be read: {why:?}"))
-        }
+        E::InvalidMessage(why) => peer(
+            AlertDescription::from(*why).into(),
+            format!("a message cannot be read: {}", plain::unreadable(why)),
+        ),
         E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. } => {
-            peer(alert::UNEXPECTED_MESSAGE, error.to_string())
+            peer(alert::UNEXPECTED_MESSAGE, plain::said(error).into_owned())
         }
         E::PeerMisbehaved(why) => {
-            Error::new(ErrorKind::RemoteProtocol, format!("the peer broke TLS: {why:?}"))
+            Error::new(ErrorKind::RemoteProtocol, format!("the peer broke TLS: {}", plain::misbehaved(why)))
                 .with_direction(Direction::Decapsulate)
         }
-        other => Error::new(ErrorKind::LocalProtocol, format!("rustls failed: {other}")),
+        other => Error::new(ErrorKind::LocalProtocol, format!("rustls failed: {}", plain::said(other))),
     }
 }
 

@@ -22,6 +22,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::failure::{CertificateReason, Rejection};
 use super::peer_rules::PeerRules;
+use super::plain;
 use super::revocation::StapleCheck;
 use crate::error::{Error, Result};
 
@@ -81,13 +82,18 @@ impl OwnRoots {
         let mut store = RootCertStore::empty();
         for (index, certificate) in certificates.iter().enumerate() {
             store.add(CertificateDer::from(certificate.as_slice())).map_err(|e| {
-                Error::config("roots", format!("certificate {} cannot be a root: {e}", index + 1))
+                let why = plain::said(&e);
+                Error::config("roots", format!("certificate {} cannot be a root: {why}", index + 1))
             })?;
         }
         let store = Arc::new(store);
         let unreadable = |e: VerifierBuilderError| {
+            let why = match &e {
+                VerifierBuilderError::InvalidCrl(why) => plain::revocation_list(why),
+                other => other.to_string().into(),
+            };
             let text =
-                format!("a list cannot be read ({e}); it must be of version 2, with a number (RFC 5280)");
+                format!("a list cannot be used: {why}; it must be of version 2, with a number (RFC 5280)");
             Error::config("crls", text)
         };
         let servers = match crls.is_empty() {
@@ -433,16 +439,18 @@ pub(crate) fn rejection(error: &rustls::Error, leaf: &[u8]) -> Rejection {
             CertificateError::ApplicationVerificationFailure | CertificateError::InvalidOcspResponse => {
                 Reason::Rejected
             }
-            other => reason_by_name(&format!("{other:?}"), leaf),
+            #[allow(deprecated)] // rustls still makes one of an error that webpki no longer makes
+            CertificateError::UnsupportedSignatureAlgorithm => Reason::UnsupportedAlgorithm,
+            CertificateError::Other(other) => {
+                other.0.downcast_ref().map_or(Reason::Malformed, |e| in_chain(e, leaf))
+            }
+            _ => Reason::Malformed,
         },
         rustls::Error::NoCertificatesPresented => Reason::Missing,
         rustls::Error::InvalidCertRevocationList(_) => Reason::RevocationUnknown,
         _ => Reason::Rejected,
     };
-    let text = match error {
-        rustls::Error::InvalidCertificate(error) => error.to_string(),
-        other => other.to_string(),
-    };
+    let text = plain::said(error);
     let message = match reason {
         Reason::SelfSigned => {
             "the peer's certificate is self-signed and not among the roots; add it to roots or pin it"
@@ -451,26 +459,26 @@ pub(crate) fn rejection(error: &rustls::Error, leaf: &[u8]) -> Rejection {
         Reason::RevocationUnknown => format!(
             "no revocation list that is valid now covers the peer's certificate and those that signed it ({text})"
         ),
-        Reason::UnknownIssuer => format!("nobody among the roots has signed the peer's certificate ({text})"),
+        Reason::UnknownIssuer => "nobody among the roots has signed the peer's certificate".to_owned(),
         _ => format!("the peer's certificate is not acceptable: {text}"),
     };
     Rejection::new(reason, message)
 }
 
-/// webpki's own errors come wrapped; it is not a dependency of ours, but its `Debug` is the name.
-fn reason_by_name(debug: &str, leaf: &[u8]) -> CertificateReason {
-    let has = |name: &str| debug.contains(name);
-    if has("CaUsedAsEndEntity") && is_self_issued(leaf) {
-        CertificateReason::SelfSigned
-    } else if has("UnsupportedSignatureAlgorithm") {
-        CertificateReason::UnsupportedAlgorithm
-    } else if has("CaUsedAsEndEntity") || has("EndEntityUsedAsCa") || has("EkuError") || has("PathLen") {
-        CertificateReason::UnsuitablePurpose
-    } else if has("NameConstraint") {
-        CertificateReason::WrongName
-    } else if has("Exceeded") {
-        CertificateReason::UnknownIssuer
-    } else {
-        CertificateReason::Malformed
+/// webpki's own errors, those that rustls has no word for.
+fn in_chain(error: &webpki::Error, leaf: &[u8]) -> CertificateReason {
+    use CertificateReason as Reason;
+    use webpki::Error as E;
+    match error {
+        E::CaUsedAsEndEntity if is_self_issued(leaf) => Reason::SelfSigned,
+        E::CaUsedAsEndEntity | E::EndEntityUsedAsCa | E::EmptyEkuExtension | E::PathLenConstraintViolated => {
+            Reason::UnsuitablePurpose
+        }
+        E::NameConstraintViolation => Reason::WrongName,
+        E::MaximumNameConstraintComparisonsExceeded
+        | E::MaximumPathBuildCallsExceeded
+        | E::MaximumPathDepthExceeded
+        | E::MaximumSignatureChecksExceeded => Reason::UnknownIssuer,
+        _ => Reason::Malformed,
     }
 }
