@@ -18,11 +18,14 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,14 +42,27 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricsServer", "render"]
 
+logger = logging.getLogger("sapper.metrics")
+
 #: A request is one line and some headers: more is no scraper.
 _MAX_REQUEST = 8192
 #: Seconds for one request and its answer.
 _DEADLINE = 5.0
-#: Scrapers at a time; further ones are closed at once.
+#: Scrapers at a time. For a further one the oldest that has not sent its whole request gives way; where all
+#: are being answered, it is closed.
 _MAX_CLIENTS = 16
+#: Seconds until the next try where the system has no room for a connection, and between two lines about it.
+_PAUSE = 0.25
+_QUIET = 60.0
 #: Connections that a status lists, oldest first: a list of all would be megabytes.
 _MAX_LISTED = 1000
+
+
+class _Asking(Enum):
+    """Whether a scraper's request is whole."""
+
+    STILL = 0
+    DONE = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,57 +334,102 @@ class MetricsServer:
         self._tunnels = dict(tunnels or {})
         # An empty one too is kept: it may fill.
         self._tunnel_clients = {} if tunnel_clients is None else tunnel_clients
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        #: Oldest first. One that gives way is no longer here.
+        self._clients: dict[asyncio.Task[Any], _Asking] = {}
 
     @property
     def address(self) -> str:
         """Where it listens: ``"127.0.0.1:9100"`` or ``"unix:/path"``."""
         if self._path is not None:
             return f"unix:{self._path}"
-        port = self._server.sockets[0].getsockname()[1] if self._server is not None else self._port
+        port = self._socket.getsockname()[1] if self._socket is not None else self._port
         return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     async def __aenter__(self) -> Self:
         try:
-            if self._path is not None:
-                self._server = await asyncio.start_unix_server(self._client, sock=_unix_socket(self._path))
-            else:
-                self._server = await asyncio.start_server(self._client, self._host, self._port)
+            self._socket = _unix_socket(self._path) if self._path is not None else self._tcp_socket()
         except OSError as error:
             context = ErrorContext(field="address", errno=error.errno)
             raise BindError(f"listen at {self.address}: {error.strerror or error}", context) from error
+        self._accepting = asyncio.create_task(self._accept(self._socket), name="sapper-metrics")
         return self
+
+    def _tcp_socket(self) -> socket.socket:
+        one = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((self._host, self._port))
+            one.listen(_MAX_CLIENTS)
+            one.setblocking(False)
+        except BaseException:
+            one.close()
+            raise
+        return one
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is None:
+        if self._socket is None or self._accepting is None:
             return
-        self._server.close()
+        tasks = [self._accepting, *self._clients]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.close()
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-        for task in list(self._clients):
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
-        await self._server.wait_closed()
-        self._server = None
+        self._socket = self._accepting = None
 
-    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio calls this in one
-        try:
-            if len(self._clients) >= _MAX_CLIENTS:
-                return
-            self._clients.add(task)
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(_DEADLINE):
-                    writer.write(self._answer(await _request(reader)))
-                    await writer.drain()
-        finally:
-            self._clients.discard(task)
-            writer.close()
+    async def _accept(self, listening: socket.socket) -> None:
+        """Takes scrapers. asyncio's server tells a hundred times, with tracebacks, when it cannot."""
+        loop = asyncio.get_running_loop()
+        told = -_QUIET
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listening)
+            except ConnectionError:  # gone before it was accepted
+                continue
+            except OSError as error:
+                if loop.time() - told >= _QUIET:
+                    told = loop.time()
+                    text = "sapper: no scraper can be accepted at %s now: %s"
+                    logger.warning(text, self.address, error.strerror or error)
+                await asyncio.sleep(_PAUSE)
+                continue
+            if len(self._clients) < _MAX_CLIENTS or self._make_room():
+                task = loop.create_task(self._client(client))
+                self._clients[task] = _Asking.STILL
+                task.add_done_callback(partial(self._over, client))
+            else:
+                client.close()
+            await asyncio.sleep(0)  # many at once do not hold up the loop
+
+    def _make_room(self) -> bool:
+        """The oldest that has not sent its whole request gives way."""
+        for task, asking in self._clients.items():
+            if asking is _Asking.STILL:
+                del self._clients[task]
+                task.cancel()
+                return True
+        return False
+
+    def _over(self, client: socket.socket, task: asyncio.Task[None]) -> None:
+        self._clients.pop(task, None)
+        client.close()
+
+    async def _client(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_DEADLINE):
+                request = await _request(loop, client)
+                task = asyncio.current_task()
+                if task not in self._clients:  # it gave way at this very moment
+                    return
+                self._clients[task] = _Asking.DONE
+                await loop.sock_sendall(client, self._answer(request))
 
     def _answer(self, request: bytes | None) -> bytes:
         words = request.split(b"\r\n", 1)[0].split(b" ") if request is not None else []
@@ -396,13 +457,13 @@ class MetricsServer:
         return answer if words[0] == b"GET" else answer.split(b"\r\n\r\n", 1)[0] + b"\r\n\r\n"
 
 
-async def _request(reader: asyncio.StreamReader) -> bytes | None:
+async def _request(loop: asyncio.AbstractEventLoop, client: socket.socket) -> bytes | None:
     """A request's head, or ``None`` for what is none."""
     head = b""
     while b"\r\n\r\n" not in head:
         if len(head) > _MAX_REQUEST:
             return None
-        more = await reader.read(_MAX_REQUEST)
+        more = await loop.sock_recv(client, _MAX_REQUEST)
         if not more:
             return None
         head += more

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -384,3 +384,17 @@ def test_help_is_of_the_command_itself() -> None:
     for option in ("--cert", "--route", "--proxy-from", "--metrics", "--drain"):
         assert option in done.stdout
     assert "status" in done.stdout
+
+
+def test_half_requests_for_figures_give_way_to_a_newcomer(service: Echo) -> None:
+    with running("127.0.0.1:0", service.to, "--metrics", "127.0.0.1:0") as (proxy, _), ExitStack() as slow:
+        port = port_of(json.loads(proxy.program.output.splitlines()[0])["metrics"][0])
+        halves = []
+        for _ in range(17):
+            halves.append(slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LATEST)))
+            halves[-1].sendall(b"GET /metrics HT")
+        assert halves[0].recv(1) == b"", "the oldest gives way"
+        assert "sapper_proxy_up" in scrape(f":{port}", "/metrics")
+        assert halves[1].recv(1) == b""
+        halves[-1].sendall(b"TP/1.1\r\n\r\n")
+        assert halves[-1].recv(12) == b"HTTP/1.1 200", "a younger one is answered still"
