@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from sapper import _native
+from sapper import _log, _native
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 
 __all__ = ["Handler", "LoopPost", "Post", "ThreadPost", "call_sync", "current_loop", "post_of"]
@@ -182,6 +182,7 @@ class LoopPost:
             )
             self._waiter.start()
             vars(loop)["_sapper_post"] = self  # it has no reader that would keep this
+        mailbox.hear_log(_log.KEY)
         self._mailbox = mailbox
         return mailbox
 
@@ -220,6 +221,9 @@ class LoopPost:
             self._draining = False
 
     def _deliver(self, key: int, tag: str, value: Any) -> None:
+        if key == _log.KEY:
+            _log.tell()
+            return
         waiting = self._futures.get(key)
         if waiting is not None:
             future, told = waiting
@@ -295,6 +299,7 @@ class ThreadPost:
             mailbox = self._mailbox
             if mailbox is None:
                 mailbox = self._mailbox = _native.Mailbox()
+                mailbox.hear_log(_log.KEY)
                 # A daemon, so that a bridge nobody waits for does not keep the program from ending;
                 # joined at exit, so that it never meets an interpreter that is already gone.
                 self._thread = threading.Thread(
@@ -338,6 +343,9 @@ class ThreadPost:
         while not mailbox.closed:
             mailbox.wait(None)
             for key, tag, value in mailbox.drain():
+                if key == _log.KEY:
+                    _log.tell()
+                    continue
                 with self._lock:
                     handler = self._handlers.get(key)
                 if handler is not None:
@@ -407,6 +415,7 @@ def call_sync(operation: Operation, timeout: float | None = None) -> Any:
                 raise TimeoutError(f"no answer within {timeout} s")
     finally:
         mailbox.close()
+        _log.tell()  # where nothing else runs, this is who comes by
 
 
 def _name(callback: Callable[..., Any]) -> str:

@@ -386,6 +386,37 @@ def test_help_is_of_the_command_itself() -> None:
     assert "status" in done.stdout
 
 
+def test_a_full_table_of_descriptors_is_one_line_of_the_log_and_passes(service: Echo) -> None:
+    """Both ports meet it: the proxy's listener, which is native, and that of the figures."""
+    few = 'ulimit -n 64; exec "$@"'
+    command = ("-m", "sapper.cli", "proxy", "127.0.0.1:0", service.to, "--metrics", "127.0.0.1:0", "--json")
+    with programs.run_program("sh", "-c", few, "sh", sys.executable, *command) as program:
+        proxy = Running(program)
+        listening = proxy.event("listening")
+        to, figures = port_of(listening["listen"][0]), port_of(listening["metrics"][0])
+        with ExitStack() as clients:
+            for _ in range(80):
+                clients.enter_context(socket.create_connection(("127.0.0.1", to), timeout=LATEST))
+            told = proxy.event("log")
+            assert (told["level"], told["logger"]) == ("warning", "sapper.stream.listen")
+            assert told["values"]["listener"] == listening["listen"][0]
+            assert "no connection can be accepted now" in told["message"]
+            clients.enter_context(socket.create_connection(("127.0.0.1", figures), timeout=LATEST))
+            while (told := proxy.event("log"))["logger"] != "sapper.metrics":
+                pass
+            assert "no scraper can be accepted" in told["message"]
+        assert "sapper_proxy_up" in scrape(f":{figures}", "/metrics")
+        with socket.create_connection(("127.0.0.1", to), timeout=LATEST) as one:
+            assert say(one, b"x") == b"echo\nx"
+        program.process.send_signal(signal.SIGTERM)
+        proxy.event("closed")
+        lines = [json.loads(line) for line in program.output.splitlines()]
+        told_by = [line["logger"] for line in lines if line["event"] == "log"]
+        assert told_by.count("sapper.metrics") == 1
+        # Bounded, and told at the end for what was left out.
+        assert 1 <= told_by.count("sapper.stream.listen") < 20
+
+
 def test_half_requests_for_figures_give_way_to_a_newcomer(service: Echo) -> None:
     with running("127.0.0.1:0", service.to, "--metrics", "127.0.0.1:0") as (proxy, _), ExitStack() as slow:
         port = port_of(json.loads(proxy.program.output.splitlines()[0])["metrics"][0])
@@ -398,3 +429,18 @@ def test_half_requests_for_figures_give_way_to_a_newcomer(service: Echo) -> None
         assert halves[1].recv(1) == b""
         halves[-1].sendall(b"TP/1.1\r\n\r\n")
         assert halves[-1].recv(12) == b"HTTP/1.1 200", "a younger one is answered still"
+
+
+def test_a_warning_is_a_line_for_people_too(service: Echo) -> None:
+    few = 'ulimit -n 64; exec "$@"'
+    port = programs.free_port()
+    command = (sys.executable, "-m", "sapper.cli", "proxy", f"127.0.0.1:{port}", service.to, "--quiet")
+    with (
+        programs.run_program("sh", "-c", few, "sh", *command, port=port) as program,
+        ExitStack() as clients,
+    ):
+        for _ in range(80):
+            clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=LATEST))
+        said = program.wait_for(rb"warning: no connection can be accepted now \([^\n]*\n", LATEST)
+        assert b"Too many open files" in said[0]
+        assert b"Traceback" not in program.output

@@ -14,6 +14,7 @@ pub mod error;
 pub mod fd;
 mod handshakes;
 pub mod load;
+pub mod log;
 pub mod mailbox;
 pub mod port;
 pub mod proxy;

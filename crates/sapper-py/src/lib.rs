@@ -8,6 +8,7 @@
 mod bridge;
 mod endpoint;
 mod listener;
+mod log;
 mod mailbox;
 mod payload;
 mod proxy;
@@ -16,11 +17,13 @@ mod tls;
 mod tunnel;
 mod values;
 
-use pyo3::prelude::*;
+use pyo3::pymodule;
 use sapper_seam::{errors, process};
 
 #[pymodule(gil_used = false)]
 mod _native {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::bridge::Bridge;
     #[pymodule_export]
@@ -29,6 +32,8 @@ mod _native {
     use super::errors::error_kinds;
     #[pymodule_export]
     use super::listener::{Arrival, Listener};
+    #[pymodule_export]
+    use super::log::take_log;
     #[pymodule_export]
     use super::mailbox::{Mailbox, Question};
     #[pymodule_export]
@@ -47,4 +52,10 @@ mod _native {
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // the name that Python gives it
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        sapper_net::log::install();
+        Ok(())
+    }
 }

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 use sapper_net::bridge::{ControlMailbox, Event, Reply, Value};
+use sapper_net::log;
 use sapper_net::mailbox::{self, Body, Subject};
 use sapper_net::tls::options::Secret;
 use sapper_net::{Error, ErrorKind};
@@ -68,6 +69,12 @@ impl Mailbox {
         Ok(ready)
     }
 
+    /// Has this told under `key` whenever lines for the program's log wait.
+    fn hear_log(&self, py: Python<'_>, key: u64) -> PyResult<()> {
+        log::hear(&self.shared(py)?, key);
+        Ok(())
+    }
+
     /// Takes no more messages and ends every wait; questions that were not answered mean no.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         let inner = self.lock(py)?.take();
@@ -115,6 +122,7 @@ fn body_to_py(py: Python<'_>, body: Body<Value, Event>) -> PyResult<(&'static st
         Body::Event(Event::Released) => ("released", py.None()),
         Body::Event(Event::Reloaded(None)) => ("reloaded", py.None()),
         Body::Event(Event::Reloaded(Some(error))) => ("reloaded", errors::to_object(py, &error)?.unbind()),
+        Body::Event(Event::Log) => ("log", py.None()),
         Body::Event(Event::Proxy(event)) => ("proxy", proxy::event(py, *event)?.into_any().unbind()),
         Body::Event(Event::Tunnel(notice)) => ("tunnel", tunnel::notice(py, *notice)?.into_any().unbind()),
         Body::EventsLost(n) => ("lost", n.into_pyobject(py)?.into_any().unbind()),

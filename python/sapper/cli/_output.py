@@ -5,11 +5,16 @@ rich is loaded where it draws: a command that serves for months draws nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
+from sapper._log import tell
 from sapper.errors import ErrorKind, SapperError
 
 if TYPE_CHECKING:
@@ -23,6 +28,7 @@ __all__ = [
     "duration",
     "error_values",
     "fail",
+    "log_told",
     "rate",
     "stats_table",
     "stats_values",
@@ -76,6 +82,45 @@ def fail(error: SapperError, *, as_json: bool) -> int:
         if (hint := notes[-1] if notes else _NEXT.get(error.kind)) is not None:
             console.print(f"[bold]try[/]: {escape(hint)}", soft_wrap=True)
     return error.kind.exit_code
+
+
+class _Lines(logging.Handler):
+    """Each record of the log through what tells everything else."""
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        super().__init__(logging.WARNING)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level, message = record.levelname.lower(), record.getMessage()
+            values: dict[str, Any] = {"level": level, "logger": record.name, "message": message}
+            lines = [f"{level}: {message.removeprefix('sapper: ')}"]
+            if named := getattr(record, "sapper", None):
+                values["values"] = named
+            if record.exc_info:
+                values["traceback"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+                lines.append(values["traceback"])
+            self._note("log", "\n".join(lines), **values)
+        except Exception:  # noqa: BLE001 - a line that cannot be told ends nothing
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def log_told(note: Callable[..., None]) -> Iterator[None]:
+    """Has ``note`` tell what is logged as everything else: a line for people, or one of JSON (event ``log``).
+
+    Args:
+        note: Takes the event's name, a text for people, and values for programs.
+    """
+    handler = _Lines(note)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        tell(last=True)
+        root.removeHandler(handler)
 
 
 def write_json(values: dict[str, Any], to: IO[str] | None = None) -> None:

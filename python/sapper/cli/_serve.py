@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.table import Table
 from sapper import _notify
 from sapper._options import config_error
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import amount, duration, error_values, fail, write_json
+from sapper.cli._output import amount, duration, error_values, fail, log_told, write_json
 from sapper.endpoint import split_address
 from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
 from sapper.metrics import MetricsServer
@@ -108,6 +109,7 @@ async def serve(
     proxy = Proxy(options, on_event=journal.event)
     asked = cut = False
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(log_told(partial(journal.note, bad=True)))
         servers = [MetricsServer(address, proxies={"proxy": proxy}) for address in metrics]
         for server in servers:
             await stack.enter_async_context(server)

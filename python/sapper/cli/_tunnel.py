@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sapper import _notify
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import error_values, write_json
+from sapper.cli._output import error_values, log_told, write_json
 from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.tunnel import events
 
@@ -138,6 +138,7 @@ async def run_server(
             _watch_tls(watched, told, changed.tls, changed.visitor_tls)
 
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(log_told(told.note))
         places = await _figures(stack, metrics, tunnels={"tunnel": server})
         port = await server.start(config.port)
         if places:
@@ -188,6 +189,7 @@ async def run_clients(
             _watch_tls(watched, told, *(one.tls for one in changed.values()))
 
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(log_told(told.note))
         places = await _figures(stack, metrics, tunnel_clients=_Named(fleet))
         if places:
             told.note("metrics", "\n".join(f"figures at {one}" for one in places), addresses=places)

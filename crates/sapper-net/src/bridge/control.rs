@@ -58,6 +58,8 @@ pub enum Event {
     Proxy(Box<ProxyEvent>),
     /// Something happened to a tunnel.
     Tunnel(Box<crate::tunnel::notice::Notice>),
+    /// Lines for the program's log wait: [`crate::log::take`].
+    Log,
 }
 
 /// Where the answer of an operation goes.

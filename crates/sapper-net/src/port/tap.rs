@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -154,10 +154,10 @@ impl Tap {
         let (queue, inbox) = sync_channel::<Full>(QUEUE);
         let (give_back, empty) = sync_channel(QUEUE + 1);
         let stats = Arc::new(TapStats::default());
-        let told = Arc::clone(&stats);
+        let (told, path) = (Arc::clone(&stats), options.path.clone());
         let writer = std::thread::Builder::new()
             .name("sapper-tap".into())
-            .spawn(move || write_blocks(file, &inbox, &give_back, &told))
+            .spawn(move || write_blocks(file, &path, &inbox, &give_back, &told))
             .map_err(|source| Error::io(ErrorKind::ResourceLimit, "start the tap's thread", &source))?;
         Ok(Self(Arc::new(Shared {
             filter,
@@ -270,12 +270,19 @@ impl Drop for Shared {
     }
 }
 
-fn write_blocks(mut file: File, inbox: &Receiver<Full>, give_back: &SyncSender<Vec<u8>>, stats: &TapStats) {
+fn write_blocks(
+    mut file: File,
+    path: &Path,
+    inbox: &Receiver<Full>,
+    give_back: &SyncSender<Vec<u8>>,
+    stats: &TapStats,
+) {
     for (mut block, packets) in inbox {
         if stats.failure().is_none()
             && let Err(error) = file.write_all(&block)
         {
-            tracing::warn!(%error, "the tap's file cannot be written; the tap is off");
+            let path = path.display();
+            tracing::warn!(%path, %error, "the tap's file cannot be written; the tap is off");
             let _ = stats.failure.set(error.to_string());
         }
         match stats.failure() {

@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -163,7 +163,7 @@ impl Capture {
         begun
     }
 
-    fn begin(&self, file: File, path: &std::path::Path) -> Result<()> {
+    fn begin(&self, file: File, path: &Path) -> Result<()> {
         // Devices have no length.
         if file.metadata().is_ok_and(|found| found.is_file()) {
             file.set_len(0).map_err(|source| {
@@ -180,7 +180,8 @@ impl Capture {
             waiting.bytes = head;
         }
         let shared = Arc::clone(&self.shared);
-        runtime::spawn_thread("sapper-capture", move || write(file, &shared)).map_err(|source| {
+        let name = path.to_owned();
+        runtime::spawn_thread("sapper-capture", move || write(file, &name, &shared)).map_err(|source| {
             Error::io(ErrorKind::ResourceLimit, "start the capture's thread", &source)
                 .with_field("capture_file")
         })
@@ -202,7 +203,7 @@ impl Drop for Capture {
 }
 
 /// Writes what waits, until the capture ends.
-fn write(mut file: File, shared: &Shared) {
+fn write(mut file: File, path: &Path, shared: &Shared) {
     let mut block = Vec::new();
     let mut failed = false;
     loop {
@@ -212,7 +213,8 @@ fn write(mut file: File, shared: &Shared) {
         }
         if waiting.bytes.is_empty() {
             if waiting.lost > 0 {
-                tracing::warn!(packets = waiting.lost, "the disk was too slow for all of a capture");
+                let packets = waiting.lost;
+                tracing::warn!(path = %path.display(), packets, "the disk was too slow for all of a capture");
             }
             waiting.done = true;
             shared.more.notify_all();
@@ -222,7 +224,8 @@ fn write(mut file: File, shared: &Shared) {
         std::mem::swap(&mut block, &mut waiting.bytes);
         drop(waiting);
         if !failed && let Err(error) = file.write_all(&block) {
-            tracing::warn!(%error, "a capture's file cannot be written; the capture is off");
+            let path = path.display();
+            tracing::warn!(%path, %error, "a capture's file cannot be written; the capture is off");
             failed = true;
         }
     }

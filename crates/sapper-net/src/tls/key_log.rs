@@ -6,6 +6,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::capture::Capture;
@@ -19,7 +20,7 @@ pub(crate) struct KeyLogSink {
 }
 
 enum Lines {
-    File(Mutex<File>),
+    File(Mutex<File>, PathBuf),
     Callback(Arc<dyn Fn(&str) + Send + Sync>),
 }
 
@@ -42,7 +43,7 @@ impl KeyLogSink {
                 // A FIFO that nobody reads is an error, not a wait; to a file it means nothing.
                 .custom_flags(libc::O_NONBLOCK)
                 .open(path)
-                .map(|file| Some(Lines::File(Mutex::new(file))))
+                .map(|file| Some(Lines::File(Mutex::new(file), path.clone())))
                 .map_err(|e| Error::config("key_log_file", format!("{}: {e}", path.display())))?,
         };
         let capture = options.capture.as_ref().map(Capture::open).transpose()?;
@@ -54,12 +55,12 @@ impl KeyLogSink {
         match &self.lines {
             None => {}
             Some(Lines::Callback(callback)) => callback(line),
-            Some(Lines::File(file)) => {
+            Some(Lines::File(file, path)) => {
                 // One write per line, so that several processes may share a file.
                 let text = format!("{line}\n");
                 let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 if let Err(error) = file.write_all(text.as_bytes()) {
-                    tracing::warn!(%error, "the key log cannot be written");
+                    tracing::warn!(path = %path.display(), %error, "the key log cannot be written");
                 }
             }
         }
