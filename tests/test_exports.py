@@ -74,7 +74,7 @@ SHARED = {
     "sapper.tls.session": {"describe_certificate", "extra_info"},
     "sapper.tls.stream": {"shake"},
     "sapper.tls.stream_options": {"known", "pump_options"},
-    "sapper.endpoint": {"split_address", "join_address"},
+    "sapper.endpoint": {"check_host", "split_address", "join_address"},
     "sapper.pump_options": {"options_from", "tap_values"},
 }
 

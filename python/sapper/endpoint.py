@@ -192,7 +192,7 @@ def split_address(text: str, default_host: str | None = None) -> tuple[str, int]
     return host, _whole(0, 65535)(match[3])
 
 
-def _check_host(value: object, name: str = "host") -> None:
+def check_host(value: object, name: str = "host") -> None:
     """Refuses what no look-up can find and no address is."""
     host = _arguments.text(value, name)
     if not host:
@@ -235,7 +235,7 @@ class _HostPort(Endpoint):
     """Port, 1 to 65535; a listener's may be 0."""
 
     def __post_init__(self) -> None:
-        _check_host(self.host)
+        check_host(self.host)
         _arguments.whole(self.port, "port", 0, 65535)
         if self.port == 0 and not self.scheme.endswith("-listen"):
             raise config_error("port", "nobody can be reached at port 0", "out_of_range")
@@ -296,7 +296,7 @@ class Tls(_HostPort):
         _HostPort.__post_init__(self)
         _check_protocols(self.alpn)
         if self.server_name is not None:
-            _check_host(self.server_name, "server_name")
+            check_host(self.server_name, "server_name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Mistakes that ``create_bridge`` finds itself: a typed error that names the argument, and nothing was taken.
 
 None of them may wait for the handshake or for payload to show. Not here: what is no endpoint at all and
-wrong options (``test_bad_input.py``), and the argument of every other call (``tests/test_arguments.py``).
+wrong options (``test_bad_input.py``), and values of other types (``tests/test_arguments.py``).
 """
 
 from __future__ import annotations

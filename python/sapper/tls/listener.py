@@ -20,12 +20,12 @@ import logging
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from sapper import _native, endpoint
+from sapper import _arguments, _native, endpoint
 from sapper._life import EventStream
 from sapper._loop import running_post
 from sapper._options import config_error
@@ -489,15 +489,17 @@ def listen(
     times = pump_options({"handshake_timeout": _HANDSHAKE_TIMEOUT, **options})
     if credentials is None:
         raise config_error("credentials", "a server needs some")
-    limits: tuple[tuple[str, object, int, int], ...] = (
+    for name, value, low, high in (
         ("max_connections", max_connections, 1, 1_000_000),
         ("max_handshakes", max_handshakes, 1, 1_000_000),
         ("backlog", backlog, 1, 65_535),
         ("unix_mode", 0 if unix_mode is None else unix_mode, 0, 0o7777),
-    )
-    for name, value, low, high in limits:
-        if not isinstance(value, int) or not low <= value <= high:
-            raise config_error(name, f"must be a whole number from {low} to {high}")
+    ):
+        _arguments.whole(value, name, low, high)
+    _arguments.flag(reuse_port, "reuse_port")
+    _arguments.flag(replace_stale, "replace_stale")
+    if keepalive is not None:
+        _arguments.seconds(keepalive, "keepalive")
     values: _native.ListenerDict = {
         "backlog": backlog,
         "max_connections": max_connections,
@@ -532,8 +534,12 @@ def _where(
         address = (address.host, address.port)
     if isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str | None):
         return _tcp(address[0], address[1], values), _nothing
-    given: Sequence[Any] = [address] if isinstance(address, socket.socket | int) else list(address)
-    return _adopted(given, values)
+    if isinstance(address, socket.socket | int):
+        return _adopted([address], values)
+    several: object = address
+    if isinstance(several, bytes | bytearray | memoryview) or not isinstance(several, Iterable):
+        raise _arguments.wrong_type("address", "an address or what listens", several)
+    return _adopted(list(address), values)
 
 
 def _tcp(
@@ -542,6 +548,8 @@ def _tcp(
     if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65_535:
         raise config_error("address", "a port is a whole number from 0 to 65535")
     where = None if host in (None, "", "::") else host
+    if where is not None:
+        endpoint.check_host(where, "address")
     return lambda mailbox, key: _native.Listener.tcp(where, port, values, mailbox, key)
 
 

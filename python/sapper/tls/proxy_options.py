@@ -27,7 +27,7 @@ __all__ = ["ProxyOptions", "Route"]
 
 _Flag = Annotated[bool, Strict()]
 _Whole = Annotated[int, Strict()]
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 #: A longest time, so that every deadline is a moment that the clock knows.
 _YEAR = 365 * 86_400.0
 
@@ -150,7 +150,7 @@ class ProxyOptions(Options):
     max_handshakes: _Whole = Field(default=256, ge=1, le=2**31)
     """Clients' handshakes under way. Beyond it, of the sender that has most of them, the one that said least
     gives way to a newcomer."""
-    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rate: Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)] | None = None
     """New connections of one address (IPv6: of one /64) a second; ``None`` is no limit."""
     burst: _Whole = Field(default=20, ge=1, le=2**31)
     """How many of them may come at once after a pause."""
@@ -158,11 +158,11 @@ class ProxyOptions(Options):
     """Seconds from the accepted connection to the end of the client's handshake, PROXY header included."""
     connect_timeout: _Seconds = Field(default=10.0, le=_YEAR)
     """Seconds for the way to the service, its handshake included; several services share it."""
-    idle_timeout: Annotated[float, Field(gt=0, le=_YEAR, allow_inf_nan=False)] | None = None
+    idle_timeout: Annotated[float, Strict(), Field(gt=0, le=_YEAR, allow_inf_nan=False)] | None = None
     """Seconds without a byte after which a connection ends."""
-    drain_timeout: Annotated[float, Field(ge=0, le=_YEAR, allow_inf_nan=False)] = 30.0
+    drain_timeout: Annotated[float, Strict(), Field(ge=0, le=_YEAR, allow_inf_nan=False)] = 30.0
     """Seconds that :meth:`Proxy.aclose` gives open connections to end by themselves."""
-    keepalive: Annotated[float, Field(ge=1, le=32_767, allow_inf_nan=False)] | None = 120.0
+    keepalive: Annotated[float, Strict(), Field(ge=1, le=32_767, allow_inf_nan=False)] | None = 120.0
     """Seconds of silence after which the system asks a client whether it is still there."""
     backlog: _Whole = Field(default=4096, ge=1, le=65_535)
     """Connections that the system keeps until they are accepted."""

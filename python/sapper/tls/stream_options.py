@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from sapper import _arguments
 from sapper.pump_options import PumpOptions, Upgrade, options_from
 from sapper.tls.bridge import PeerPolicy
 from sapper.tls.config import Credentials, TlsConfig
@@ -70,14 +71,18 @@ _OF_PUMPS = (
 
 
 def known(function: str, kind: type, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuses a name that is no option, as Python does where they are written out.
+    """Refuses a name that is no option, as Python does where they are written out, and values of other types.
 
     Raises:
-        TypeError: One is none.
+        TypeError: A name is none.
+        ConfigError: A value is of a type that the option never has.
     """
     for name in given:
         if name not in kind.__annotations__:
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    if (hostname := given.get("server_hostname")) is not None:
+        _arguments.text(hostname, "server_hostname")
+    _arguments.callback(given.get("peer_policy"), "peer_policy")
     return given
 
 

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
-from sapper._arguments import file_path, flag, seconds, text, whole
+from sapper._arguments import file_path, flag, seconds, text, whole, wrong_type
 from sapper._loop import running_post
 from sapper._mistakes import config_error
 from sapper.errors import ClosedError, ConfigError
@@ -84,7 +84,7 @@ class TunnelClient(TunnelObject):
         self._tls = _client_tls(tls, ca, flag(danger_accept_any_certificate, "danger_accept_any_certificate"))
         if self._tls is None and server_hostname is not None:
             raise config_error("server_hostname", "is checked by TLS, which is not asked for")
-        self._name = server_hostname
+        self._name = None if server_hostname is None else text(server_hostname, "server_hostname")
         self._options = client_options(options)
 
     def __repr__(self) -> str:
@@ -286,6 +286,8 @@ def _exposed(
     ):
         if value is not None:
             raise config_error(name, "and services do not go together")
+    if not isinstance(services, Iterable):
+        raise wrong_type("services", "several of Service", services)
     several: list[object] = list(services)
     if not several:
         raise config_error("services", "must be at least one")
