@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from typing import Any
@@ -134,6 +135,46 @@ async def test_dropping_both_halves_ends_in_order() -> None:
     assert client[0].stream.is_closing()
     assert await server[1].read() == b"all of it"
     await asyncio.gather(client[0].aclose(), server[0].aclose())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5])
+async def test_a_dropped_future_ends_its_handshake_and_says_nothing(
+    any_loop: str, leak_check: None, caplog: pytest.LogCaptureFixture, turns: int
+) -> None:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    future = ClientHandshake("x", near, near, credentials=PSK, handshake_timeout=60.0).finish()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    del future
+    with far:
+        async with asyncio.timeout(30):
+            while await loop.sock_recv(far, 65_536):
+                pass
+    assert loop.time() - began < 60, "not by its deadline"
+    assert not caplog.records
+
+
+async def test_a_dropped_future_leaves_no_failure_and_no_connection(
+    leak_check: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    near, far = socket.socketpair()
+    failing = ClientHandshake("x", near, near, credentials=PSK).finish()
+    far.close()
+    await failing.subscribe()
+    del failing
+    one, other = memory_pair()
+    client = ClientHandshake("x", one, one, credentials=PSK).finish()
+    server = await ServerHandshake(other, other, credentials=PSK).finish()
+    await client.subscribe()
+    del client
+    assert await server[1].read() == b"", "closed in order"
+    await server[0].aclose()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not caplog.records
 
 
 async def test_a_wrong_name_fails_with_a_word_about_the_certificate(certs: Certificates) -> None:

@@ -153,11 +153,14 @@ class Connection:
 
 
 class FutureStreams(Awaitable[tuple[Connection, InputStream, OutputStream]]):
-    """A handshake under way: await it, or look with :meth:`get` when :meth:`subscribe` says so."""
+    """A handshake under way: await it, or look with :meth:`get` when :meth:`subscribe` says so.
+
+    Dropped before its streams were taken, it ends the handshake, or the connection, without a word.
+    """
 
     def __init__(self, shaking: Awaitable[TlsStream]) -> None:
-        self._task = asyncio.ensure_future(shaking)
         self._taken = False
+        self._task = asyncio.ensure_future(shaking)
 
     def get(self) -> tuple[Connection, InputStream, OutputStream] | None:
         """The connection and its halves, once; ``None`` as long as the handshake is under way.
@@ -191,6 +194,25 @@ class FutureStreams(Awaitable[tuple[Connection, InputStream, OutputStream]]):
         found = self.get()
         assert found is not None  # noqa: S101 - the task is done
         return found
+
+    def __del__(self) -> None:
+        task: asyncio.Future[TlsStream] | None = getattr(self, "_task", None)
+        if task is None or self._taken:
+            return
+        # In the loop, whichever thread drops this, and behind the task's first step: what it takes over then
+        # is closed with it. With the loop everything has ended.
+        with contextlib.suppress(RuntimeError):
+            task.get_loop().call_soon_threadsafe(_give_up, task)
+
+
+def _give_up(task: asyncio.Future[TlsStream]) -> None:
+    task.cancel()
+    task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Future[TlsStream]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
 
 
 class ClientHandshake:
