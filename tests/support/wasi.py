@@ -73,7 +73,12 @@ BEHAVIOURS: dict[str, Callable[[ssl.SSLSocket], None]] = {
 
 @contextlib.contextmanager
 def tls_server(
-    behaviour: str, identity: Identity, *, clients: Certificates | None = None, heard: list[Any] | None = None
+    behaviour: str,
+    identity: Identity,
+    *,
+    clients: Certificates | None = None,
+    heard: list[Any] | None = None,
+    resumed: list[bool] | None = None,
 ) -> Iterator[int]:
     """CPython's ssl on 127.0.0.1; its port.
 
@@ -82,6 +87,7 @@ def tls_server(
         identity: Its certificate.
         clients: Ask clients for a certificate of this authority.
         heard: Gets each client's certificate, or the error that its handshake or its stream ended with.
+        resumed: Gets whether each handshake resumed a session.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(identity.cert_path, identity.key_path)
@@ -89,6 +95,7 @@ def tls_server(
         context.load_verify_locations(clients.ca.cert_path)
         context.verify_mode = ssl.CERT_REQUIRED
     heard = heard if heard is not None else []
+    resumed = resumed if resumed is not None else []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(raw: socket.socket) -> None:
@@ -96,6 +103,7 @@ def tls_server(
         try:
             with context.wrap_socket(raw, server_side=True, suppress_ragged_eofs=False) as stream:
                 heard.append(stream.getpeercert())
+                resumed.append(bool(stream.session_reused))
                 BEHAVIOURS[behaviour](stream)
         except OSError as error:
             heard.append(error)

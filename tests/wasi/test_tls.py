@@ -206,14 +206,18 @@ def test_the_host_shows_the_certificate_to_whom_it_is_meant_for(
     assert isinstance(heard[0], ssl.SSLError)
 
 
+@pytest.mark.parametrize("resumption", [True, False])
 def test_sessions_are_resumed_from_one_run_to_the_next(
-    p2: Any, certs: Certificates, options: dict[str, Any]
+    p2: Any, certs: Certificates, options: dict[str, Any], resumption: bool
 ) -> None:
-    chosen = sapper_wasi.RunOptions(**options)
-    with tls_server("say", certs.server) as port:
+    tls = TlsConfig(roots=certs.ca.cert, resumption=resumption)
+    chosen = sapper_wasi.RunOptions(**options | {"tls": tls})
+    resumed: list[bool] = []
+    with tls_server("say", certs.server, resumed=resumed) as port:
         for _ in range(2):
             args = ["read", "localhost", str(port), "localhost"]
             assert sapper_wasi.run(p2, chosen, args=args).stdout == b"streams\n10 bytes, then the end\n"
+    assert resumed == [False, resumption], "as the server saw it"
 
 
 def test_files_of_certificates_are_read_again(
