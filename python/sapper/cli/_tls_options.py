@@ -133,7 +133,7 @@ TLS_OPTIONS = (
     ),
     _danger("accept-any-certificate", "Believe anybody."),
     _danger("ignore-server-name", "Any name will do in the server's certificate.", "client"),
-    _danger("legacy-renegotiation", "TLS 1.2 with insecure renegotiation."),
+    _danger("legacy-renegotiation", "TLS 1.2 with insecure renegotiation.", "client"),
     _danger("security-level-0", "Small keys, SHA-1 signatures."),
     _danger("legacy-suites", "Allow suites with CBC or without forward secrecy."),
     _danger("short-psk", "Pre-shared keys below 16 bytes."),

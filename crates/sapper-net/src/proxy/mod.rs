@@ -218,7 +218,8 @@ impl Service {
                         // Known when a client asks for one; where none does, its connection ends.
                         (None, Upstream::Unix(_) | Upstream::Original) => continue,
                     };
-                    tls.config.check(&Role::Client { server_name: Some(name) })?;
+                    let role = Role::Client { server_name: Some(name) };
+                    tls.config.check(&role).map_err(of_upstream)?;
                 }
             }
             if route.upstreams.is_empty() || route.upstreams.len() > MAX_UPSTREAMS {
@@ -245,6 +246,12 @@ impl Service {
             tell_connections,
         })
     }
+}
+
+/// A mistake of the TLS to services, whose options are called as those of the TLS with clients are.
+fn of_upstream(error: Error) -> Error {
+    let is_name = error.field() == Some("server_hostname");
+    error.in_field(if is_name { "upstream_name" } else { "upstream_tls" })
 }
 
 /// Upgrades belong to TLS that begins or ends here, and both sides speak one protocol.

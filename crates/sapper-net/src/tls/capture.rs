@@ -11,9 +11,9 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sapper_proto::packet::checksum;
@@ -77,9 +77,40 @@ impl Shared {
     }
 }
 
+/// The captures that are open, by their files' device and number.
+static OPEN: Mutex<Vec<((u64, u64), Weak<Capture>)>> = Mutex::new(Vec::new());
+
 impl Capture {
+    /// The capture of a file, which it shares with whoever captures into that already: a second writer would
+    /// destroy what the first one writes, and options that are read again go on where they were.
+    pub(crate) fn of(path: &PathBuf) -> Result<Arc<Self>> {
+        let made = Self::open(path)?;
+        let Some(number) = made.number() else {
+            return Ok(Arc::new(made)); // devices keep nothing
+        };
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(_, one)| one.strong_count() > 0);
+        let there = open.iter().find(|(known, _)| *known == number).and_then(|(_, one)| one.upgrade());
+        Ok(there.unwrap_or_else(|| {
+            let made = Arc::new(made);
+            open.push((number, Arc::downgrade(&made)));
+            made
+        }))
+    }
+
+    /// What its file is, whatever it is called.
+    fn number(&self) -> Option<(u64, u64)> {
+        match &*self.writer.lock().unwrap_or_else(PoisonError::into_inner) {
+            Writer::Idle(file, _) => {
+                let found = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+                Some((found.dev(), found.ino()))
+            }
+            Writer::Running => None,
+        }
+    }
+
     /// Opens the file, making it where there is none; what it holds stays until somebody connects.
-    pub(crate) fn open(path: &PathBuf) -> Result<Self> {
+    fn open(path: &PathBuf) -> Result<Self> {
         let failed = |what: &str| Error::config("capture_file", format!("{}: {what}", path.display()));
         // Who reads a FIFO may pause for ever, and the end of a capture waits for what it writes to.
         let is_queue = |kind: std::fs::FileType| kind.is_fifo() || kind.is_socket();
@@ -377,6 +408,27 @@ mod tests {
                 assert_eq!(verify(&packet), Verdict::Right, "{len}");
             }
         }
+    }
+
+    #[test]
+    fn a_file_has_one_capture_whoever_names_it_and_a_new_one_when_that_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("capture"), folder.path().join("link"));
+        let first = Capture::of(&path).unwrap();
+        drop(first.flow(true, None, None).unwrap());
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let second = Capture::of(&link).unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+        assert!(!Arc::ptr_eq(&first, &Capture::of(&folder.path().join("other")).unwrap()));
+        drop(first);
+        drop(second.flow(true, None, None).unwrap());
+        drop(second);
+        let ends = |bytes: &[u8]| bytes.windows(4).filter(|word| *word == [0x0a, 0x0d, 0x0d, 0x0a]).count();
+        let both = std::fs::read(&path).unwrap();
+        assert_eq!(ends(&both), 1, "one section, begun once");
+        drop(Capture::of(&path).unwrap().flow(true, None, None).unwrap());
+        let anew = std::fs::read(&path).unwrap();
+        assert!(anew.len() < both.len(), "what was there is replaced");
     }
 
     #[test]

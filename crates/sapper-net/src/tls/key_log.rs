@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// Where key log lines go.
 pub(crate) struct KeyLogSink {
     lines: Option<Lines>,
-    pub(crate) capture: Option<Capture>,
+    pub(crate) capture: Option<Arc<Capture>>,
 }
 
 enum Lines {
@@ -46,7 +46,7 @@ impl KeyLogSink {
                 .map(|file| Some(Lines::File(Mutex::new(file), path.clone())))
                 .map_err(|e| Error::config("key_log_file", format!("{}: {e}", path.display())))?,
         };
-        let capture = options.capture.as_ref().map(Capture::open).transpose()?;
+        let capture = options.capture.as_ref().map(Capture::of).transpose()?;
         Ok((lines.is_some() || capture.is_some()).then_some(Self { lines, capture }))
     }
 
