@@ -60,6 +60,22 @@ def names_of(path: str) -> tuple[list[str], list[str]]:
     return names.get_values_for_type(x509.DNSName), [str(one) for one in addresses]
 
 
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("::1", "__1"),
+        ("[2001:db8::1]", "2001_db8__1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("*.app.test", "_wildcard.app.test"),
+        ("app.test", "app.test"),
+    ],
+)
+def test_files_are_called_after_the_first_name(tmp_path: Path, name: str, stem: str) -> None:
+    told = make_dev_certificate([name, "other.test"], folder=tmp_path, ca_dir=tmp_path / "ca")
+    assert (told.chain.name, told.key.name) == (f"{stem}.pem", f"{stem}.key")
+    assert told.chain.is_file()
+
+
 def test_files_are_for_their_owner_and_hold_every_name(tmp_path: Path) -> None:
     told = made(tmp_path, "localhost", "*.App.test", "192.0.2.7", "[2001:db8::1]", "localhost")
     assert told["authority_made"] is True

@@ -74,7 +74,7 @@ def make_dev_certificate(
 ) -> DevCertificate:
     """Makes a certificate and a key for these names, and the authority where there is none yet.
 
-    The files are called after the first name and are readable by their owner only.
+    The files are called after the first name (``__1.pem`` for ``::1``) and are readable by their owner only.
 
     Args:
         names: DNS names (``*.`` in front for any one label) and addresses, IPv4 and IPv6; ``localhost``
@@ -136,9 +136,10 @@ def trust_steps(authority: Path) -> dict[str, str]:
 
 
 def _stem(name: str) -> str:
-    """A name that a file may have."""
-    plain = "".join(char if char.isalnum() or char in ".-" else "_" for char in name)
-    return plain.replace("_.", "_wildcard.", 1) if name.startswith("*.") else plain.strip("_") or "none"
+    """A name that a file may have, and that tells whose it is: ``_wildcard.app.test``, ``2001_db8__1``."""
+    bare = name.removeprefix("[").removesuffix("]")
+    plain = "".join(char if char.isalnum() or char in ".-" else "_" for char in bare)
+    return plain.replace("_.", "_wildcard.", 1) if name.startswith("*.") else plain or "none"
 
 
 def _exists(path: Path) -> SapperError:

@@ -77,8 +77,11 @@ impl Shared {
     }
 }
 
-/// The captures that are open, by their files' device and number.
-static OPEN: Mutex<Vec<((u64, u64), Weak<Capture>)>> = Mutex::new(Vec::new());
+/// What a file is, whatever it is called: its device and number.
+type FileNumber = (u64, u64);
+
+/// The captures that are open.
+static OPEN: Mutex<Vec<(FileNumber, Weak<Capture>)>> = Mutex::new(Vec::new());
 
 impl Capture {
     /// The capture of a file, which it shares with whoever captures into that already: a second writer would
@@ -98,8 +101,7 @@ impl Capture {
         }))
     }
 
-    /// What its file is, whatever it is called.
-    fn number(&self) -> Option<(u64, u64)> {
+    fn number(&self) -> Option<FileNumber> {
         match &*self.writer.lock().unwrap_or_else(PoisonError::into_inner) {
             Writer::Idle(file, _) => {
                 let found = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
