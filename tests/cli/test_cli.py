@@ -198,6 +198,13 @@ def _serve_tls(listener: socket.socket, made: ThrowawayCertificates) -> None:
         (["null:", "null:", "--server-name", "x"], ErrorKind.CONFIG, "need a tls:"),
         (["tls-listen://:0", "null:"], ErrorKind.CONFIG, "needs --cert"),
         (["tls://h:1", "null:", "--psk-identity", "x"], ErrorKind.CONFIG, "SAPPER_PSK"),
+        (
+            ["tls://h:1", "null:", "--ticket-lifetime", "60"],
+            ErrorKind.CONFIG,
+            "--ticket-lifetime: is for a server",
+        ),
+        (["tls://h:1", "null:", "--client-auth", "off"], ErrorKind.CONFIG, "--client-auth: is for a server"),
+        (["tls-listen://:0", "null:", "--ocsp", "check"], ErrorKind.CONFIG, "--ocsp: is for a client"),
         (["null:", "null:", "--tap-filter", "tcp"], ErrorKind.CONFIG, "need --tap"),
         (["null:", "null:", "--config", "/no/such/file"], ErrorKind.CONFIG, "cannot read"),
         (["tcp://127.0.0.1:1", "null:"], ErrorKind.CONNECT, "try: check that the peer listens"),

@@ -25,7 +25,8 @@ from support.certs import Certificates, Identity
 from support.proxies import LATEST, connect, ends, own, trusting, until
 from support.services import Echo, echo, read_all, say
 
-PSK = Credentials.psk("x", bytes(32))
+KEY = bytes(range(32))
+PSK = Credentials.psk("x", KEY)
 
 
 @pytest.fixture
@@ -494,7 +495,7 @@ async def test_many_at_once(certs: Certificates, service: Echo, leak_check: None
             {
                 "listen": ":1",
                 "routes": ({"names": "a.test", "to": "localhost:1"},),
-                "tls": Credentials.psk("x", bytes(32)),
+                "tls": Credentials.psk("x", KEY),
                 "upgrade": "mysql",
             },
             "upgrade",
@@ -515,6 +516,8 @@ def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
     ("options", "field"),
     [
         ({"to": "localhost:1", "tls": TlsConfig()}, "credentials"),
+        ({"to": "tls://localhost:1", "upstream_name": "a b"}, "upstream_name"),
+        ({"to": "tls://localhost:1", "upstream_tls": Credentials.psks({"a": KEY, "b": KEY})}, "upstream_tls"),
         ({"to": "localhost:1", "proxy_from": "not-a-network"}, "proxy_from"),
         ({"routes": (Route(names=("a b",), to=("localhost:1",), pass_through=True),)}, "names"),
         ({"routes": (Route(names=("a.test",), to=("localhost:1",)),)}, "names"),
