@@ -129,7 +129,13 @@ class RunOptions(Options):
             return cls(**values)
         if not isinstance(options, RunOptions):  # type: ignore[unreachable, unused-ignore]
             raise config_error("options", f"must be RunOptions, not {type(options).__name__}", "wrong_type")
-        return options.model_copy(update=values) if values else options
+        if not values:
+            return options
+        changed = options.model_copy(update=values)
+        if "tls" not in values:
+            # The same TLS: its sessions are resumed, whatever else is said for one run.
+            vars(changed)["_native_tls"] = options._native_tls
+        return changed
 
     @classmethod
     def _relative_to(cls, folder: Path, values: dict[str, Any]) -> dict[str, Any]:
