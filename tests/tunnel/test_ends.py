@@ -222,7 +222,7 @@ async def test_what_the_system_holds_at_an_orderly_end_outlives_both_ends(leak_c
     async with Service(give) as service, server() as ours:
         async with client(ours.port or 0, service.port) as exposed:
             with socket.socket() as visitor:
-                # Less than the payload fits: the rest waits at the server's socket, which takes 128 KiB.
+                # Less than the payload fits: the rest waits at the server's socket, which takes 256 KiB.
                 visitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
                 visitor.connect(("127.0.0.1", exposed.assigned_port or 0))
                 visitor.shutdown(socket.SHUT_WR)

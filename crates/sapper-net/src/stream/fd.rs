@@ -38,7 +38,7 @@ const HUNG_UP_RETRY: Duration = Duration::from_millis(10);
 /// Bytes that TCP cannot send yet and takes all the same. With the system's own megabytes a slow reader's bytes lie
 /// there and come out in bursts of that size, each of which keeps the cores from everybody else; a few batches of
 /// ours are enough to keep a fast reader busy.
-pub const MOST_UNSENT: u32 = 128 * 1024;
+pub const MOST_UNSENT: u32 = 256 * 1024;
 
 /// Options of connected sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
