@@ -76,7 +76,7 @@ def fail(error: SapperError, *, as_json: bool) -> int:
         from rich.console import Console
         from rich.markup import escape
 
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, emoji=False)
         console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
         notes: list[str] = getattr(error, "__notes__", [])
         if (hint := notes[-1] if notes else _NEXT.get(error.kind)) is not None:

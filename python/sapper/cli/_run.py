@@ -34,7 +34,7 @@ class Report:
     def __init__(self, json_to: IO[str] | None, *, quiet: bool, interval: float | None) -> None:
         self._json_to = json_to
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         usual = 1.0 if self._console.is_terminal and json_to is None and not quiet else 0.0
         self._interval = usual if interval is None else interval
 

@@ -40,7 +40,8 @@ class Journal:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False)
+        # A name is no picture; and what draws those cannot be loaded once the table of descriptors is full.
+        self._console = Console(stderr=True, highlight=False, emoji=False)
 
     def note(self, event: str, text: str, *, bad: bool = False, **values: Any) -> None:
         """Something happened."""
@@ -197,7 +198,7 @@ def show_status(address: str, *, as_json: bool) -> None:
     if as_json:
         write_json(status)
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     for proxy in status["proxies"].values():
         console.print(_summary(proxy))
         if proxy["connections"]:

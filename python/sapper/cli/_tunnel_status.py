@@ -35,7 +35,7 @@ def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
         if as_json:
             write_json(said())
         else:
-            Console(highlight=False).print(_tables(said()))
+            Console(highlight=False, emoji=False).print(_tables(said()))
         return
     import time
 
@@ -46,7 +46,9 @@ def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
                 time.sleep(watch)
         from rich.live import Live
 
-        with Live(_tables(said()), console=Console(highlight=False), auto_refresh=False) as shown:
+        with Live(
+            _tables(said()), console=Console(highlight=False, emoji=False), auto_refresh=False
+        ) as shown:
             while True:
                 time.sleep(watch)
                 shown.update(_tables(said()), refresh=True)
