@@ -441,6 +441,21 @@ def test_help_is_of_the_command_itself() -> None:
     assert "status" in done.stdout
 
 
+def test_options_stand_under_their_headings() -> None:
+    lines = sapper("run", "--help").stdout.splitlines()
+    under = {line.split()[0]: heading for heading, line in with_headings(lines) if line.startswith(" -")}
+    assert under["--cert"] == under["--max-tls"] == under["--upgrade"] == "TLS with clients"
+    assert under["--upstream-cert"] == under["--upstream-name"] == "TLS to services that are tls://"
+    assert (under["--route"], under["--rate"], under["--json"]) == ("The service", "Limits", "Running")
+
+
+def with_headings(lines: list[str]) -> Iterator[tuple[str, str]]:
+    heading = ""
+    for line in lines:
+        heading = line if line and not line.startswith(" ") else heading
+        yield heading, line
+
+
 def test_a_full_table_of_descriptors_is_one_line_of_the_log_and_passes(service: Echo) -> None:
     """Both ports meet it: the proxy's listener, which is native, and that of the figures."""
     few = 'ulimit -n 64; exec "$@"'
