@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sapper._mistakes import config_error
 from sapper.errors import ConfigError
 
-__all__ = ["callback", "data", "file_path", "flag", "seconds", "text", "whole", "wrong_type"]
+__all__ = ["callback", "data", "file_path", "flag", "named", "seconds", "text", "whole", "wrong_type"]
 
 
 class _Call(Protocol):
@@ -35,6 +35,13 @@ def text(value: object, name: str) -> str:
     except UnicodeEncodeError:
         raise config_error(name, "holds a character that is none (a lone surrogate)", "not_text") from None
     return value
+
+
+def named(value: object, name: str) -> str:
+    """Text that says something: a host, a name."""
+    if not text(value, name):
+        raise config_error(name, "must not be empty")
+    return str(value)
 
 
 def whole(value: object, name: str, low: int, high: int) -> int:

@@ -119,6 +119,10 @@ def _first_mistake(error: ValidationError) -> ConfigError:
         message = first["msg"].removeprefix("Value error, ")
         of_another_type = first["type"].endswith("_type")
         reason = "wrong_type" if of_another_type else None
+        if first["type"] in ("model_type", "model_attributes_type"):
+            # A class that nobody can make is not named.
+            kind = str(first.get("ctx", {}).get("class_name", "_"))
+            message = "must be a table" if kind.startswith("_") else f"must be a table or a {kind}"
         message = {"extra_forbidden": "there is no such option", "missing": "is required"}.get(
             first["type"], message[:1].lower() + message[1:]
         )

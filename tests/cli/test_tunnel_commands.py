@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 
-from sapper.cli._tunnel import _matrix
+from sapper.cli._tunnel import Told, _matrix
 from sapper.testing import throwaway_certificates
+from sapper.tunnel import events
 from support.programs import event
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
@@ -525,3 +526,32 @@ def test_people_hear_of_errors_too(web: int, tmp_path: Path) -> None:
             event(client.stdout, "authentication-acknowledged")
             told = next(line for line in server.stderr if "error" in line)
             assert "error: lease_file: " in told
+
+
+@pytest.mark.parametrize("default", ["danger_allow_anonymous = false", "clients = []"])
+def test_a_default_in_a_file_is_as_if_it_were_not_there(web: int, tmp_path: Path, default: str) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text(f'[tunnel]\nport = 0\nhost = "127.0.0.1"\n{default}\n')
+    serve = ("tunnel", "serve", "--config", str(config), "--state", str(tmp_path / "state"))
+    with started(*serve) as server:
+        assert server.stderr is not None
+        said = [server.stderr.readline(), server.stderr.readline()]
+        token = (tmp_path / "state" / "tunnel-token").read_text().strip()
+        assert token in said[1]
+        port = said[1].rpartition(":")[2].strip()
+        expose = ("expose", str(web), "--to", f"127.0.0.1:{port}", "--json")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            assert event(client.stdout, "authentication-acknowledged")["assigned_port"]
+
+
+def test_a_connection_that_ends_in_order_is_told_before_the_next_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = Told(as_json=False, qr=False)
+    way = events.ClientConnection("host", 9000, False)
+    for had_error in (False, True):
+        told.event(events.TunnelDisconnected(way, had_error))
+        told.event(events.TunnelReconnectQueued(1.0))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "the other end closed the connection; connecting again in 1.0 s"
+    assert second == "connecting again in 1.0 s", "its error was told"

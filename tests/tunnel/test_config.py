@@ -354,3 +354,9 @@ async def test_one_that_was_refused_for_good_is_tried_again(leak_check: None) ->
         finally:
             await fleet.stop()
             await server.stop()
+
+
+def test_the_watcher_s_mistakes_name_no_class_of_ours(tmp_path: Path) -> None:
+    error = wrong(read_clients, write(tmp_path, "list.json", "[1]"))
+    assert (error.field, error.reason) == ("tunnels.0", "wrong_type")
+    assert error.message == "must be a table"

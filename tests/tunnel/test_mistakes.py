@@ -302,3 +302,29 @@ async def _all(heard: Any) -> list[events.TunnelEvent]:
 def _listens(port: int) -> bool:
     with socket.socket() as visitor:
         return visitor.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_pauses_do_not_begin_above_the_longest() -> None:
+    assert wrong(ClientOptions, reconnect_delay=(5, 1)).field == "reconnect_delay"
+    ClientOptions(reconnect_delay=(5, 5))
+
+
+def test_a_host_is_not_empty() -> None:
+    for field in ("tunnel_server_host", "local_service_host", "server_hostname"):
+        values: dict[str, Any] = {
+            "tunnel_server_host": "localhost",
+            "tunnel_server_port": 1,
+            "local_service_port": 1,
+            "tls": True,
+            field: "",
+        }
+        assert wrong(TunnelClient, **values).field == field
+    for name in ("host", "visitor_host"):
+        assert wrong(ServerOptions, **{name: ""}).field == name
+    assert wrong(Service, port=1, host="").field == "host"
+
+
+@pytest.mark.parametrize("said", [[1], "text", object()])
+def test_credentials_are_a_mapping(said: Any) -> None:
+    error = wrong(TunnelClient, "localhost", 1, 1, said)
+    assert error.field == "authentication_credentials"

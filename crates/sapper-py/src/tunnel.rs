@@ -285,6 +285,9 @@ impl ClientValues {
             if first.is_zero() {
                 return Err(Error::config("reconnect_delay", "must be above 0"));
             }
+            if first > longest {
+                return Err(Error::config("reconnect_delay", "the first pause is above the longest"));
+            }
             Ok((first, longest))
         };
         let versions = [("v1", Version::V1), ("v2", Version::V2)];

@@ -58,6 +58,8 @@ class Told:
         self.as_json = as_json
         self._scheme = scheme
         self._qr = sys.stderr.isatty() if qr is None else qr
+        #: Clients whose server ended the connection in order: no error says why they connect again.
+        self._left: set[str] = set()
 
     def note(self, event: str, text: str | None, **values: Any) -> None:
         """Something happened to the program itself."""
@@ -86,7 +88,13 @@ class Told:
                 if self._qr:
                     _say(_blocks(_matrix(url)))
         elif (line := _line(event)) is not None:
+            if isinstance(event, events.TunnelReconnectQueued) and name in self._left:
+                line = f"the other end closed the connection; {line}"
             _say(f"{name}: {line}" if name else line)
+        if isinstance(event, events.TunnelDisconnected) and not event.had_error:
+            self._left.add(name)
+        elif isinstance(event, events.TunnelReconnectQueued | events.TunnelError):
+            self._left.discard(name)
 
     def _urls(self, event: events.AuthenticationAcknowledged) -> tuple[tuple[str, str], ...]:
         """Each service with its public address."""

@@ -178,7 +178,8 @@ def serve(
             said = given | {name: one.config(kept.get(name)) for name, one in typed.items()}
             words.in_file -= said.keys()
             kept |= said
-            if not {"danger_allow_anonymous", "clients", "token_file"} & set(kept):
+            # What it is counts, not whether somebody wrote it: a default in the file says nothing.
+            if not any(kept.get(name) for name in ("danger_allow_anonymous", "clients", "token_file")):
                 kept["token_file"] = folder / "tunnel-token"
             return ServerConfig(**kept)
 

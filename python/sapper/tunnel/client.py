@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
-from sapper._arguments import file_path, flag, seconds, text, whole, wrong_type
+from sapper._arguments import file_path, flag, named, seconds, whole, wrong_type
 from sapper._loop import running_post
 from sapper._mistakes import config_error
 from sapper.errors import ClosedError, ConfigError
@@ -33,7 +33,7 @@ class TunnelClient(TunnelObject):
         tunnel_server_port: Its main port.
         local_service_port: The service's port, reached on 127.0.0.1 or ::1, whichever listens; or at
             ``local_service_host``.
-        authentication_credentials: What the client says of itself; anything that JSON can say.
+        authentication_credentials: What the client says of itself: a mapping that JSON can say.
         local_service_host: The service's host, where it is not this machine.
         local_service_path: A Unix socket instead of a port.
         services: Several services instead, each with a public port of its own. Servers of the original take
@@ -70,7 +70,7 @@ class TunnelClient(TunnelObject):
         options: ClientOptions | None = None,
     ) -> None:
         super().__init__()
-        self._host = text(tunnel_server_host, "tunnel_server_host")
+        self._host = named(tunnel_server_host, "tunnel_server_host")
         self._port = whole(tunnel_server_port, "tunnel_server_port", 1, 65_535)
         self._services = _exposed(local_service_port, local_service_host, local_service_path, services)
         given: object = {} if authentication_credentials is None else authentication_credentials
@@ -84,7 +84,7 @@ class TunnelClient(TunnelObject):
         self._tls = _client_tls(tls, ca, flag(danger_accept_any_certificate, "danger_accept_any_certificate"))
         if self._tls is None and server_hostname is not None:
             raise config_error("server_hostname", "is checked by TLS, which is not asked for")
-        self._name = None if server_hostname is None else text(server_hostname, "server_hostname")
+        self._name = None if server_hostname is None else named(server_hostname, "server_hostname")
         self._options = client_options(options)
 
     def __repr__(self) -> str:
@@ -274,7 +274,7 @@ def _exposed(
         if path is not None and host is not None:
             raise config_error("local_service_host", "a Unix socket has no host")
         service = one_service(
-            None if host is None else text(host, "local_service_host"),
+            None if host is None else named(host, "local_service_host"),
             None if port is None else whole(port, "local_service_port", 1, 65_535),
             None if path is None else str(file_path(path, "local_service_path")),
         )

@@ -31,7 +31,7 @@ def _is_address(text: str) -> str:
     return text
 
 
-def _is_path(value: object) -> object:
+def _is_said(value: object) -> object:
     if value == "":
         raise config_error(None, "must not be empty")
     return value
@@ -60,6 +60,7 @@ def _at_most(most: int) -> AfterValidator:
 
 
 _Address = Annotated[str, AfterValidator(_is_address)]
+_Host = Annotated[str, BeforeValidator(_is_said)]
 _Ports = Annotated[int | tuple[int, int] | None, PlainValidator(_ports)]
 
 
@@ -129,9 +130,9 @@ class Service(Options):
 
     port: _Port | None = None
     """The service's port, on 127.0.0.1 or ::1, whichever listens; or at ``host``."""
-    host: str | None = None
+    host: _Host | None = None
     """The service's host, where it is not this machine."""
-    path: Annotated[Path | None, BeforeValidator(_is_path)] = None
+    path: Annotated[Path | None, BeforeValidator(_is_said)] = None
     """A Unix socket instead of a port."""
     name: Annotated[str, _at_most(128)] | None = None
     """What the server calls it, and whose public port it gets again. Without one the first service of a
@@ -234,10 +235,11 @@ class ServerOptions(_Common):
         ConfigError: A value is wrong; ``field`` names it.
     """
 
-    host: str | None = None
-    """Where the main port listens. ``None``: every address where there is a filter, else loopback alone."""
-    visitor_host: str | None = None
-    """Where public ports listen. ``None``: as the main port."""
+    host: _Host | None = None
+    """Where the main port listens. ``None``: every address where there is a filter, else loopback alone.
+    ``::`` is every address too, those of IPv4 included."""
+    visitor_host: _Host | None = None
+    """Where public ports listen, with the same words. ``None``: as the main port."""
     public_ports: tuple[_Port, _Port] = (10_000, 32_767)
     """First and last public port; twice the same is a fixed one. The default is below the ports that systems
     give to outgoing connections, so that a client finds its port free again."""
@@ -311,3 +313,10 @@ class ClientOptions(_Common):
     lease: Annotated[str, _at_most(256)] | None = None
     """A name, of 256 bytes at most, whose public port this client gets at our own servers, whatever its
     credentials are. Who else uses it takes the port over."""
+
+    @model_validator(mode="after")
+    def _longer_and_longer(self) -> Self:
+        first, longest = self.reconnect_delay
+        if first > longest:
+            raise config_error("reconnect_delay", "the first pause is above the longest")
+        return self

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
@@ -64,6 +65,9 @@ ServiceFilter = Callable[[events.ClientTunnel, tuple[ServiceRequest, ...]], bool
 
 #: Without a filter everybody may have a tunnel: then only this machine is everybody.
 LOOPBACK = "localhost"
+
+#: Seconds that the name of a host may take to be looked up.
+LOOK_UP = 10.0
 
 
 class TunnelServer(TunnelObject):
@@ -207,10 +211,15 @@ class TunnelServer(TunnelObject):
         Raises:
             ApiMisuseError: It was started already.
             BindError: The port cannot be had.
-            ConfigError: The file of leases cannot be read or written, or an entry of a list of addresses is
-                none.
+            ConfigError: The file of leases cannot be read or written, ``visitor_host`` is no address of this
+                machine, or an entry of a list of addresses is none.
         """
-        self._place = (whole(port, "port", 0, 65_535), *self._hosts())
+        whole(port, "port", 0, 65_535)
+        host, visitor_host = self._hosts()
+        # The main port's host is found out about by listening there.
+        if not self._started and visitor_host is not None and visitor_host != host:
+            await _can_have_visitors(visitor_host)
+        self._place = (port, *self._hosts())
         mailbox, key = self._begin()
         try:
             native = self._native = _native.TunnelServer(
@@ -268,6 +277,10 @@ class TunnelServer(TunnelObject):
             return
         if options is not None:
             server_options(options)
+            if options.visitor_host not in (None, self._options.visitor_host):
+                await _can_have_visitors(options.visitor_host)
+                if self._native is not native:
+                    raise ClosedError("the server does not run")
         if visitor_filter is not ...:
             check_callback(visitor_filter, "visitor_filter")
         kept = (self._options, self._visitor_filter, self._tls, self._visitor_tls, self._place)
@@ -433,3 +446,26 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == LOOPBACK
+
+
+async def _can_have_visitors(host: str) -> None:
+    """Finds out whether public ports can be there: later only the first client is told."""
+    error: OSError | UnicodeError = OSError("it has no address")
+    try:
+        async with asyncio.timeout(LOOK_UP):
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise config_error("visitor_host", f"looking {host} up took more than {LOOK_UP:g} s") from None
+    except (OSError, UnicodeError) as failed:  # the latter: a part of the name is too long
+        found, error = [], failed
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as place:
+                place.bind(address)
+        except OSError as failed:
+            error = failed
+        else:
+            return  # one is enough: a name may have addresses of a family that the machine does not have
+    why = getattr(error, "strerror", None) or error
+    raise config_error("visitor_host", f"public ports cannot be at {host!r}: {why}")

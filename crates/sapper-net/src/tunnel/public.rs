@@ -108,6 +108,7 @@ impl PublicPort {
         let address = ListenAddress::Tcp { host, port };
         let listen = ListenOptions {
             max_connections: options.max_visitors,
+            dual_stack: true,
             socket: STREAM,
             ..ListenOptions::default()
         };

@@ -345,6 +345,7 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     let address = ListenAddress::Tcp { host: options.host.clone(), port: options.port };
     let listen = ListenOptions {
         max_connections: most_connections(&options),
+        dual_stack: true,
         socket: SocketOptions {
             keepalive: Some(KEEPALIVE),
             most_unsent: MOST_UNSENT,
@@ -355,7 +356,11 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     let mut listener = tokio::select! {
         biased;
         () = shared.stopped() => return Ok(()),
-        bound = Listener::bind(&address, &listen, Instant::now() + LOOK_UP) => bound?,
+        bound = Listener::bind(&address, &listen, Instant::now() + LOOK_UP) => bound.map_err(|error| match error.kind() {
+            // The others are about the port.
+            ErrorKind::Config | ErrorKind::Connect => error.with_field("host"),
+            _ => error,
+        })?,
     };
     let addresses = listener.local_addresses();
     let port = addresses.iter().find_map(|address| match address {
