@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sapper.cli._tunnel import _say
+from sapper.cli._output import say
 from support.programs import event
 
 #: The command, which says at its end what it has loaded. The child that reads the command line keeps silent.
@@ -146,5 +146,5 @@ def test_a_mistake_ends_it_as_ever(serve: Callable[..., Any]) -> None:
 
 
 def test_what_a_peer_says_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    _say("one\ntwo \x1b[2J\r\x9b1A\x07 ende\u0301")
+    say("one\ntwo \x1b[2J\r\x9b1A\x07 ende\u0301")
     assert capsys.readouterr().err == "one\ntwo \\x1b[2J\\r\\x9b1A\\x07 ende\u0301\n"

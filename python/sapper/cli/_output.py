@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -30,10 +31,14 @@ __all__ = [
     "fail",
     "log_told",
     "rate",
+    "say",
     "stats_table",
     "stats_values",
     "write_json",
 ]
+
+#: What is no text; a line may have several lines.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 EXIT_CODES = (
     "Exit codes: 0 an orderly end (Ctrl-C included), 1 a defect, 2 wrong options, 3 misuse, "
@@ -84,10 +89,18 @@ def fail(error: SapperError, *, as_json: bool) -> int:
     return error.kind.exit_code
 
 
-class _Lines(logging.Handler):
-    """Each record of the log through what tells everything else."""
+def say(text: str) -> None:
+    """A line for people. What a peer wrote in it does not move their cursor.
 
-    def __init__(self, note: Callable[..., None]) -> None:
+    Not by rich, which loads what it needs when it needs it: perhaps no file can be opened then.
+    """
+    print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), file=sys.stderr, flush=True)
+
+
+class _Lines(logging.Handler):
+    """Each record of the log as what a command tells."""
+
+    def __init__(self, note: Callable[..., None] | None) -> None:
         super().__init__(logging.WARNING)
         self._note = note
 
@@ -101,17 +114,20 @@ class _Lines(logging.Handler):
             if record.exc_info:
                 values["traceback"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
                 lines.append(values["traceback"])
-            self._note("log", "\n".join(lines), **values)
+            if self._note is not None:
+                self._note("log", "", **values)
+            else:
+                say("\n".join(lines))
         except Exception:  # noqa: BLE001 - a line that cannot be told ends nothing
             self.handleError(record)
 
 
 @contextlib.contextmanager
-def log_told(note: Callable[..., None]) -> Iterator[None]:
-    """Has ``note`` tell what is logged as everything else: a line for people, or one of JSON (event ``log``).
+def log_told(note: Callable[..., None] | None) -> Iterator[None]:
+    """Has what is logged told like everything else.
 
     Args:
-        note: Takes the event's name, a text for people, and values for programs.
+        note: Writes an event with values for programs; ``None`` where people read standard error.
     """
     handler = _Lines(note)
     root = logging.getLogger()

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from functools import partial
 from typing import IO, Any
 
 from rich.console import Console
@@ -43,11 +42,11 @@ class Report:
         """Whether a program reads along."""
         return self._json_to is not None
 
-    def note(self, event: str, text: str, *, bad: bool = False, **values: Any) -> None:
+    def note(self, event: str, text: str, **values: Any) -> None:
         """Something happened."""
         if self._json_to is not None:
             write_json({"event": event, **values}, self._json_to)
-        elif bad or not self._quiet:
+        elif not self._quiet:
             self._console.print(text, soft_wrap=True, markup=False)
 
     def handshake(self, info: HandshakeInfo | None) -> None:
@@ -130,7 +129,7 @@ async def run(
     except SapperError as failure:
         raise named(failure, {"address": "--metrics"}) from None
     async with AsyncExitStack() as stack:
-        stack.enter_context(log_told(partial(report.note, bad=True)))
+        stack.enter_context(log_told(report.note if report.as_json else None))
         for server in servers:
             await stack.enter_async_context(server)
         told = told if network is ends[0] else (told[1], told[0])
@@ -149,8 +148,7 @@ async def _run(
     cut = _stop_on_signals(pump, drain, report)
     error: SapperError | None = None
     text = f"{ends[0]} <-> {ends[1]}" + "".join(f", figures at {one}" for one in figures)
-    more: dict[str, Any] = {"metrics": figures} if figures else {}
-    report.note("opening", text, a=str(ends[0]), b=str(ends[1]), **more)
+    report.note("opening", text, a=str(ends[0]), b=str(ends[1]), **({"metrics": figures} if figures else {}))
     try:
         if isinstance(pump, Bridge):
             report.handshake(await pump.handshake())

@@ -10,7 +10,6 @@ import signal
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from rich.table import Table
 from sapper import _notify
 from sapper._options import config_error
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import amount, duration, error_values, fail, log_told, write_json
+from sapper.cli._output import amount, duration, error_values, fail, log_told, say, write_json
 from sapper.endpoint import split_address
 from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
 from sapper.metrics import MetricsServer
@@ -40,8 +39,6 @@ class Journal:
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json = as_json
         self._quiet = quiet
-        # A name is no picture; and what draws those cannot be loaded once the table of descriptors is full.
-        self._console = Console(stderr=True, highlight=False, emoji=False)
 
     def note(self, event: str, text: str, *, bad: bool = False, **values: Any) -> None:
         """Something happened."""
@@ -49,7 +46,7 @@ class Journal:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             write_json({"time": now, "event": event, **values})
         elif bad or not self._quiet:
-            self._console.print(text, soft_wrap=True, markup=False)
+            say(text)
 
     def event(self, event: ProxyEvent) -> None:
         """What the proxy tells."""
@@ -110,7 +107,7 @@ async def serve(
     proxy = Proxy(options, on_event=journal.event)
     asked = cut = False
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(log_told(partial(journal.note, bad=True)))
+        stack.enter_context(log_told(journal.note if journal.as_json else None))
         servers = [MetricsServer(address, proxies={"proxy": proxy}) for address in metrics]
         for server in servers:
             await stack.enter_async_context(server)

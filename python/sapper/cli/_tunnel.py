@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import shlex
 import signal
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sapper import _notify
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import error_values, log_told, write_json
+from sapper.cli._output import error_values, log_told, say, write_json
 from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.tunnel import events
 
@@ -35,9 +34,6 @@ TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
 
 #: Seconds between two looks at the files of a configuration.
 LOOK = 1.0
-
-#: What is no text; a line may have several lines.
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 #: Reads a configuration anew; the files that it came from.
 Again = Callable[[], Any]
@@ -66,7 +62,7 @@ class Told:
         if self.as_json:
             write_json({"event": event, **values})
         elif text is not None:
-            _say(text)
+            say(text)
 
     def reloaded(self, error: SapperError | None) -> None:
         """A configuration was read again."""
@@ -84,13 +80,13 @@ class Told:
         elif urls:
             for service, url in urls:
                 whose = "".join(f"{one}: " for one in (name, service) if one)
-                _say(f"{whose}exposed at {url}")
+                say(f"{whose}exposed at {url}")
                 if self._qr:
-                    _say(_blocks(_matrix(url)))
+                    say(_blocks(_matrix(url)))
         elif (line := _line(event)) is not None:
             if isinstance(event, events.TunnelReconnectQueued) and name in self._left:
                 line = f"the other end closed the connection; {line}"
-            _say(f"{name}: {line}" if name else line)
+            say(f"{name}: {line}" if name else line)
         if isinstance(event, events.TunnelDisconnected) and not event.had_error:
             self._left.add(name)
         elif isinstance(event, events.TunnelReconnectQueued | events.TunnelError):
@@ -101,11 +97,6 @@ class Told:
         host = event.client_connection.tunnel_server_host
         scheme = self._scheme or ("https" if event.secure else "http")
         return tuple((one.name, f"{scheme}://{_joined(host, one.port)}") for one in event.services)
-
-
-def _say(text: str) -> None:
-    """A line for people. What a peer wrote in it does not move their cursor."""
-    print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), file=sys.stderr, flush=True)
 
 
 async def run_server(
@@ -146,7 +137,7 @@ async def run_server(
             _watch_tls(watched, told, changed.tls, changed.visitor_tls)
 
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(log_told(told.note))
+        stack.enter_context(log_told(told.note if told.as_json else None))
         places = await _figures(stack, metrics, tunnels={"tunnel": server})
         port = await server.start(config.port)
         if places:
@@ -197,7 +188,7 @@ async def run_clients(
             _watch_tls(watched, told, *(one.tls for one in changed.values()))
 
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(log_told(told.note))
+        stack.enter_context(log_told(told.note if told.as_json else None))
         places = await _figures(stack, metrics, tunnel_clients=_Named(fleet))
         if places:
             told.note("metrics", "\n".join(f"figures at {one}" for one in places), addresses=places)
