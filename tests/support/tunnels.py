@@ -158,6 +158,7 @@ class Cutter:
     def __init__(self, port: int) -> None:
         self._to = port
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._unheard: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._may_pass = asyncio.Event()
@@ -199,9 +200,16 @@ class Cutter:
     def cut(self) -> None:
         """Breaks every connection at once, what is on its way included."""
         self.go_on()
+        self._unheard.clear()
         for pair in list(self._pairs):
             for one in pair:
                 one.transport.abort()
+
+    def cut_clients(self) -> None:
+        """Breaks the connections of those who came; the server hears nothing of it."""
+        for writer, near in list(self._pairs):
+            self._unheard.add(near)
+            writer.transport.abort()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -236,8 +244,11 @@ class Cutter:
                 pass
             finally:
                 for one in pair:
-                    one.transport.abort()
+                    if one not in self._unheard:
+                        one.transport.abort()
 
         await asyncio.gather(copy(reader, near), copy(far, writer), return_exceptions=True)
+        near.transport.abort()
+        self._unheard.discard(near)
         self._pairs.discard(pair)
         self._tasks.discard(task)

@@ -7,7 +7,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -161,6 +161,43 @@ async def test_clients_beyond_those_that_there_may_be_are_refused_and_come_again
             public = await asyncio.wait_for(coming, LATEST)
             assert await asked(public, b"its turn") == b"its turn"
             await second.stop()
+
+
+async def test_a_session_that_only_waits_gives_way_to_a_newcomer(leak_check: None) -> None:
+    """The one without visitors that has waited longest, once its client had time to come back."""
+    async with (
+        Service(echo) as service,
+        server(options={"max_clients": 3}) as ours,
+        AsyncExitStack() as ends,
+    ):
+        gone: list[int] = []
+        ours.on("tunnel-destroyed", lambda event: gone.append(event.client_tunnel.tunnel_address.port))
+        links, ports = [], []
+        for number in range(3):
+            link = await ends.enter_async_context(Cutter(ours.port or 0))
+            said = {**CREDENTIALS, "n": number}
+            there = await ends.enter_async_context(client(link.port, service.port, credentials=said))
+            links.append(link)
+            ports.append(there.assigned_port or 0)
+        reader, writer = await visit(ports[0])
+        writer.write(b"before ")
+        assert await asyncio.wait_for(reader.readexactly(7), LATEST) == b"before "
+        for link, port in zip(links, ports, strict=True):
+            link.refuses = True
+            link.cut()
+            await until(lambda port=port: not {one.port: one for one in ours.status()}[port].connected)  # type: ignore[misc]
+        said = {**CREDENTIALS, "n": 9}
+        async with client(ours.port or 0, service.port, credentials=said) as newcomer:
+            assert gone == [ports[1]]
+            assert await asked(newcomer.assigned_port or 0, b"a place") == b"a place"
+            links[0].refuses = False
+            writer.write(b"and after")
+            assert await asyncio.wait_for(reader.readexactly(9), LATEST) == b"and after"
+            # The place of the newcomer is nobody's now, and the port is still that of who gave way.
+            await newcomer.stop()
+            links[1].refuses = False
+            await until(lambda: ports[1] in {one.port for one in ours.status()}, "who gave way")
+        writer.close()
 
 
 async def test_a_client_that_is_started_again_takes_the_place_that_it_had() -> None:

@@ -427,6 +427,8 @@ pub(crate) fn notice(py: Python<'_>, notice: Notice) -> PyResult<Bound<'_, PyDic
         values.set_item("negotiated", info.negotiated)?;
         values.set_item("tunnel_services", ports(&info.services))?;
     }
+    values.set_item("connection", notice.connection)?;
+    values.set_item("session", notice.session)?;
     let stream = notice.stream.map(|stream| (stream.number, stream.visitor, stream.service));
     values.set_item("stream", stream)?;
     values.set_item("services", ports(&notice.services))?;

@@ -332,8 +332,10 @@ def _line(event: events.TunnelEvent) -> str | None:
         case events.TunnelCreated(client_tunnel=one):
             ports = ", ".join(f"{each.port} {each.name}".rstrip() for each in one.services)
             return f"client {one.id} ({one.client_address}): public port {ports}"
-        case events.ClientDisconnected(client_tunnel=one):
-            return f"client {one.id} ({one.client_address}): gone"
+        case events.ClientDisconnected(client_tunnel=one, session=session):
+            return f"client {session or one.id} ({one.client_address}): gone"
+        case events.ClientResumed(client_tunnel=one):
+            return f"client {one.id} ({one.client_address}): back"
         case events.ClientError(client_tunnel=one, err=err):
             return f"client {one.id} ({one.client_address}): {err}"
         case events.TunnelError(err=err):

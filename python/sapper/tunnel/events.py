@@ -25,6 +25,7 @@ __all__ = [
     "ClientDisconnected",
     "ClientError",
     "ClientProtocolConfirmed",
+    "ClientResumed",
     "ClientTunnel",
     "DataEvent",
     "DataFromService",
@@ -86,7 +87,8 @@ class ClientTunnel:
     """One client of a server and its tunnel.
 
     Attributes:
-        id: Counted from 1 at each server.
+        id: The connection's, counted from 1 at each server. A tunnel has that of the connection which made it, and
+            keeps it when its client comes back over another one.
         client_address: Where the client comes from.
         authentication_credentials: What it said of itself; ``None`` before its handshake. Not in ``repr``.
         tunnel_address: Where visitors of its first service come in; ``None`` before it has a port.
@@ -185,7 +187,7 @@ class MainServerError(TunnelEvent):
 
 @dataclass(frozen=True, slots=True)
 class ClientConnected(TunnelEvent):
-    """Somebody connected to the main port."""
+    """Somebody connected to the main port: once for each ``client_tunnel.id``, as :class:`ClientDisconnected`."""
 
     name: ClassVar[str] = "client-connected"
     client_tunnel: ClientTunnel
@@ -218,10 +220,30 @@ class ClientError(TunnelEvent):
 
 @dataclass(frozen=True, slots=True)
 class ClientDisconnected(TunnelEvent):
-    """Its connection is gone. Where its session can go on, its visitors wait."""
+    """A connection to the main port is gone. Where its session can go on, its visitors wait.
+
+    Attributes:
+        client_tunnel: What is known of its client; ``id`` is the connection's, as :class:`ClientConnected` had it.
+        session: The ``id`` of the tunnel that it carried; ``None`` where it was none's.
+    """
 
     name: ClassVar[str] = "client-disconnected"
     client_tunnel: ClientTunnel
+    session: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientResumed(TunnelEvent):
+    """A client came back to its session, and its visitors go on.
+
+    Attributes:
+        client_tunnel: The session, by the ``id`` that :class:`TunnelCreated` had; its client's address is the new one.
+        connection: The ``id`` of the connection that carries it from now on, as :class:`ClientConnected` had it.
+    """
+
+    name: ClassVar[str] = "client-resumed"
+    client_tunnel: ClientTunnel
+    connection: int
 
 
 @dataclass(frozen=True, slots=True)

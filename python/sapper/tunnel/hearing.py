@@ -69,6 +69,7 @@ _SERVER: dict[str, type[events.TunnelEvent]] = {
         events.ClientAuthenticationFailed,
         events.ClientError,
         events.ClientDisconnected,
+        events.ClientResumed,
         events.TunnelCreated,
         events.TunnelDestroyed,
         events.TunnelError,

@@ -400,6 +400,10 @@ class TunnelServer(TunnelObject):
             return events.TunnelError(values["error"], tunnel)
         if name == "client-error":
             return events.ClientError(tunnel, values["error"])
+        if name == "client-disconnected":
+            return events.ClientDisconnected(tunnel, values["session"])
+        if name == "client-resumed":
+            return events.ClientResumed(tunnel, values["connection"])
         if name == "visitor-error":
             return events.VisitorError(tunnel, end_of(values), values["error"])
         if name.startswith("data-"):

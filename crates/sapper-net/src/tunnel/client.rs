@@ -2,7 +2,9 @@
 //!
 //! What is not here: what a link does while it works ([`link`](super::link)).
 
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
@@ -35,6 +37,9 @@ use crate::tls::{Role, SharedTlsConfig};
 
 /// As the original: a peer that is gone without a word is found out.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Sessions of which something is still delivered, at most: a server that comes and goes would otherwise have us hold any
+/// number, each for a minute. Beyond it the oldest is cut.
+const MOST_RESTS: usize = 8;
 /// Behind a tunnel that stood for so long the pauses begin anew. An attempt that only took long is a failure.
 const WORKED: Duration = Duration::from_secs(1);
 
@@ -250,11 +255,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 async fn run(shared: Arc<Shared>) {
     let mut stopping = shared.stopping.subscribe();
-    let mut error = work(&shared, &mut stopping).await.err();
+    let mut rests = Rests::default();
+    let mut error = work(&shared, &mut stopping, &mut rests).await.err();
     if stopping.borrow().is_some() {
         error = None;
     }
     *shared.exposed() = Exposure::default();
+    tokio::select! {
+        biased;
+        () = rests.delivered() => {}
+        () = stopped(&mut stopping) => {
+            let drain = stopping.borrow().unwrap_or_default();
+            let _ = timeout(drain, rests.delivered()).await;
+        }
+    }
+    drop(rests);
     if error.is_some() {
         shared.teller.tell(Notice { name: "error", error: error.clone(), ..Notice::default() });
     }
@@ -274,7 +289,11 @@ async fn stopped(stopping: &mut watch::Receiver<Option<Duration>>) {
     let _ = stopping.wait_for(Option::is_some).await;
 }
 
-async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>) -> Result<()> {
+async fn work(
+    shared: &Shared,
+    stopping: &mut watch::Receiver<Option<Duration>>,
+    rests: &mut Rests,
+) -> Result<()> {
     let instance: [u8; 16] = random()?;
     let instance: String = instance.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
@@ -294,17 +313,23 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
         }
         let granted = tokio::select! {
             biased;
-            () = stopped(stopping) => return Ok(()),
+            () = stopped(stopping) => {
+                rests.add(link);
+                return Ok(());
+            }
             granted = connect(options, shared) => granted,
-            () = keep_alive(&mut link) => unreachable!("it never returns"),
+            () = keep_alive(&mut link, rests) => unreachable!("it never returns"),
         };
         let (mut ended, mut retry) = match granted {
-            Ok(granted) => match attach(&mut link, granted, &mine, options, shared) {
+            Ok(granted) => match attach(&mut link, granted, &mine, options, shared, rests) {
                 Ok(created) => {
                     let working = link.as_mut().expect("it was attached");
-                    let ended = tunnel(working, created, options, shared, stopping).await;
-                    if !ended.waits {
-                        link = None;
+                    let ended =
+                        tunnel(working, created, options, shared, (&mut *stopping, &mut *rests)).await;
+                    match ended.left {
+                        Left::Session => {}
+                        Left::Rest => rests.add(link.take()),
+                        Left::Nothing => link = None,
                     }
                     if stopping.borrow().is_some() {
                         return Ok(());
@@ -340,23 +365,66 @@ async fn work(shared: &Shared, stopping: &mut watch::Receiver<Option<Duration>>)
         shared.teller.tell(Notice { name: "tunnel-reconnect-queued", seconds, ..Notice::default() });
         tokio::select! {
             biased;
-            () = stopped(stopping) => return Ok(()),
+            () = stopped(stopping) => {
+                rests.add(link);
+                return Ok(());
+            }
             () = sleep(pause) => {}
             () = shared.reloaded.notified() => {}
-            () = keep_alive(&mut link) => unreachable!("it never returns"),
+            () = keep_alive(&mut link, rests) => unreachable!("it never returns"),
         }
     }
 }
 
 /// Streams go on while there is no carrier: what was received is delivered, and their grace ends.
-async fn keep_alive(link: &mut Option<Link>) {
+async fn keep_alive(link: &mut Option<Link>, rests: &mut Rests) {
     while let Some(working) = link {
-        let exit = working.run().await;
-        if let Exit::Expired | Exit::Broken(_) | Exit::Idle = exit {
-            *link = None;
+        let exit = tokio::select! {
+            biased;
+            () = rests.delivered_and_on() => unreachable!("it never returns"),
+            exit = working.run() => exit,
+        };
+        match exit {
+            Exit::Broken(_) => *link = None,
+            Exit::Expired | Exit::Idle => rests.add(link.take()),
+            Exit::Hello(_) | Exit::Resumed | Exit::CarrierLost(..) => {}
         }
     }
-    std::future::pending().await
+    rests.delivered_and_on().await
+}
+
+/// What is left of sessions that ended in order: what came from the server before, and its services have not taken yet.
+#[derive(Default)]
+struct Rests {
+    links: Vec<Link>,
+}
+
+impl Rests {
+    fn add(&mut self, link: Option<Link>) {
+        let Some(mut link) = link else { return };
+        link.part();
+        if link.is_empty() {
+            return;
+        }
+        if self.links.len() == MOST_RESTS {
+            self.links.remove(0);
+        }
+        self.links.push(link);
+    }
+
+    /// Until all of it is delivered, or cannot be.
+    async fn delivered(&mut self) {
+        poll_fn(|cx| {
+            self.links.retain_mut(|link| link.poll(cx).is_pending());
+            if self.links.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    async fn delivered_and_on(&mut self) {
+        self.delivered().await;
+        std::future::pending().await
+    }
 }
 
 /// A carrier with a finished handshake.
@@ -537,6 +605,7 @@ fn attach(
     mine: &Mine,
     options: &ClientOptions,
     shared: &Shared,
+    rests: &mut Rests,
 ) -> Result<Option<Instant>> {
     let Granted { carrier, rest, port, capabilities } = granted;
     if capabilities.is_some()
@@ -548,8 +617,8 @@ fn attach(
             return Ok(None);
         }
     }
-    // What was before is over: streams are cut when it is dropped.
-    *link = None;
+    // What was before is over.
+    rests.add(link.take());
     let began = Instant::now();
     let application = capabilities.map(|_| mine.words.clone());
     let config = Config { max_streams: options.max_streams, ..options.common.mux() };
@@ -584,11 +653,20 @@ fn acknowledged(shared: &Shared, services: Vec<ServiceInfo>, tls: bool) {
 /// How a tunnel ended.
 struct Ended {
     error: Option<Error>,
-    /// Whether the streams wait for another carrier.
-    waits: bool,
+    left: Left,
     retry: Retry,
     /// Whether there was a tunnel, for long enough.
     worked: bool,
+}
+
+/// What is left of a tunnel without a carrier.
+enum Left {
+    /// The streams wait for another one.
+    Session,
+    /// What has only to be delivered is.
+    Rest,
+    /// The streams are cut: nobody may take what came for the whole.
+    Nothing,
 }
 
 /// Works until the carrier is gone, or the server refuses.
@@ -597,15 +675,15 @@ async fn tunnel(
     mut created: Option<Instant>,
     options: &ClientOptions,
     shared: &Shared,
-    stopping: &mut watch::Receiver<Option<Duration>>,
+    (stopping, rests): (&mut watch::Receiver<Option<Duration>>, &mut Rests),
 ) -> Ended {
-    let disconnected = |created: Option<Instant>, error: Option<Error>, waits, retry| {
+    let disconnected = |created: Option<Instant>, error: Option<Error>, left, retry| {
         if error.is_some() {
             shared.teller.tell(Notice { name: "tunnel-error", error: error.clone(), ..Notice::default() });
         }
         let notice = Notice { name: "tunnel-disconnected", error: error.clone(), ..Notice::default() };
         shared.teller.tell(notice);
-        Ended { error, waits, retry, worked: created.is_some_and(|at| at.elapsed() >= WORKED) }
+        Ended { error, left, retry, worked: created.is_some_and(|at| at.elapsed() >= WORKED) }
     };
     loop {
         let exit = tokio::select! {
@@ -613,14 +691,18 @@ async fn tunnel(
             () = stopped(stopping) => {
                 let drain = stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the client stops");
-                if timeout(drain, drained(link)).await.is_ok()
-                    && let Some(mut carrier) = link.take_carrier()
-                {
+                let both = async { tokio::join!(drained(link), rests.delivered()) };
+                let _ = timeout(drain, both).await;
+                let carrier = link.take_carrier();
+                *rests = Rests::default();
+                link.cut_all();
+                if let Some(mut carrier) = carrier {
                     // Closed with something of the server's unread it would throw away what is on its way.
                     greeting::last_word(&mut carrier, &[]).await;
                 }
-                return disconnected(created, None, false, Retry::Usual);
+                return disconnected(created, None, Left::Nothing, Retry::Usual);
             }
+            () = rests.delivered_and_on() => unreachable!("it never returns"),
             exit = link.run() => exit,
         };
         match exit {
@@ -631,12 +713,12 @@ async fn tunnel(
                 }
                 Some(ServerWords::Refused { refusal, service }) => {
                     let Refused { error, retry } = refused(about(refusal, service, &options.services));
-                    return disconnected(created, Some(error), false, retry);
+                    return disconnected(created, Some(error), Left::Rest, retry);
                 }
                 None => {
                     let text = "the server's hello does not say a public port for each service";
                     let error = Error::new(ErrorKind::RemoteProtocol, text).with_phase(Phase::Handshake);
-                    return disconnected(created, Some(error), false, Retry::Usual);
+                    return disconnected(created, Some(error), Left::Nothing, Retry::Usual);
                 }
             },
             Exit::Resumed => {
@@ -650,18 +732,15 @@ async fn tunnel(
                     message: "another client has this lease now".to_owned(),
                     retry: Retry::Never,
                 });
-                return disconnected(created, Some(error.error), false, error.retry);
+                return disconnected(created, Some(error.error), Left::Nothing, error.retry);
             }
             Exit::CarrierLost(error, waits) => {
-                return disconnected(
-                    created,
-                    error,
-                    waits && lock(&shared.options).reconnect.is_some(),
-                    Retry::Usual,
-                );
+                let waits = waits && lock(&shared.options).reconnect.is_some();
+                let left = if waits { Left::Session } else { Left::Rest };
+                return disconnected(created, error, left, Retry::Usual);
             }
-            Exit::Broken(error) => return disconnected(created, Some(error), false, Retry::Usual),
-            Exit::Expired | Exit::Idle => return disconnected(created, None, false, Retry::Usual),
+            Exit::Broken(error) => return disconnected(created, Some(error), Left::Nothing, Retry::Usual),
+            Exit::Expired | Exit::Idle => return disconnected(created, None, Left::Rest, Retry::Usual),
         }
     }
 }
@@ -675,12 +754,13 @@ fn about(refusal: Refusal, service: Option<u16>, services: &[Exposed]) -> Refusa
     }
 }
 
-/// Works until nothing is open any more, or the carrier is gone.
+/// Works until nothing is open any more. Where the carrier is gone before, until all that came is delivered.
 pub(super) async fn drained(link: &mut Link) {
     loop {
         match link.run().await {
             Exit::Hello(_) | Exit::Resumed => {}
-            _ => return,
+            Exit::CarrierLost(..) | Exit::Expired => link.part(),
+            Exit::Broken(_) | Exit::Idle => return,
         }
     }
 }

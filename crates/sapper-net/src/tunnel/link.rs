@@ -226,12 +226,25 @@ impl Link {
         self.mux.go_away(code, reason);
     }
 
-    /// Its peer is gone for good: [`Exit::Idle`] when all that came from it is delivered. Nobody new comes in.
+    /// Its peer is gone for good: [`Exit::Idle`], and nothing else, when all that came from it is delivered. Nobody new
+    /// comes in, and what it still does is not its tunnel's any more.
     pub(super) fn part(&mut self) {
         self.parts = true;
         drop(self.take_public());
         self.carrier = None;
         self.lose_streams();
+        std::mem::take(&mut self.live).emptied();
+    }
+
+    /// Ends every stream at once.
+    pub(super) fn cut_all(&mut self) {
+        self.jobs = Jobs::default();
+        self.slots.keys().into_iter().for_each(|key| self.cut(key, None));
+    }
+
+    /// Whether nobody uses it: no stream, nobody who comes or goes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.len() == 0 && self.jobs.len() == 0
     }
 
     /// Gives the carrier away, with nothing on it any more, to be closed in order.
@@ -249,7 +262,7 @@ impl Link {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
         self.awake.register(cx.waker());
         for _ in 0..ROUNDS {
             let mut moved = self.look_at_the_awake();
@@ -272,7 +285,7 @@ impl Link {
                 return Poll::Ready(exit);
             }
             let over = self.parts || (self.leaving && self.mux.is_idle());
-            if over && self.slots.len() == 0 && self.jobs.len() == 0 {
+            if over && self.is_empty() {
                 self.live.note(&self.mux);
                 return Poll::Ready(Exit::Idle);
             }
@@ -454,7 +467,7 @@ impl Link {
             fired = true;
         }
         let now = self.now();
-        if self.mux.poll_timeout().is_some_and(|at| at <= now) {
+        if self.due().is_some_and(|at| at <= now) {
             self.mux.handle_timeout(now);
             fired = true;
         }
@@ -473,9 +486,15 @@ impl Link {
         fired
     }
 
+    /// When the state machine has something to do. Not behind the end: what its grace has over what is to be delivered
+    /// is the account of it.
+    fn due(&self) -> Option<Duration> {
+        self.mux.poll_timeout().filter(|_| !self.parts)
+    }
+
     /// Sets the timer to the next moment at which something is due.
     fn arm(&mut self, cx: &mut Context<'_>) {
-        let due = self.mux.poll_timeout().map(|at| self.began + at);
+        let due = self.due().map(|at| self.began + at);
         let turn = self.waiting.first().map(|(at, ..)| *at);
         let next = [due, self.data_at, turn].into_iter().flatten().min();
         let Some(next) = next else {
@@ -531,6 +550,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
+        // Who heard that one came hears that it left.
+        self.cut_all();
         self.awake.close();
         self.live.emptied();
     }

@@ -13,6 +13,10 @@ pub struct Notice {
     pub name: &'static str,
     /// Which client's tunnel, at a server.
     pub tunnel: Option<Arc<TunnelInfo>>,
+    /// Which connection of its client goes on with a session.
+    pub connection: Option<u64>,
+    /// Which tunnel the connection carried that ended.
+    pub session: Option<u64>,
     /// Which stream.
     pub stream: Option<StreamInfo>,
     /// Bytes since the last such event of the stream.
@@ -54,7 +58,7 @@ pub struct ServiceInfo {
 /// One client's tunnel.
 #[derive(Clone, Debug, Default)]
 pub struct TunnelInfo {
-    /// Counted from 1 at each server.
+    /// The connection's, counted from 1 at each server; a tunnel has that of the connection that made it.
     pub id: u64,
     /// Where the client comes from.
     pub client: String,

@@ -73,7 +73,8 @@ pub struct ServerOptions {
     pub service_filter: Option<Duration>,
     /// How often one address may visit, whichever tunnel.
     pub visitor_rate: Option<Rate>,
-    /// Clients at a time, those included whose session waits for them; more are refused.
+    /// Clients at a time, those included whose session waits for them. Of these one that has no visitors gives way to a
+    /// newcomer after a while; where none does, the newcomer is refused.
     pub max_clients: u32,
     /// Connections to the main port whose client is not let in yet, at a time; beyond, one gives way.
     pub max_handshakes: u32,

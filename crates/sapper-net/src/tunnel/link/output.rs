@@ -283,7 +283,7 @@ impl Link {
             // The peer has said its end and heard ours: nothing can get lost.
             Some(_) if slot.local_ended && slot.eof_sent => {}
             Some(stream) => self.start(Box::pin(goodbye(stream, VecDeque::new()))),
-            None => drop(self.slots.undialled.insert(key)),
+            None => drop(self.slots.undialled.insert(key, VecDeque::new())),
         }
     }
 
@@ -348,7 +348,7 @@ impl Link {
             let whole = self.slots.get(key).is_some_and(|slot| {
                 uncounted += if counted { 0 } else { slot.pending.len() };
                 let limited = slot.throttle.is_some() && !slot.pending.is_empty();
-                slot.peer_ended && slot.stream.is_some() && !limited && uncounted <= UNCOUNTED
+                slot.peer_ended && !limited && uncounted <= UNCOUNTED
             });
             if !whole {
                 self.cut(key, None);
@@ -358,8 +358,9 @@ impl Link {
             self.tell_if_wanted(DISCONNECTED, key);
             let Some(mut slot) = self.forget(key) else { continue };
             let rest = std::mem::take(&mut slot.pending);
-            if let Some(stream) = slot.stream.take() {
-                self.start(Box::pin(goodbye(stream, rest)));
+            match slot.stream.take() {
+                Some(stream) => self.start(Box::pin(goodbye(stream, rest))),
+                None => drop(self.slots.undialled.insert(key, rest)),
             }
         }
     }
@@ -401,8 +402,8 @@ impl Link {
             Some(Done::Dialled(key, Ok(stream))) => {
                 let Some(slot) = self.slots.get_mut(key) else {
                     // Its visitor left, in order or not: so does it.
-                    if self.slots.undialled.remove(&key) {
-                        self.start(Box::pin(goodbye(stream, VecDeque::new())));
+                    if let Some(rest) = self.slots.undialled.remove(&key) {
+                        self.start(Box::pin(goodbye(stream, rest)));
                     }
                     return;
                 };

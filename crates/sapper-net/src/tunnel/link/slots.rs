@@ -1,6 +1,6 @@
 //! The sockets of a link's streams, by the state machine's slots.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
@@ -56,8 +56,9 @@ pub(super) struct Slots {
     numbers: u64,
     /// Streams whose two directions have ended: they go when the state machine forgets them.
     pub(super) closing: Vec<StreamKey>,
-    /// Streams that ended in order while their service is still dialled; as many as there are dials.
-    pub(super) undialled: BTreeSet<StreamKey>,
+    /// Streams that ended in order while their service is still dialled, with what it has still to get; as many as there
+    /// are dials.
+    pub(super) undialled: BTreeMap<StreamKey, VecDeque<u8>>,
     /// Streams with bytes that were not told.
     pub(super) untold: Vec<StreamKey>,
 }

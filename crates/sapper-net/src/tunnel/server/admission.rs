@@ -1,15 +1,16 @@
 //! A client until it is let in: TLS, its credentials, the filter's answer, a place and a public port.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sapper_proto::tunnel::lease::{Lessee, TokenHash, Wanted};
 use sapper_proto::tunnel::w3p::{
     Acknowledgement, Credentials, Refusal, Retry, ServerHandshake, Speech, recognise,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
-use super::registry::{self, Place};
+use super::registry::{self, Order, Place};
 use super::session::tell;
 use super::{Shared, lock};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -20,6 +21,9 @@ use crate::tls::Role;
 use crate::tunnel::greeting;
 use crate::tunnel::notice::TunnelInfo;
 use crate::tunnel::public::{PublicPort, shake};
+
+/// How long a session that nobody uses may take to give way.
+const GIVES_WAY: Duration = Duration::from_secs(5);
 
 /// A client that has its answer.
 pub(super) struct Admitted {
@@ -55,7 +59,11 @@ pub(super) async fn admit(
         return Err(error);
     }
     let owner = hash(b"credentials:", credentials.text.as_bytes());
-    let permit = another_client(shared);
+    let permit = match free_place(shared) {
+        // It may be the one that a session waits for: then it is not one more.
+        Err(_) if lock(&shared.registry).port_of(owner).is_none() => another_client(shared).await,
+        permit => permit,
+    };
     let bound = match &permit {
         Err(error) => Err(error.clone()),
         Ok(_) => {
@@ -89,8 +97,26 @@ pub(super) async fn admit(
     Ok(Admitted { carrier, owner, public, permit: permit.ok() })
 }
 
-/// A place among the clients.
-pub(super) fn another_client(shared: &Shared) -> Result<OwnedSemaphorePermit> {
+/// A place among the clients. Where there is none, a session that waits for its client for a while and has no visitors
+/// gives way: its client gets the same port when it comes. One with visitors does not: they would be reset for good,
+/// where the newcomer comes again.
+pub(super) async fn another_client(shared: &Shared) -> Result<OwnedSemaphorePermit> {
+    let mut asked = Vec::new();
+    loop {
+        let full = match free_place(shared) {
+            Ok(permit) => return Ok(permit),
+            Err(full) => full,
+        };
+        let waiting = lock(&shared.registry).waits_idly(&asked);
+        let Some((id, orders)) = waiting else { return Err(full) };
+        asked.push(id);
+        let (done, gone) = oneshot::channel();
+        let _ = orders.send(Order::GiveWay(done)).await;
+        let _ = timeout(GIVES_WAY, gone).await;
+    }
+}
+
+fn free_place(shared: &Shared) -> Result<OwnedSemaphorePermit> {
     Arc::clone(&shared.clients).try_acquire_owned().map_err(|_| {
         Error::new(ErrorKind::ResourceLimit, "the server has as many clients as it takes")
             .with_phase(Phase::Handshake)

@@ -5,13 +5,14 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sapper_proto::tunnel::frame::Hello;
 use sapper_proto::tunnel::lease::{LeaseError, Leases, Lessee, TokenHash, Wanted};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::session::Connection;
 use super::{ServerOptions, TunnelSnapshot, no_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::BoxStream;
@@ -28,6 +29,8 @@ const TRIES: u32 = 32;
 const MOST_REPLACED: usize = 1_024;
 /// Tunnels that are asked whether their clients are there, when one comes that looks the same.
 const MOST_SUSPECTS: usize = 64;
+/// A client whose connection broke is back within this, where it can be: nobody takes its place meanwhile.
+const AT_ONCE: Duration = Duration::from_secs(5);
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 
@@ -40,6 +43,8 @@ pub(super) enum Order {
     Replace(oneshot::Sender<()>, bool),
     /// Whether its client is there: answered soon.
     Probe(oneshot::Sender<bool>),
+    /// Another client needs its place: end where nobody uses it, and drop this.
+    GiveWay(oneshot::Sender<()>),
 }
 
 /// A carrier whose client asked to go on with a session.
@@ -47,8 +52,7 @@ pub(super) struct Takeover {
     pub(super) carrier: BoxStream,
     pub(super) rest: Vec<u8>,
     pub(super) hello: Hello,
-    /// Where it comes from.
-    pub(super) client: String,
+    pub(super) connection: Connection,
 }
 
 /// A port's place in the table.
@@ -95,7 +99,8 @@ struct Entry {
     places: Vec<Place>,
     session: Option<[u8; 16]>,
     client: Client,
-    attached: bool,
+    /// Since when it waits for its client.
+    waits: Option<Instant>,
 }
 
 /// The tunnels.
@@ -211,7 +216,7 @@ impl Registry {
             places: Vec::new(),
             session: None,
             client: Client::default(),
-            attached: true,
+            waits: None,
         };
         self.tunnels.insert(entry.info.id, entry);
     }
@@ -234,14 +239,14 @@ impl Registry {
     /// Its client is gone, and may come back.
     pub(super) fn detached(&mut self, id: u64) {
         if let Some(entry) = self.tunnels.get_mut(&id) {
-            entry.attached = false;
+            entry.waits = Some(Instant::now());
         }
     }
 
     /// Its client is back, from wherever it is now.
     pub(super) fn attached(&mut self, info: &Arc<TunnelInfo>) {
         if let Some(entry) = self.tunnels.get_mut(&info.id) {
-            (entry.info, entry.attached) = (Arc::clone(info), true);
+            (entry.info, entry.waits) = (Arc::clone(info), None);
         }
     }
 
@@ -269,7 +274,7 @@ impl Registry {
         let same = |entry: &&Entry| {
             let process = is(&client.instance, &entry.client.instance);
             let started_again =
-                !entry.attached && entry.owner == owner && is(&client.origin, &entry.client.origin);
+                entry.waits.is_some() && entry.owner == owner && is(&client.origin, &entry.client.origin);
             let lease = || entry.places.iter().any(|place| leased.contains(&place.owner));
             let silent = || silent.contains(&entry.info.id);
             entry.info.id != id && (process || started_again || silent() || lease())
@@ -297,7 +302,7 @@ impl Registry {
         let origin = client.without_copy();
         let may_be = |entry: &&Entry| {
             let same = entry.owner == owner && origin.is_some() && entry.client.without_copy() == origin;
-            same && entry.attached && entry.info.id != id && entry.client.instance != client.instance
+            same && entry.waits.is_none() && entry.info.id != id && entry.client.instance != client.instance
         };
         let suspects = self.tunnels.values().filter(may_be).take(MOST_SUSPECTS);
         suspects.map(|entry| (entry.info.id, entry.orders.clone())).collect()
@@ -314,10 +319,21 @@ impl Registry {
         self.tunnels.values().find(waits).map(|entry| entry.info.port)
     }
 
+    /// The session that has waited longest for its client, of those whose client does not come at once, that have no
+    /// visitors, and were not `asked` yet.
+    pub(super) fn waits_idly(&self, asked: &[u64]) -> Option<(u64, mpsc::Sender<Order>)> {
+        let idle = |entry: &&Entry| {
+            let late = entry.waits.is_some_and(|since| since.elapsed() >= AT_ONCE);
+            late && entry.live.stats().streams == 0 && !asked.contains(&entry.info.id)
+        };
+        let oldest = self.tunnels.values().filter(idle).min_by_key(|entry| entry.waits)?;
+        Some((oldest.info.id, oldest.orders.clone()))
+    }
+
     pub(super) fn tunnels(&self) -> Vec<TunnelSnapshot> {
         let one = |entry: &Entry| TunnelSnapshot {
             info: Arc::clone(&entry.info),
-            connected: entry.attached,
+            connected: entry.waits.is_none(),
             stats: entry.live.stats(),
             services: entry.live.services(),
         };

@@ -56,11 +56,10 @@ pub(super) async fn run(
     let stream: BoxStream = match socket.open() {
         Ok(stream) => Box::new(stream),
         Err(error) => {
-            shared.tell(Notice { name: "client-error", error: Some(error), ..Notice::default() });
-            return drop(alive);
+            return shared.tell(Notice { name: "client-error", error: Some(error), ..Notice::default() });
         }
     };
-    tell(&shared, "client-connected", &info, None);
+    let mut connection = Connection::made(&shared, &info, alive.clone());
     let admitted = tokio::select! {
         biased;
         () = shared.stopped() => None,
@@ -76,11 +75,13 @@ pub(super) async fn run(
             }
         },
     };
+    connection.is_of(&info);
     if let Some(admitted) = admitted {
-        tunnel(&shared, admitted, handshake, info).await;
+        tunnel(&shared, admitted, handshake, info, connection).await;
     } else {
-        tell(&shared, "client-disconnected", &info, None);
+        drop(connection);
     }
+    // A tunnel is told of behind its connection.
     drop(alive);
 }
 
@@ -88,6 +89,38 @@ pub(super) fn tell(shared: &Shared, name: &'static str, info: &TunnelInfo, error
     let tunnel = Some(Arc::new(info.clone()));
     let secure = shared.options().visitor_tls.is_some();
     shared.tell(Notice { name, tunnel, error, secure, ..Notice::default() });
+}
+
+/// A connection to the main port. It is told of once when it is made and once when it ends, whatever becomes of it:
+/// it is nobody's client, makes a tunnel, or goes on with one.
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    info: TunnelInfo,
+    /// The tunnel that it carries.
+    session: Option<u64>,
+    /// The server does not end before that is told.
+    _alive: mpsc::Sender<()>,
+}
+
+impl Connection {
+    fn made(shared: &Arc<Shared>, info: &TunnelInfo, alive: mpsc::Sender<()>) -> Self {
+        tell(shared, "client-connected", info, None);
+        Self { shared: Arc::clone(shared), info: info.clone(), session: None, _alive: alive }
+    }
+
+    /// What is known of its client now. Its own number and address stay.
+    fn is_of(&mut self, info: &TunnelInfo) {
+        let TunnelInfo { id, client, .. } = std::mem::take(&mut self.info);
+        self.info = TunnelInfo { id, client, ..info.clone() };
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let tunnel = Some(Arc::new(std::mem::take(&mut self.info)));
+        let session = self.session;
+        self.shared.tell(Notice { name: "client-disconnected", tunnel, session, ..Notice::default() });
+    }
 }
 
 /// A client with its ports.
@@ -101,7 +134,8 @@ struct Tunnel<'a> {
     places: Vec<Place>,
     /// Told, and known to others.
     created: bool,
-    attached: bool,
+    /// Its client's, while it is there.
+    connection: Option<Connection>,
     client: Client,
     orders: mpsc::Sender<Order>,
 }
@@ -125,7 +159,13 @@ impl From<Error> for No {
     }
 }
 
-async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: TunnelInfo) {
+async fn tunnel(
+    shared: &Shared,
+    admitted: Admitted,
+    place: Handshake,
+    info: TunnelInfo,
+    connection: Connection,
+) {
     let Admitted { mut carrier, owner, public, permit } = admitted;
     let counts = match permit {
         Some(permit) => {
@@ -147,7 +187,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
         counts,
         places,
         created: false,
-        attached: true,
+        connection: Some(connection),
         client: Client::default(),
         orders,
     };
@@ -181,7 +221,13 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
                 let drain = shared.stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the server stops");
                 let _ = timeout(drain, drained(&mut link)).await;
-                return tunnel.end(Some(link), None);
+                let carrier = link.take_carrier();
+                drop(link);
+                if let Some(mut carrier) = carrier {
+                    // Closed with something of the client's unread it would throw away what is on its way.
+                    greeting::last_word(&mut carrier, &[]).await;
+                }
+                return tunnel.end(None, None);
             }
             Some(order) = inbox.recv() => match order {
                 Order::Replace(done, replaced) => {
@@ -194,7 +240,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
                 }
                 Order::Probe(answer) => {
                     let now = link.now();
-                    match tunnel.attached && link.mux().ping(now) {
+                    match tunnel.connection.is_some() && link.mux().ping(now) {
                         true => probes.push((now, answer)),
                         // An original one would have been another anyway.
                         false => drop(answer.send(true)),
@@ -204,6 +250,15 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
                 Order::Takeover(takeover) => {
                     tunnel.take_over(&mut link, *takeover);
                     continue;
+                }
+                Order::GiveWay(done) => {
+                    if tunnel.connection.is_some() || !link.is_empty() {
+                        continue;
+                    }
+                    let text = "its session waited for its client, without visitors, and gave way to another client";
+                    let error = Error::new(ErrorKind::ResourceLimit, text).with_reason("too_many_clients");
+                    tunnel.end(Some(link), Some(error));
+                    return drop(done);
                 }
             },
             () = tokio::time::sleep(PROBE_STEP), if !probes.is_empty() => {
@@ -221,7 +276,7 @@ async fn tunnel(shared: &Shared, admitted: Admitted, place: Handshake, info: Tun
                 undecided = false;
                 let Some(port) = public.take() else {
                     let error = Error::new(ErrorKind::ResourceLimit, "no port is free");
-                    let error = tunnel.count().err().unwrap_or(error);
+                    let error = tunnel.count().await.err().unwrap_or(error);
                     return tunnel.end(Some(link), Some(error));
                 };
                 tunnel.create(&mut link, vec![port], &ClientWords::default());
@@ -285,6 +340,9 @@ impl Tunnel<'_> {
             registry.name(&self.info, &self.places, session, &self.client);
         }
         if first {
+            if let Some(connection) = &mut self.connection {
+                connection.session = Some(self.info.id);
+            }
             tell(self.shared, "tunnel-created", &self.info, None);
         }
     }
@@ -325,7 +383,7 @@ impl Tunnel<'_> {
             lock(&self.shared.registry).remove(id);
             old.extend(places);
         }
-        self.count()?;
+        self.count().await?;
         let usual = words.services == [Asked::default()] && lease.is_none() && old.is_empty();
         if usual {
             self.may_expose(&words).await?;
@@ -403,9 +461,9 @@ impl Tunnel<'_> {
     }
 
     /// Counts it as a client, where it does not count as one.
-    fn count(&mut self) -> Result<()> {
+    async fn count(&mut self) -> Result<()> {
         if let Counts::Handshake { .. } = self.counts {
-            self.counts = Counts::Client { _permit: another_client(self.shared)? };
+            self.counts = Counts::Client { _permit: another_client(self.shared).await? };
         }
         Ok(())
     }
@@ -504,43 +562,58 @@ impl Tunnel<'_> {
     async fn hand_over(mut self, link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
         self.give_back();
         lock(&self.shared.registry).remove(self.info.id);
-        if let Some((carrier, rest)) = link.into_carrier() {
+        if let Some(((carrier, rest), connection)) = link.into_carrier().zip(self.connection.take()) {
             // Where that tunnel ended meanwhile, the carrier goes with the order and the client comes again.
-            let client = self.info.client.clone();
-            let takeover = Takeover { carrier, rest, hello, client };
+            let takeover = Takeover { carrier, rest, hello, connection };
             let _ = orders.send(Order::Takeover(Box::new(takeover))).await;
         }
     }
 
     /// The client is back.
     fn take_over(&mut self, link: &mut Link, takeover: Takeover) {
-        let Takeover { mut carrier, rest, hello, client } = takeover;
+        let Takeover { mut carrier, rest, hello, mut connection } = takeover;
         let (now, said) = (link.now(), self.words());
         if let Err(error) = carrier.moved() {
             return tell(self.shared, "tunnel-error", &self.info, Some(error));
         }
         if link.mux().resume(&hello, said, now) {
             link.set_carrier(carrier, &rest);
-            self.attached = true;
+            // The one before may not be known to be gone.
+            self.disconnected();
+            connection.session = Some(self.info.id);
+            let client = connection.info.client.clone();
             self.info = Arc::new(TunnelInfo { client, ..TunnelInfo::clone(&self.info) });
             link.set_info(Arc::clone(&self.info));
             lock(&self.shared.registry).attached(&self.info);
+            self.shared.tell(Notice {
+                name: "client-resumed",
+                tunnel: Some(Arc::clone(&self.info)),
+                connection: Some(connection.info.id),
+                ..Notice::default()
+            });
+            self.connection = Some(connection);
         }
     }
 
     /// The carrier is gone; the streams wait.
     fn detached(&mut self, error: Option<Error>) {
-        self.attached = false;
         lock(&self.shared.registry).detached(self.info.id);
         if error.is_some() {
             tell(self.shared, "tunnel-error", &self.info, error);
         }
-        tell(self.shared, "client-disconnected", &self.info, None);
+        self.disconnected();
+    }
+
+    /// Its client's connection has ended, where there is one: that is told.
+    fn disconnected(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            connection.is_of(&self.info);
+        }
     }
 
     /// The client is gone. Visitors who have only to take what it sent are not, until the server is stopped.
     /// Until then it counts as a client: what it left is in memory.
-    async fn part(self, mut link: Link, error: Option<Error>) {
+    async fn part(mut self, mut link: Link, error: Option<Error>) {
         let shared = self.shared;
         link.part();
         self.over(error);
@@ -554,14 +627,14 @@ impl Tunnel<'_> {
         let _ = timeout(drain, delivered).await;
     }
 
-    fn end(self, link: Option<Link>, error: Option<Error>) {
+    fn end(mut self, link: Option<Link>, error: Option<Error>) {
         // Its sockets first: whoever is told may bind the port.
         drop(link);
         self.over(error);
     }
 
     /// Its ports are free, and it is told.
-    fn over(&self, error: Option<Error>) {
+    fn over(&mut self, error: Option<Error>) {
         {
             let mut registry = lock(&self.shared.registry);
             registry.remove(self.info.id);
@@ -571,9 +644,7 @@ impl Tunnel<'_> {
         if error.is_some() {
             tell(self.shared, "tunnel-error", &self.info, error);
         }
-        if self.attached {
-            tell(self.shared, "client-disconnected", &self.info, None);
-        }
+        self.disconnected();
         if self.created {
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
