@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -51,6 +52,9 @@ class Post(Protocol):
     def unsubscribe(self, key: int) -> None:
         """Ends a subscription; unknown keys are ignored."""
 
+    def unsubscribe_from_anywhere(self, key: int) -> None:
+        """The same from any thread, in the midst of anything: for ``__del__``."""
+
     def is_here(self) -> bool:
         """Whether messages are taken by this very thread."""
 
@@ -77,6 +81,7 @@ class LoopPost:
         self._futures: dict[int, tuple[asyncio.Future[Any], Callable[[SapperError], None] | None]] = {}
         self._next_key = 1
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._kept: list[object] = []
         self._waiter: threading.Thread | None = None
         self._closing = False
         # Messages are heard in their order: who is told of one does not take those behind it.
@@ -134,6 +139,16 @@ class LoopPost:
     def unsubscribe(self, key: int) -> None:
         if self._handlers.pop(key, None) is not None:
             self._close_if_idle()
+
+    def unsubscribe_from_anywhere(self, key: int) -> None:
+        loop = self.loop
+        if loop is not None and not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # closed in between
+                loop.call_soon_threadsafe(self.unsubscribe, key)
+
+    def keep(self, one: object) -> contextlib.AbstractContextManager[None]:
+        """Keeps an object as long as the loop lives and somebody waits for it: who waits need not be kept."""
+        return _Kept(self._kept, one)
 
     def run(self, callback: Callable[..., Any], *args: Any) -> None:
         try:
@@ -243,6 +258,21 @@ class LoopPost:
             self._mailbox.close()  # ends the thread's wait
 
 
+class _Kept:
+    """An object's place in a list, for as long as a block runs."""
+
+    def __init__(self, among: list[object], one: object) -> None:
+        self._among = among
+        self._one = one
+
+    def __enter__(self) -> None:
+        self._among.append(self._one)
+
+    def __exit__(self, *exc: object) -> None:
+        at = next(at for at, one in enumerate(self._among) if one is self._one)
+        del self._among[at]
+
+
 def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> None:
     """Waits for messages in place of a loop that cannot, and has the loop take them."""
     while not mailbox.closed:
@@ -281,7 +311,8 @@ class ThreadPost:
     """The call-backs' thread: started by the first subscription, gone with the last."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A garbage collection in the middle of any of this may end a subscription.
+        self._lock = threading.RLock()
         self._mailbox: _native.Mailbox | None = None
         self._handlers: dict[int, Handler] = {}
         self._next_key = 1
@@ -296,6 +327,7 @@ class ThreadPost:
     def subscribe(self, handler: Handler) -> tuple[_native.Mailbox, int]:
         with self._lock:
             key, self._next_key = self._next_key, self._next_key + 1
+            self._handlers[key] = handler
             mailbox = self._mailbox
             if mailbox is None:
                 mailbox = self._mailbox = _native.Mailbox()
@@ -306,16 +338,19 @@ class ThreadPost:
                     target=self._serve, args=(mailbox,), name="sapper-callbacks", daemon=True
                 )
                 self._thread.start()
-            self._handlers[key] = handler
             return mailbox, key
 
     def unsubscribe(self, key: int) -> None:
         with self._lock:
             self._handlers.pop(key, None)
-            if not self._handlers and self._mailbox is not None:
-                self._mailbox.close()  # ends the thread's wait
-                self._mailbox = None
-                self._thread = None
+            if self._handlers:
+                return
+            mailbox, self._mailbox, self._thread = self._mailbox, None, None
+            if mailbox is not None:
+                mailbox.close()  # ends the thread's wait
+
+    def unsubscribe_from_anywhere(self, key: int) -> None:
+        self.unsubscribe(key)
 
     def run(self, callback: Callable[..., Any], *args: Any) -> None:
         try:

@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import stat
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _arguments
 from sapper._options import config_error
+from sapper._owned import dropped
 from sapper.endpoint import split_address
 from sapper.errors import BindError, ErrorContext
 from sapper.pump import Pump
@@ -304,7 +306,10 @@ def _visitor(one: VisitorStatus) -> dict[str, Any]:
 
 
 class MetricsServer:
-    """Answers ``GET /metrics`` and ``GET /status``. ``async with`` opens and closes it."""
+    """Answers ``GET /metrics`` and ``GET /status``. ``async with`` opens and closes it.
+
+    One that is dropped closes, with a ResourceWarning.
+    """
 
     def __init__(
         self,
@@ -353,7 +358,8 @@ class MetricsServer:
         except OSError as error:
             context = ErrorContext(field="address", errno=error.errno)
             raise BindError(f"listen at {self.address}: {error.strerror or error}", context) from error
-        self._accepting = asyncio.create_task(self._accept(self._socket), name="sapper-metrics")
+        accepting = _accept(weakref.ref(self), self._socket, self.address)
+        self._accepting = asyncio.create_task(accepting, name="sapper-metrics")
         return self
 
     def _tcp_socket(self) -> socket.socket:
@@ -383,29 +389,34 @@ class MetricsServer:
                 self._path.unlink()
         self._socket = self._accepting = None
 
-    async def _accept(self, listening: socket.socket) -> None:
-        """Takes scrapers. asyncio's server tells a hundred times, with tracebacks, when it cannot."""
-        loop = asyncio.get_running_loop()
-        told = -_QUIET
-        while True:
-            try:
-                client, _ = await loop.sock_accept(listening)
-            except ConnectionError:  # gone before it was accepted
-                continue
-            except OSError as error:
-                if loop.time() - told >= _QUIET:
-                    told = loop.time()
-                    text = "sapper: no scraper can be accepted at %s now: %s"
-                    logger.warning(text, self.address, error.strerror or error)
-                await asyncio.sleep(_PAUSE)
-                continue
-            if len(self._clients) < _MAX_CLIENTS or self._make_room():
-                task = loop.create_task(self._client(client))
-                self._clients[task] = _Asking.STILL
-                task.add_done_callback(partial(self._over, client))
-            else:
-                client.close()
-            await asyncio.sleep(0)  # many at once do not hold up the loop
+    def __del__(self) -> None:
+        if getattr(self, "_accepting", None) is not None:
+            dropped(self, self._let_go)
+
+    def _let_go(self) -> None:
+        accepting, listening = self._accepting, self._socket
+        assert accepting is not None and listening is not None  # noqa: S101, PT018 - it is open
+
+        def end() -> None:
+            # The loop watches it until then.
+            accepting.add_done_callback(lambda _: listening.close())
+            accepting.cancel()
+
+        try:
+            accepting.get_loop().call_soon_threadsafe(end)
+        except RuntimeError:  # its loop is closed
+            listening.close()
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def _take(self, client: socket.socket) -> None:
+        if len(self._clients) < _MAX_CLIENTS or self._make_room():
+            task = asyncio.get_running_loop().create_task(self._client(client))
+            self._clients[task] = _Asking.STILL
+            task.add_done_callback(partial(self._over, client))
+        else:
+            client.close()
 
     def _make_room(self) -> bool:
         """The oldest that has not sent its whole request gives way."""
@@ -455,6 +466,32 @@ class MetricsServer:
         else:
             answer = _response("404 Not Found", "text/plain", "there are /metrics and /status\n")
         return answer if words[0] == b"GET" else answer.split(b"\r\n\r\n", 1)[0] + b"\r\n\r\n"
+
+
+async def _accept(of: weakref.ref[MetricsServer], listening: socket.socket, address: str) -> None:
+    """Takes scrapers. asyncio's server tells a hundred times, with tracebacks, when it cannot."""
+    loop = asyncio.get_running_loop()
+    told = -_QUIET
+    while True:
+        try:
+            client, _ = await loop.sock_accept(listening)
+        except ConnectionError:  # gone before it was accepted
+            continue
+        except OSError as error:
+            if of() is None:  # dropped
+                return
+            if loop.time() - told >= _QUIET:
+                told = loop.time()
+                text = "sapper: no scraper can be accepted at %s now: %s"
+                logger.warning(text, address, error.strerror or error)
+            await asyncio.sleep(_PAUSE)
+            continue
+        if (server := of()) is None:
+            client.close()
+            return
+        server._take(client)
+        del server  # nobody is kept for who may come
+        await asyncio.sleep(0)  # many at once do not hold up the loop
 
 
 async def _request(loop: asyncio.AbstractEventLoop, client: socket.socket) -> bytes | None:

@@ -16,12 +16,15 @@ Not here: what the connections carry.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
+import weakref
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -29,6 +32,7 @@ from sapper import _arguments, _native, endpoint
 from sapper._life import EventStream
 from sapper._loop import running_post
 from sapper._options import config_error
+from sapper._owned import dropped, subscribe
 from sapper._takeover import Taken, must_be_open
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, ResourceLimit, SapperError
 from sapper.events import Closed, Event, HandshakeFailed
@@ -101,7 +105,8 @@ class _Shaking:
 class TlsListener:
     """Accepts TLS connections. Made by :func:`listen`; begins with ``async with`` or ``await``.
 
-    It lives until it is closed. Used on the thread of its event loop.
+    It lives until it is closed; dropped, it closes, with a ResourceWarning. Used on the thread of its event
+    loop.
     """
 
     def __init__(
@@ -151,7 +156,7 @@ class TlsListener:
             if self._closing:
                 raise ClosedError("the listener is closed")
             self._listening = asyncio.get_running_loop().create_future()
-            mailbox, self._key = self._post.subscribe(self._hear)
+            mailbox, self._key = subscribe(self._post, self._hear)
             try:
                 self._native = self._begin(mailbox, self._key)
             except BaseException:
@@ -205,7 +210,8 @@ class TlsListener:
         Raises:
             SapperError: What ended it, where that was not :meth:`close`.
         """
-        await self._over.wait()
+        with self._post.keep(self):
+            await self._over.wait()
         if self._error is not None:
             raise self._error
 
@@ -240,7 +246,8 @@ class TlsListener:
             waiter = asyncio.get_running_loop().create_future()
             self._acceptors.append(waiter)
             try:
-                await waiter
+                with self._post.keep(self):
+                    await waiter
             finally:
                 if waiter in self._acceptors:
                     self._acceptors.remove(waiter)
@@ -275,11 +282,12 @@ class TlsListener:
         self._serving += 1
         try:
             async for stream in self:
-                task = asyncio.create_task(self._handle(handler, stream))
+                task = asyncio.create_task(_handle(handler, stream))
                 self._handling.add(task)
                 task.add_done_callback(self._handling.discard)
-            while self._handling:
-                await asyncio.wait(self._handling)
+            with self._post.keep(self):
+                while self._handling:
+                    await asyncio.wait(self._handling)
         except asyncio.CancelledError:
             await self._end()
             raise
@@ -330,6 +338,25 @@ class TlsListener:
             self._streams.append(stream)
         return stream
 
+    def __del__(self) -> None:
+        if getattr(self, "_native", None) is not None and not self._closing:
+            dropped(self, self._let_go)
+
+    def _let_go(self) -> None:
+        for heard in self._streams:
+            heard.put(Closed(None))
+        loop = self._post.loop
+        for task in self._shaking:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                if loop is not None:
+                    loop.call_soon_threadsafe(task.cancel)
+        while self._ready:
+            stream, arrival = self._ready.popleft()
+            stream.abort()
+            arrival.done()
+        assert self._native is not None  # noqa: S101 - it runs
+        self._native.close()
+
     def __repr__(self) -> str:
         state = "closed" if self._closing else "listening" if self._addresses else "new"
         return f"<TlsListener {state} {' '.join(self._addresses)}>"
@@ -341,9 +368,11 @@ class TlsListener:
             self._closed(value)
         elif isinstance(value, _native.Arrival):
             shaking = _Shaking(value, value.network)
-            task = asyncio.get_running_loop().create_task(self._shake(value))
+            me, tls = weakref.ref(self), (self._tls.native, True, None)
+            shaken = _shake(me, value, tls, self._options, self._policy)
+            task = asyncio.get_running_loop().create_task(shaken)
             self._shaking[task] = shaking
-            task.add_done_callback(self._shaken)
+            task.add_done_callback(partial(_shaken, me))
             self._make_room()
         else:
             self._addresses = tuple(value)
@@ -365,14 +394,7 @@ class TlsListener:
         oldest.gives_way = True
         task.cancel()
 
-    async def _shake(self, arrival: _native.Arrival) -> None:
-        try:
-            stream = await shake(
-                Taken(arrival.endpoint()), (self._tls.native, True, None), b"", self._options, self._policy
-            )
-        except SapperError as error:
-            self._fail(arrival, error)
-            return
+    def _done(self, arrival: _native.Arrival, stream: TlsStream) -> None:
         self._handshakes += 1
         self._ready.append((stream, arrival))
         self._wake()
@@ -395,17 +417,6 @@ class TlsListener:
             )
         if self._over.is_set() and not self._shaking:
             self._wake(everybody=True)
-
-    async def _handle(self, handler: Handler, stream: TlsStream) -> None:
-        try:
-            async with stream:
-                await handler(stream)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a user's handler may raise anything; the loop hears of it
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"sapper: the handler of {stream!r} failed", "exception": error}
-            )
 
     def _wake(self, *, everybody: bool = False) -> None:
         while self._acceptors:
@@ -448,6 +459,52 @@ class TlsListener:
         while self._ready:  # what was done in the same moment
             self._ready.popleft()[0].abort()
         await self._over.wait()
+
+
+async def _shake(
+    of: weakref.ref[TlsListener],
+    arrival: _native.Arrival,
+    tls: _native.TlsSide,
+    options: PumpOptions,
+    policy: PeerPolicy | None,
+) -> None:
+    """One handshake. It does not keep its listener: otherwise whoever connects to one would."""
+    try:
+        stream = await shake(Taken(arrival.endpoint()), tls, b"", options, policy)
+    except SapperError as error:
+        _failed(of, arrival, error)
+    else:
+        _done(of, arrival, stream)
+
+
+def _failed(of: weakref.ref[TlsListener], arrival: _native.Arrival, error: SapperError) -> None:
+    # Not in the frame above: whoever keeps the error keeps that.
+    if (listener := of()) is not None:
+        listener._fail(arrival, error)
+
+
+def _done(of: weakref.ref[TlsListener], arrival: _native.Arrival, stream: TlsStream) -> None:
+    if (listener := of()) is not None:
+        listener._done(arrival, stream)
+    else:
+        stream.abort()
+
+
+def _shaken(of: weakref.ref[TlsListener], task: asyncio.Task[None]) -> None:
+    if (listener := of()) is not None:
+        listener._shaken(task)
+
+
+async def _handle(handler: Handler, stream: TlsStream) -> None:
+    try:
+        async with stream:
+            await handler(stream)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a user's handler may raise anything; the loop hears of it
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"sapper: the handler of {stream!r} failed", "exception": error}
+        )
 
 
 def listen(

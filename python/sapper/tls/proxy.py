@@ -18,14 +18,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from sapper import _arguments, _native
 from sapper._loop import LoopPost, running_post
 from sapper._options import config_error
+from sapper._owned import dropped, subscribe
 from sapper.errors import ApiMisuseError, ClosedError, ConfigError, SapperError
 from sapper.events import EventsLost
 from sapper.tls.proxy_options import ProxyOptions, listen_values, systemd_name
@@ -162,7 +165,7 @@ _NEW = ProxyStats("new", 0, 0, 0, {}, 0, {}, {}, {}, 0, 0, 0.0, 0.0, 0.0, 0.0, 0
 class Proxy:
     """Accepts connections and takes each to its service. Belongs to the event loop that starts it.
 
-    ``async with`` starts it, and ends it with :meth:`aclose`.
+    ``async with`` starts it, and ends it with :meth:`aclose`. Dropped, it ends, with a ResourceWarning.
     """
 
     def __init__(
@@ -191,6 +194,8 @@ class Proxy:
         self._addresses: tuple[str, ...] = ()
         self._error: SapperError | None = None
         self._closed: asyncio.Event | None = None
+        #: Whether it was stopped, or has ended by itself.
+        self._ending = False
 
     @property
     def options(self) -> ProxyOptions:
@@ -225,7 +230,7 @@ class Proxy:
         self._closed = asyncio.Event()
         try:
             listen = _listen(self._options, inherited)
-            mailbox, self._key = post.subscribe(self._hear)
+            mailbox, self._key = subscribe(post, self._hear)
             try:
                 native = _native.Proxy(
                     listen,
@@ -245,6 +250,7 @@ class Proxy:
             self._addresses = tuple(await post.call(native.start))
             self._watch()
         except BaseException:
+            self._ending = True
             native.stop(0.0)
             raise
         return self._addresses
@@ -288,6 +294,7 @@ class Proxy:
         """
         drain = min(_arguments.seconds(drain, "drain"), 365 * 86_400.0)
         if self._native is not None:
+            self._ending = True
             self._native.stop(drain)
 
     async def wait_closed(self) -> None:
@@ -300,7 +307,8 @@ class Proxy:
         """
         if self._closed is None:
             return
-        await self._closed.wait()
+        with contextlib.nullcontext() if self._post is None else self._post.keep(self):
+            await self._closed.wait()
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -325,6 +333,16 @@ class Proxy:
         else:
             await self.aclose()
 
+    def __del__(self) -> None:
+        if getattr(self, "_native", None) is not None and not self._ending:
+            dropped(self, self._let_go)
+
+    def _let_go(self) -> None:
+        for watch in self._watches:
+            watch.abandon()
+        assert self._native is not None  # noqa: S101 - it runs
+        self._native.stop(0.0)
+
     def stats(self) -> ProxyStats:
         """Counters now."""
         return _NEW if self._native is None else ProxyStats(**self._native.stats())
@@ -339,12 +357,9 @@ class Proxy:
         if self._options.watch:
             for config in self._options.configurations():
                 with contextlib.suppress(ConfigError):  # nothing of it came from a file
-                    self._watches.append(config.watch(self._reloaded))
+                    self._watches.append(config.watch(partial(_reloaded, weakref.ref(self))))
         for watch in before:
             watch.close()
-
-    def _reloaded(self, error: SapperError | None) -> None:
-        self._tell(ReloadEvent(error))
 
     def _hear(self, tag: str, value: Any) -> None:
         if tag == "proxy":
@@ -353,7 +368,7 @@ class Proxy:
         elif tag == "lost":
             self._tell(EventsLost(value))
         elif tag == "closed":
-            self._error = value
+            self._ending, self._error = True, value
             if self._post is not None:
                 self._post.unsubscribe(self._key)
             for watch in self._watches:
@@ -365,6 +380,11 @@ class Proxy:
     def _tell(self, event: ProxyEvent) -> None:
         if self._post is not None:
             self._post.run(self._on_event, event)
+
+
+def _reloaded(of: weakref.ref[Proxy], error: SapperError | None) -> None:
+    if (proxy := of()) is not None:
+        proxy._tell(ReloadEvent(error))
 
 
 def _listen(options: ProxyOptions, inherited: list[int]) -> list[_native.ProxyListenDict]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from sapper import _arguments, _native
 from sapper._loop import current_loop, post_of
+from sapper._owned import dropped, subscribe
 from sapper.errors import SapperError
 
 __all__ = ["ReloadCallback", "TlsWatch"]
@@ -23,15 +24,19 @@ ReloadCallback = Callable[[SapperError | None], object]
 
 
 class TlsWatch:
-    """Reloads a :class:`TlsConfig` when its files change. Made by :meth:`TlsConfig.watch`; close it."""
+    """Reloads a :class:`TlsConfig` when its files change. Made by :meth:`TlsConfig.watch`; close it.
+
+    Dropped, it ends, with a ResourceWarning.
+    """
 
     def __init__(self, config: _native.TlsConfig, on_reload: ReloadCallback | None) -> None:
         _arguments.callback(on_reload, "on_reload")
         self._post = post_of(current_loop())
         self._on_reload = on_reload
-        mailbox, self._key = self._post.subscribe(self._hear)
+        self._native: _native.TlsWatch | None = None
+        mailbox, self._key = subscribe(self._post, self._hear)
         try:
-            self._native: _native.TlsWatch | None = _native.TlsWatch(config, mailbox, self._key)
+            self._native = _native.TlsWatch(config, mailbox, self._key)
         except BaseException:
             self._post.unsubscribe(self._key)
             raise
@@ -42,6 +47,17 @@ class TlsWatch:
         if native is not None:
             native.close()
             self._post.unsubscribe(self._key)
+
+    def __del__(self) -> None:
+        if getattr(self, "_native", None) is not None:
+            dropped(self, self.abandon)
+
+    def abandon(self) -> None:
+        """:meth:`close` for a ``__del__``, which may come in any thread."""
+        native, self._native = self._native, None
+        if native is not None:
+            native.close()
+            self._post.unsubscribe_from_anywhere(self._key)
 
     def __enter__(self) -> Self:
         return self

@@ -18,8 +18,6 @@ Not here: a server's accept loop (:mod:`sapper.tls.listener`), adapters for othe
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, Unpack, cast
@@ -28,6 +26,7 @@ from sapper import _arguments, _native
 from sapper._joining import build
 from sapper._loop import current_loop, running_post
 from sapper._options import config_error
+from sapper._owned import dropped
 from sapper._takeover import EndpointLike, Taken, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 from sapper.pump_options import PumpOptions
@@ -159,14 +158,15 @@ class TlsStream(ByteStream):
         if getattr(self, "_closed", True) or self._bridge is None:
             super().__del__()
             return
-        said = f"unclosed {self!r}"
-        with contextlib.suppress(SapperError):
+        dropped(self, self._let_go)
+
+    def _let_go(self) -> None:
+        try:
             if self._door is not None:
                 self._door.abandon_reading()
-            self._bridge.stop(self._close_timeout)
-        super().__del__()
-        # Last: where warnings are errors nothing behind it runs.
-        warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
+            self._session().stop(self._close_timeout)
+        finally:
+            super().__del__()
 
     # -- for this package ------------------------------------------------------------------------
 

@@ -87,8 +87,8 @@ class ClientTunnel:
     """One client of a server and its tunnel.
 
     Attributes:
-        id: The connection's, counted from 1 at each server. A tunnel has that of the connection which made it, and
-            keeps it when its client comes back over another one.
+        id: The connection's, counted from 1 at each server. A tunnel has that of the connection that made
+            it, and keeps it when its client comes back over another one.
         client_address: Where the client comes from.
         authentication_credentials: What it said of itself; ``None`` before its handshake. Not in ``repr``.
         tunnel_address: Where visitors of its first service come in; ``None`` before it has a port.
@@ -187,7 +187,7 @@ class MainServerError(TunnelEvent):
 
 @dataclass(frozen=True, slots=True)
 class ClientConnected(TunnelEvent):
-    """Somebody connected to the main port: once for each ``client_tunnel.id``, as :class:`ClientDisconnected`."""
+    """Somebody connected to the main port: once for each ``id``, as :class:`ClientDisconnected`."""
 
     name: ClassVar[str] = "client-connected"
     client_tunnel: ClientTunnel
@@ -223,7 +223,7 @@ class ClientDisconnected(TunnelEvent):
     """A connection to the main port is gone. Where its session can go on, its visitors wait.
 
     Attributes:
-        client_tunnel: What is known of its client; ``id`` is the connection's, as :class:`ClientConnected` had it.
+        client_tunnel: What is known of its client; ``id`` is the connection's, from :class:`ClientConnected`.
         session: The ``id`` of the tunnel that it carried; ``None`` where it was none's.
     """
 
@@ -237,8 +237,8 @@ class ClientResumed(TunnelEvent):
     """A client came back to its session, and its visitors go on.
 
     Attributes:
-        client_tunnel: The session, by the ``id`` that :class:`TunnelCreated` had; its client's address is the new one.
-        connection: The ``id`` of the connection that carries it from now on, as :class:`ClientConnected` had it.
+        client_tunnel: The session, by the ``id`` that :class:`TunnelCreated` had; where its client is now.
+        connection: The ``id`` of the connection that carries it from now on, from :class:`ClientConnected`.
     """
 
     name: ClassVar[str] = "client-resumed"

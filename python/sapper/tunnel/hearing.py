@@ -6,11 +6,8 @@ Not here: the events themselves (:mod:`sapper.tunnel.events`), nor what makes th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
@@ -23,6 +20,7 @@ from sapper._arguments import flag, text
 from sapper._event_queue import EventQueue
 from sapper._loop import LoopPost, running_post
 from sapper._mistakes import config_error
+from sapper._owned import dropped, subscribe
 from sapper.errors import ApiMisuseError, ErrorContext, NotStartedError, SapperError
 from sapper.tunnel import events
 from sapper.tunnel.events import (
@@ -149,16 +147,14 @@ class TunnelObject(ABC):
         self._again = False
 
     def __del__(self) -> None:
-        native = getattr(self, "_native", None)
-        if native is None:
-            return
-        said = f"unclosed {self!r}"
-        with contextlib.suppress(SapperError):
-            native.stop(0.0)
+        if getattr(self, "_native", None) is not None:
+            dropped(self, self._let_go)
+
+    def _let_go(self) -> None:
         for stream in self._streams:
             stream.end()
-        # Last: where warnings are errors nothing behind it runs.
-        warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
+        assert self._native is not None  # noqa: S101 - it runs
+        self._native.stop(0.0)
 
     def on(self, name: str, callback: Listener, *, payload: bool = False) -> None:
         """Has ``callback`` called with each event of this name, on the event loop.
@@ -241,21 +237,9 @@ class TunnelObject(ABC):
         if self._started:
             raise ApiMisuseError("it was started already", ErrorContext(reason="started"))
         self._post = post = running_post()
-        owner = weakref.WeakMethod(self._hear)
-
-        def heard(tag: str, value: Any) -> None:
-            hear = owner()
-            if hear is not None:
-                hear(tag, value)
-            elif tag == "question":
-                value.answer(False)
-            elif tag == "closed":
-                post.unsubscribe(key)
-
-        mailbox, key = post.subscribe(heard)
-        self._key = key
+        mailbox, self._key = subscribe(post, self._hear)
         self._begun, self._again, self._error = asyncio.get_running_loop().create_future(), False, None
-        return mailbox, key
+        return mailbox, self._key
 
     def _not_begun(self) -> None:
         if self._post is not None:

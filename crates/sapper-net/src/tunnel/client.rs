@@ -2,9 +2,7 @@
 //!
 //! What is not here: what a link does while it works ([`link`](super::link)).
 
-use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
@@ -24,6 +22,7 @@ use super::link::{End, Exit, Link};
 use super::live::Live;
 use super::notice::{Notice, ServiceInfo, Teller};
 use super::public::shake;
+use super::rest::{Rests, drained};
 use super::served::{Served, ServiceStats};
 use super::service::{Dialer, Exposed, Origin, Target};
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats, entropy, random};
@@ -37,9 +36,6 @@ use crate::tls::{Role, SharedTlsConfig};
 
 /// As the original: a peer that is gone without a word is found out.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Sessions of which something is still delivered, at most: a server that comes and goes would otherwise have us hold any
-/// number, each for a minute. Beyond it the oldest is cut.
-const MOST_RESTS: usize = 8;
 /// Behind a tunnel that stood for so long the pauses begin anew. An attempt that only took long is a failure.
 const WORKED: Duration = Duration::from_secs(1);
 
@@ -393,40 +389,6 @@ async fn keep_alive(link: &mut Option<Link>, rests: &mut Rests) {
     rests.delivered_and_on().await
 }
 
-/// What is left of sessions that ended in order: what came from the server before, and its services have not taken yet.
-#[derive(Default)]
-struct Rests {
-    links: Vec<Link>,
-}
-
-impl Rests {
-    fn add(&mut self, link: Option<Link>) {
-        let Some(mut link) = link else { return };
-        link.part();
-        if link.is_empty() {
-            return;
-        }
-        if self.links.len() == MOST_RESTS {
-            self.links.remove(0);
-        }
-        self.links.push(link);
-    }
-
-    /// Until all of it is delivered, or cannot be.
-    async fn delivered(&mut self) {
-        poll_fn(|cx| {
-            self.links.retain_mut(|link| link.poll(cx).is_pending());
-            if self.links.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await
-    }
-
-    async fn delivered_and_on(&mut self) {
-        self.delivered().await;
-        std::future::pending().await
-    }
-}
-
 /// A carrier with a finished handshake.
 async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Result<Granted, Refused> {
     let limit = options.common.handshake_timeout;
@@ -751,16 +713,5 @@ fn about(refusal: Refusal, service: Option<u16>, services: &[Exposed]) -> Refusa
     match name.filter(|name| !name.is_empty()) {
         Some(name) => Refusal { message: format!("service {name}: {}", refusal.message), ..refusal },
         None => refusal,
-    }
-}
-
-/// Works until nothing is open any more. Where the carrier is gone before, until all that came is delivered.
-pub(super) async fn drained(link: &mut Link) {
-    loop {
-        match link.run().await {
-            Exit::Hello(_) | Exit::Resumed => {}
-            Exit::CarrierLost(..) | Exit::Expired => link.part(),
-            Exit::Broken(_) | Exit::Idle => return,
-        }
     }
 }

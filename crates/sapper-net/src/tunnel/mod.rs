@@ -2,7 +2,7 @@
 //!
 //! - [`server`]: takes clients, gives each a public port, keeps their sessions and leases.
 //! - [`client`]: connects, shakes hands, connects again.
-//! - `link`: one tunnel at work, the same at both ends.
+//! - `link`: one tunnel at work, the same at both ends; `rest`: what is left of it at its end.
 //! - [`limit`]: how much may pass, how often; [`served`]: what a service did.
 //! - [`notice`]: what is told; `live`: what can be asked for; [`service`]: what a client exposes.
 //!
@@ -16,6 +16,7 @@ mod live;
 pub mod notice;
 mod payload;
 mod public;
+mod rest;
 pub mod served;
 pub mod server;
 pub mod service;

@@ -20,7 +20,6 @@ use crate::handshakes::Handshake;
 use crate::mailbox::Subject;
 use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
-use crate::tunnel::client::drained;
 use crate::tunnel::greeting;
 use crate::tunnel::limit::{Meter, Quota, Scope};
 use crate::tunnel::link::{End, Exit, Link};
@@ -28,6 +27,7 @@ use crate::tunnel::live::Live;
 use crate::tunnel::notice::{Notice, ServiceInfo, TunnelInfo};
 use crate::tunnel::public::PublicPort;
 use crate::tunnel::random;
+use crate::tunnel::rest::drained;
 use crate::tunnel::served::Served;
 
 /// How long a server that made an offer waits for a hello, before the client counts as an original one.
