@@ -24,7 +24,7 @@ NOT_OUTSIDE = {
     "sapper-wasi/src/allow.rs": "what the host's own user allows its guests",
     "sapper-net/src/load.rs": "blocks that this very module has sent",
     "sapper-net/src/port/sys/address.rs": "the kernel's answers about our own interface",
-    "sapper-net/src/tls/config.rs": "a server's name, which rustls reads",
+    "sapper-net/src/tls/settings.rs": "a server's name, which rustls reads",
     "sapper-net/src/tls/openssl_config.rs": "certificates that credentials.rs has read, and our own lines",
     "sapper-net/src/tunnel/mod.rs": "random bytes",
     "sapper-net/src/tunnel/server/session.rs": "random bytes",
