@@ -69,6 +69,8 @@ class Slow:
 async def fill(one: socket.socket, holder: Callable[[], Status | None]) -> bytes:
     """Sends until ``holder`` has some of it that the far side does not take: more than systems hold."""
     sent = b""
+    # What it has sent itself, and is not acknowledged yet, is nothing that somebody does not take.
+    await until(lambda: (now := holder()) is None or now.held < ENOUGH, "the acknowledgement")
     while (status := holder()) is not None and status.held < ENOUGH:
         sent += CHANCE.randbytes(PIECE)
         await asyncio.get_running_loop().sock_sendall(one, sent[-PIECE:])
