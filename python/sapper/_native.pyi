@@ -33,6 +33,7 @@ class Question:
     @property
     def subject(self) -> dict[str, Any]: ...
     def answer(self, yes: bool) -> bool: ...
+    def give_up(self) -> None: ...
     def answer_key(self, key: bytes | None) -> bool: ...
 
 # -- tls.rs ----------------------------------------------------------------------------------------
@@ -466,6 +467,7 @@ class TunnelServerDict(TypedDict):
     service_limits: TunnelLimitsDict
     lease_file: str | PathLike[str] | None
     lease_time: float
+    danger_shared_leases: bool
     common: TunnelCommonDict
 
 class TunnelVisitorDict(TypedDict):

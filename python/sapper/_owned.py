@@ -25,7 +25,7 @@ __all__ = ["dropped", "subscribe"]
 def subscribe(post: Post, hear: Handler) -> tuple[_native.Mailbox, int]:
     """A subscription that does not keep the object whose method ``hear`` is.
 
-    Once that is gone, questions are answered with no, and the last message ends the subscription.
+    Once that is gone, questions get no answer, and the last message ends the subscription.
     """
     owner = weakref.WeakMethod(hear)
 
@@ -34,7 +34,7 @@ def subscribe(post: Post, hear: Handler) -> tuple[_native.Mailbox, int]:
         if hear is not None:
             hear(tag, value)
         elif tag == "question":
-            value.answer(False)
+            value.give_up()
         elif tag == "closed":
             post.unsubscribe(key)
 

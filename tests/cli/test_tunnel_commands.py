@@ -76,7 +76,7 @@ def test_one_command_on_each_side(web: int, tmp_path: Path) -> None:
             assert client.wait(20) == 0
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
-    leases = json.loads((state / "tunnel-leases.json").read_text())["leases"]
+    leases = json.loads((state / f"tunnel-leases-{port}.json").read_text())["leases"]
     assert [one["port"] for one in leases] == [public]
     assert token not in json.dumps(leases)
 
@@ -519,7 +519,7 @@ def test_people_hear_of_errors_too(web: int, tmp_path: Path) -> None:
         port = said.rpartition("listening at port ")[2].strip()
         token = (state / "tunnel-token").read_text().strip()
         # Leases cannot be written any more.
-        (state / "tunnel-leases.new").mkdir()
+        (state / f"tunnel-leases-{port}.json.new").mkdir()
         with started(
             "expose", str(web), "--to", f"127.0.0.1:{port}", "--json", SAPPER_TUNNEL_TOKEN=token
         ) as client:
@@ -555,3 +555,65 @@ def test_a_connection_that_ends_in_order_is_told_before_the_next_one(
     first, second = capsys.readouterr().err.splitlines()
     assert first == "the other end closed the connection; connecting again in 1.0 s"
     assert second == "connecting again in 1.0 s", "its error was told"
+
+
+def test_two_servers_of_one_user_keep_their_own_leases(web: int, tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+
+    def exposed(port: int, *more: str) -> int:
+        token = (tmp_path / "tunnel-token").read_text().strip()
+        expose = ("expose", *(more or (str(web),)), "--to", f"127.0.0.1:{port}", "--json")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            said = event(client.stdout, "authentication-acknowledged")
+            client.send_signal(signal.SIGINT)
+            assert client.wait(20) == 0
+        return int(said["assigned_port"])
+
+    ports: list[int] = []
+    with started(*serve, "--port", "0") as one, started(*serve, "--port", "0") as other:
+        ports = [event(each.stdout, "main-server-start")["port"] for each in (one, other)]
+        before = [exposed(port, f"web{port}={web}") for port in ports]
+        for port in ports:  # the change is on the disk before the servers are killed
+            _kept(tmp_path / f"tunnel-leases-{port}.json")
+    with (
+        started(*serve, "--port", str(ports[0])) as one,
+        started(*serve, "--port", str(ports[1])) as other,
+    ):
+        for each in (one, other):
+            event(each.stdout, "main-server-start")
+        assert [exposed(port, f"web{port}={web}") for port in ports] == before
+
+
+def _kept(path: Path) -> None:
+    latest = time.monotonic() + 20
+    while not json.loads(path.read_text())["leases"]:
+        assert time.monotonic() < latest
+        time.sleep(0.02)
+
+
+def test_leases_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
+    lease = {"port": 12345, "token": "01" * 32, "client": None, "service": 0, "seen": int(time.time())}
+    earlier = tmp_path / "tunnel-leases.json"
+    earlier.write_text(json.dumps({"version": 1, "leases": [lease]}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = ("tunnel", "serve", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+    with started(*serve, "--port", str(port)) as server:
+        event(server.stdout, "main-server-start")
+        now = json.loads((tmp_path / f"tunnel-leases-{port}.json").read_text())
+        assert now["version"] == 2
+        assert [one["port"] for one in now["leases"]] == [12345]
+        assert now["leases"][0]["token"] != lease["token"], "its tokens have a key now"
+        assert not earlier.exists()
+
+
+def test_a_file_of_leases_is_one_server_s(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text('[tunnel]\nport = 0\nhost = "127.0.0.1"\nlease_file = "leases"\n')
+    serve = ("tunnel", "serve", "--config", str(config), "--state", str(tmp_path / "state"), "--json")
+    with started(*serve) as server:
+        event(server.stdout, "main-server-start")
+        second = subprocess.run([*SAPPER, *serve], capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 2
+        assert "lease_file" in second.stderr
+        assert "another server's" in second.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import ApiMisuseError, BindError, ConfigError, CredentialsRejected
+from sapper.errors import ApiMisuseError, BindError, ConfigError, ConnectError, CredentialsRejected
 from sapper.tunnel import ClientOptions, ServerOptions, Service, TunnelClient, TunnelServer, events
 from sapper.tunnel.config import ClientConfig, ServerConfig
 from support.tunnels import CREDENTIALS, LATEST, allow, asked, client, echo, is_let_in, server, until
@@ -166,8 +166,9 @@ async def test_a_filter_that_gives_no_answer_is_told_in_the_log(
     with caplog.at_level(logging.WARNING, "sapper"):
         async with server(connection_filter=slow, options={"filter_timeout": 0.1}) as ours:
             for said in ({"is": "slow"}, {"fails": True}):
-                refused = TunnelClient("127.0.0.1", ours.port or 0, 1, said)
-                with pytest.raises(CredentialsRejected):
+                once = ClientOptions(reconnect=False)
+                refused = TunnelClient("127.0.0.1", ours.port or 0, 1, said, options=once)
+                with pytest.raises(ConnectError, match="could not decide"):
                     await asyncio.wait_for(refused.connect(), LATEST)
             await until(lambda: len(caplog.records) == 2, "both words of the log")
     slowly, failed = caplog.records

@@ -183,7 +183,12 @@ async def test_two_clients_with_the_same_credentials_and_names(leak_check: None)
 
 
 async def test_a_lease_takes_each_service_over(leak_check: None) -> None:
-    async with Local(saying(b"one:")) as one, Local(saying(b"two:")) as two, server() as ours:
+    shared = {"danger_shared_leases": True}
+    async with (
+        Local(saying(b"one:")) as one,
+        Local(saying(b"two:")) as two,
+        server(options=shared) as ours,
+    ):
         options = {"lease": "ours", "reconnect": False}
         names = ("", "db")
         first = several(

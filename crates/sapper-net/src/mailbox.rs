@@ -41,11 +41,11 @@ pub enum Body<V, E> {
     Event(E),
     /// This many events did not fit; posted in their place.
     EventsLost(u64),
-    /// A decision is wanted; no answer means no.
+    /// A decision is wanted.
     Question(Question),
 }
 
-/// A question. Dropping it unanswered means no.
+/// A question. Dropping it is giving no answer, which is no yes.
 #[derive(Debug)]
 pub struct Question {
     /// What it is about.
@@ -117,6 +117,8 @@ pub enum Subject {
         credentials: String,
         /// Where it connects from.
         client: String,
+        /// The name whose ports it wants, where it says one.
+        lease: Option<String>,
         /// Each of them.
         services: Vec<AskedService>,
     },
@@ -128,6 +130,8 @@ pub enum Subject {
         credentials: String,
         /// Where the tunnel's client connects from.
         client: String,
+        /// The name whose ports it wants, where it says one.
+        lease: Option<String>,
         /// The tunnel's public port.
         port: u16,
         /// Whether the client is one of our own kind.
@@ -242,14 +246,14 @@ impl<V, E> Mailbox<V, E> {
         self.post(state, Message { key, body: Body::Event(event) });
     }
 
-    /// Asks and waits; no answer within `deadline` means no, and so does a listener that is gone.
-    pub async fn ask(&self, key: u64, subject: Subject, deadline: Duration) -> bool {
+    /// Asks and waits. `None` is no answer: none within `deadline`, one that failed, or a listener that is gone.
+    pub async fn ask(&self, key: u64, subject: Subject, deadline: Duration) -> Option<bool> {
         let (answer, answered) = oneshot::channel();
         self.post(
             self.lock(),
             Message { key, body: Body::Question(Question { subject, asker: Asker::Task(answer) }) },
         );
-        matches!(tokio::time::timeout(deadline, answered).await, Ok(Ok(true)))
+        tokio::time::timeout(deadline, answered).await.ok()?.ok()
     }
 
     /// Asks for a client's pre-shared key and blocks; no answer within `deadline` means that there is
@@ -329,11 +333,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_policy_that_does_not_answer_means_no() {
+    async fn a_policy_that_does_not_answer_says_neither_yes_nor_no() {
         let mailbox = Box::new().unwrap();
-        assert!(!mailbox.ask(1, peer(), Duration::from_secs(5)).await);
+        assert_eq!(mailbox.ask(1, peer(), Duration::from_secs(5)).await, None);
         mailbox.close();
-        assert!(!mailbox.ask(1, peer(), Duration::from_secs(5)).await);
+        assert_eq!(mailbox.ask(1, peer(), Duration::from_secs(5)).await, None);
     }
 
     #[test]
@@ -370,6 +374,6 @@ mod tests {
                 assert!(question.answer(true));
             }
         });
-        assert!(allowed);
+        assert_eq!(allowed, Some(true));
     }
 }

@@ -181,18 +181,29 @@ impl Question {
                 subject.set_item("credentials", credentials)?;
                 subject.set_item("address", address)?;
             }
-            Subject::TunnelServices { id, credentials, client, services } => {
+            Subject::TunnelServices { id, credentials, client, lease, services } => {
                 subject.set_item("id", id)?;
                 subject.set_item("credentials", credentials)?;
                 subject.set_item("client", client)?;
+                subject.set_item("lease", lease)?;
                 subject.set_item("tunnel_port", 0)?;
                 subject.set_item("negotiated", true)?;
                 subject.set_item("asked", services.clone())?;
             }
-            Subject::TunnelVisitor { id, credentials, client, port, negotiated, services, visitor } => {
+            Subject::TunnelVisitor {
+                id,
+                credentials,
+                client,
+                lease,
+                port,
+                negotiated,
+                services,
+                visitor,
+            } => {
                 subject.set_item("id", id)?;
                 subject.set_item("credentials", credentials)?;
                 subject.set_item("client", client)?;
+                subject.set_item("lease", lease)?;
                 subject.set_item("tunnel_port", port)?;
                 subject.set_item("negotiated", negotiated)?;
                 subject.set_item("tunnel_services", services.clone())?;
@@ -205,6 +216,11 @@ impl Question {
     /// Answers a question for a key once; `False` comes back where nobody waits any more.
     fn answer_key(&self, key: Option<PyBackedBytes>) -> bool {
         self.take().is_some_and(|question| question.answer_key(key.map(|key| Secret::new(&*key))))
+    }
+
+    /// Gives no answer: who asked knows at once that there will be none.
+    fn give_up(&self) {
+        drop(self.take());
     }
 
     /// Answers once; `False` comes back where nobody waits any more.

@@ -112,6 +112,7 @@ struct ServerValues {
     service_limits: LimitValues,
     lease_file: Option<PathBuf>,
     lease_time: f64,
+    danger_shared_leases: bool,
     common: CommonValues,
 }
 
@@ -150,6 +151,7 @@ impl ServerValues {
             client_limits: self.client_limits.into(),
             service_limits: self.service_limits.into(),
             lease_file: self.lease_file,
+            shared_leases: self.danger_shared_leases,
             lease_time: seconds("lease_time")(self.lease_time)?,
             common: self.common.read()?,
         })
@@ -423,6 +425,7 @@ pub(crate) fn notice(py: Python<'_>, notice: Notice) -> PyResult<Bound<'_, PyDic
         values.set_item("id", info.id)?;
         values.set_item("client", &info.client)?;
         values.set_item("credentials", &info.credentials)?;
+        values.set_item("lease", &info.lease)?;
         values.set_item("tunnel_port", info.port)?;
         values.set_item("negotiated", info.negotiated)?;
         values.set_item("tunnel_services", ports(&info.services))?;

@@ -5,6 +5,7 @@ Their work is done by :mod:`sapper.cli._tunnel`, in a process without what is he
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -47,6 +48,9 @@ _CLIENT_WORDS = {
     "lease": "--lease",
     "address": "--metrics",
 }
+
+#: A file for each server of a user: two would not know of each other's ports.
+_LEASES = "tunnel-leases-{port}.json"
 
 _WITH_SERVER = "TLS to the server"
 # --allow is about visitors' addresses.
@@ -167,7 +171,7 @@ def serve(
     def read() -> ServerConfig:
         from sapper.tunnel.config import ServerConfig
 
-        kept: dict[str, Any] = {"lease_file": folder / "tunnel-leases.json"}
+        kept: dict[str, Any] = {"lease_file": folder / _LEASES}
         if config is not None:
             with in_file("tunnel"):
                 _only(config, "tunnel")
@@ -184,6 +188,8 @@ def serve(
             return ServerConfig(**kept)
 
     first = read()
+    if first.lease_file == folder / _LEASES and first.port:
+        _take_over(folder, first.port)
     made = folder / "tunnel-token"
     if first.token_file == made:
         _make_token(folder)
@@ -377,6 +383,14 @@ def _folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise config_error("--state", f"cannot make {folder}: {error.strerror}") from None
+
+
+def _take_over(folder: Path, port: int) -> None:
+    """Earlier versions kept leases of all servers in one file: the first server that starts has them."""
+    own = folder / _LEASES.format(port=port)
+    if not own.exists():
+        with contextlib.suppress(OSError):  # there is none
+            (folder / "tunnel-leases.json").rename(own)
 
 
 def _make_token(folder: Path) -> None:

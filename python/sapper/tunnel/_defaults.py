@@ -95,6 +95,7 @@ class ServerDefaults(CommonDefaults):
     service_limits: NoLimits = NoLimits()
     lease_file: Path | None = None
     lease_time: float = 604_800.0
+    danger_shared_leases: bool = False
 
 
 @dataclass(frozen=True)

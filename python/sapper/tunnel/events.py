@@ -94,6 +94,7 @@ class ClientTunnel:
         tunnel_address: Where visitors of its first service come in; ``None`` before it has a port.
         negotiated: Whether the client is one of our own kind.
         services: All of its services, once they have their ports.
+        lease: The name whose ports it wants, where it says one; said behind its credentials.
     """
 
     id: int
@@ -103,6 +104,7 @@ class ClientTunnel:
     tunnel_address: TunnelAddress | None = None
     negotiated: bool = False
     services: tuple[PublicService, ...] = ()
+    lease: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,7 +321,7 @@ class TunnelObject(ABC):
         """The event that native code tells in these words; `None` for one that nobody hears."""
 
     def _ask(self, question: _native.Question) -> None:
-        question.answer(False)
+        question.give_up()
 
 
 def end_of(values: dict[str, Any]) -> StreamEnd | None:
@@ -343,6 +343,7 @@ def tunnel_of(values: Mapping[str, Any]) -> ClientTunnel:
         TunnelAddress(port) if port else None,
         values["negotiated"],
         public_services(values.get("tunnel_services", ())),
+        values["lease"],
     )
 
 
@@ -352,14 +353,16 @@ def public_services(services: Iterable[tuple[str, int]]) -> tuple[PublicService,
 
 
 async def answer_later(question: _native.Question, answer: Awaitable[object], deadline: float) -> None:
-    """Gives a question the answer of a coroutine; none in time, a failure, and all but True mean no."""
-    yes = False
+    """Gives a question the answer of a coroutine: all but True mean no; where it fails there is none."""
     try:
         async with asyncio.timeout(deadline):
             yes = await answer is True
-    except TimeoutError:
-        logger.warning("sapper: a filter of the tunnel gave no answer within %g s, which means no", deadline)
-    except Exception:
-        logger.exception("sapper: a filter of the tunnel failed, which means no")
-    finally:
         question.answer(yes)
+    except TimeoutError:
+        logger.warning(
+            "sapper: a filter of the tunnel gave no answer within %g s: nobody is let in", deadline
+        )
+    except Exception:
+        logger.exception("sapper: a filter of the tunnel failed: nobody is let in by that")
+    finally:
+        question.give_up()

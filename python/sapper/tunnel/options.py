@@ -251,7 +251,7 @@ class ServerOptions(_Common):
     max_services: _Count = 64
     """Services of one client; with more it gets none."""
     filter_timeout: _Seconds = 10.0
-    """Seconds that a filter has for an answer; none means no."""
+    """Seconds that a filter has for an answer. Without one nobody is let in, and who is ours comes again."""
     allow_visitors: tuple[str, ...] | None = None
     """Who may visit: addresses, networks (``10.0.0.0/8``), wildcards (``192.168.*``), ranges
     (``10.0.0.5-10.0.0.9``). ``None`` is everybody."""
@@ -277,9 +277,13 @@ class ServerOptions(_Common):
     service_limits: Limits = Limits()
     """What may pass to one service. Limits in all are of one tunnel."""
     lease_file: Path | None = None
-    """Where it is kept which public port belongs to whom, so that a restart changes nothing."""
+    """Where it is kept which public port belongs to whom, so that a restart changes nothing. ``{port}`` in
+    it is the main port. One server alone has it at a time."""
     lease_time: _Seconds = 604_800.0
     """Seconds for which a port belongs to a client that is not there, while there are others."""
+    danger_shared_leases: _Flag = False
+    """A client's ``lease`` is a name that whoever is let in may use, and take its ports over. Without this it
+    is a name among the client's own credentials."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -311,8 +315,8 @@ class ClientOptions(_Common):
     limits: Limits = Limits()
     """What may pass to all services together; this end sees to that, whatever the server allows."""
     lease: Annotated[str, _at_most(256)] | None = None
-    """A name, of 256 bytes at most, whose public port this client gets at our own servers, whatever its
-    credentials are. Who else uses it takes the port over."""
+    """A name, of 256 bytes at most, whose public port this client gets at our own servers. Who else uses it
+    with the same credentials takes the port over."""
 
     @model_validator(mode="after")
     def _longer_and_longer(self) -> Self:

@@ -336,6 +336,7 @@ class TunnelServer(TunnelObject):
             "service_limits": options.service_limits._native(),
             "lease_file": options.lease_file,
             "lease_time": options.lease_time,
+            "danger_shared_leases": options.danger_shared_leases,
             "common": options._common(),
         }
 
@@ -417,8 +418,8 @@ class TunnelServer(TunnelObject):
         try:
             answer = self._decide(subject)
         except Exception:
-            logger.exception("sapper: a filter of the tunnel failed, which means no")
-            question.answer(False)
+            logger.exception("sapper: a filter of the tunnel failed: nobody is let in by that")
+            question.give_up()
             return
         if isinstance(answer, Awaitable):
             assert self._post is not None  # noqa: S101 - it hears

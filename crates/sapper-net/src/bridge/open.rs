@@ -201,7 +201,7 @@ async fn open_side(
             address: stream.peer_address().map(|address| address.to_string()),
         };
         let left = until.saturating_duration_since(Instant::now()).min(policy.deadline);
-        if !events.mailbox.ask(events.key, subject, left).await {
+        if events.mailbox.ask(events.key, subject, left).await != Some(true) {
             stream.abort(ACCESS_DENIED).await;
             return Err(Error::new(ErrorKind::PolicyDenied, "the peer policy did not allow this peer")
                 .with_alert(ACCESS_DENIED)

@@ -460,12 +460,13 @@ fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
         "tls_required" => "plain_at_tls_port",
         "services" => "services",
         "replaced" => "replaced",
+        "undecided" => "undecided",
         _ => "refused",
     };
     let kind = match reason {
         "refused" if word == "rejected" => ErrorKind::CredentialsRejected,
         "plain_at_tls_port" | "services" => ErrorKind::IncompatiblePeer,
-        "no_port" | "port_taken" | "too_many_clients" => ErrorKind::Connect,
+        "no_port" | "port_taken" | "too_many_clients" | "undecided" => ErrorKind::Connect,
         // Whatever it is: the same would be refused again.
         "refused" if retry != Retry::Never => ErrorKind::Connect,
         _ => ErrorKind::PolicyDenied,

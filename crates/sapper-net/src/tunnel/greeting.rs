@@ -5,7 +5,7 @@ use std::time::Duration;
 use sapper_proto::tunnel::frame::LONGEST_HELLO;
 use sapper_proto::tunnel::w3p::{
     Acknowledgement, ClientHandshake, Credentials, LONGEST_HANDSHAKE, PREFIX, Parsed, ServerHandshake,
-    Speech, TLS_ALERT, W3pError, recognise,
+    Speech, W3pError, recognise,
 };
 
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -38,7 +38,7 @@ pub(super) fn failed(error: &W3pError) -> Error {
     Error::new(kind, text).with_phase(Phase::Handshake).with_reason(reason)
 }
 
-/// A TLS handshake that failed as it does at a plain port: a server of ours answers with [`TLS_ALERT`], which
+/// A TLS handshake that failed as it does at a plain port: a server of ours answers with `TLS_ALERT`, which
 /// no TLS server does; an original one closes, which others do too.
 pub(super) fn perhaps_plain(error: Error) -> Error {
     const REMEDY: &str = "connect without TLS, or turn TLS on at the server";
@@ -100,12 +100,7 @@ pub(super) async fn credentials(
         match handshake.handle_bytes(bytes) {
             Ok(Parsed::Done { value, .. }) => return Ok(value),
             Ok(Parsed::NeedMore { .. }) => {}
-            Err(error) => {
-                if error == W3pError::Magic(Speech::Tls) {
-                    last_word(stream, &TLS_ALERT).await;
-                }
-                return Err(failed(&error));
-            }
+            Err(error) => return Err(failed(&error)),
         }
         if more(stream, bytes).await? == 0 {
             return Err(ended("before its handshake was complete"));

@@ -64,6 +64,8 @@ pub struct TunnelInfo {
     pub client: String,
     /// What it said of itself, a JSON object.
     pub credentials: String,
+    /// The name whose ports it wants, where it says one.
+    pub lease: Option<String>,
     /// The public port of its first service.
     pub port: u16,
     /// Whether the two ends are of our own kind.

@@ -197,12 +197,13 @@ async fn asked(teller: &Teller, info: &TunnelInfo, port: u16, visitor: String, d
         id: info.id,
         credentials: info.credentials.clone(),
         client: info.client.clone(),
+        lease: info.lease.clone(),
         port,
         negotiated: info.negotiated,
         services: info.services.iter().map(|service| (service.name.clone(), service.port)).collect(),
         visitor,
     };
-    mailbox.ask(key, subject, deadline).await
+    mailbox.ask(key, subject, deadline).await == Some(true)
 }
 
 /// A TLS handshake with its deadline. `initial` was read already.

@@ -42,6 +42,9 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 /// Changes of leases are written together, after this.
 const SAVE_AFTER: Duration = Duration::from_millis(50);
 
+/// What stands for the main port in the name of a file of leases.
+const PORT: &str = "{port}";
+
 /// A server's options.
 #[derive(Clone)]
 pub struct ServerOptions {
@@ -88,8 +91,10 @@ pub struct ServerOptions {
     pub client_limits: Limits,
     /// What may pass to one service.
     pub service_limits: Limits,
-    /// Where leases of ports are kept.
+    /// Where leases of ports are kept. `{port}` in it is the main port.
     pub lease_file: Option<PathBuf>,
+    /// Whether the name of a lease is everybody's, whatever the credentials are.
+    pub shared_leases: bool,
     /// How long a port belongs to a client that is not there.
     pub lease_time: Duration,
     /// What both ends have.
@@ -216,7 +221,7 @@ impl Server {
         watched: u8,
     ) -> Result<Self> {
         options.check()?;
-        let registry = Registry::open(&options)?;
+        let registry = Registry::new(&options)?;
         let teller = Arc::new(Teller::new(mailbox, key));
         teller.watch(watched);
         let shared = Arc::new(Shared {
@@ -321,7 +326,7 @@ async fn run(shared: Arc<Shared>) {
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     let mut error = serve(&shared, alive).await.err();
     let _ = all_gone.recv().await;
-    if let Err(failed) = lock(&shared.registry).save() {
+    if let Err(failed) = lock(&shared.registry).close() {
         shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
     }
     if shared.stopping.borrow().is_some() {
@@ -368,6 +373,15 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
         Address::Inet(address) => Some(address.port()),
         _ => None,
     });
+    if let Some(file) = &options.lease_file {
+        // Here, for each port has its own.
+        let name = file.to_string_lossy();
+        let file = match port.filter(|_| name.contains(PORT)) {
+            Some(port) => PathBuf::from(name.replace(PORT, &port.to_string())),
+            None => file.clone(),
+        };
+        lock(&shared.registry).keep_in(file)?;
+    }
     let (mailbox, key) = shared.teller.mailbox();
     mailbox.done(key, Ok(Value::Addresses(addresses)));
     shared.tell(Notice {

@@ -77,6 +77,8 @@ pub struct Leases {
     /// Ports that may be asked for besides.
     asked: Vec<(u16, u16)>,
     by_port: BTreeMap<u16, Lease>,
+    /// By which its tokens are made.
+    key: Option<TokenHash>,
 }
 
 impl Leases {
@@ -85,7 +87,7 @@ impl Leases {
     pub fn new(first: u16, last: u16, most_per_token: usize, keep: Duration) -> Self {
         let (first, last) = (first.max(1), last.max(first).max(1));
         let asked = vec![(first, last)];
-        Self { first, last, most_per_token, keep, asked, by_port: BTreeMap::new() }
+        Self { first, last, most_per_token, keep, asked, by_port: BTreeMap::new(), key: None }
     }
 
     /// Those who ask for ports may have these, first and last each, instead of any of `first..=last`. Who
@@ -228,27 +230,45 @@ impl Leases {
         self.by_port.is_empty()
     }
 
+    /// The key by which those who call make tokens: two files tell nothing of each other then. A file has it.
+    pub fn key(&self) -> Option<TokenHash> {
+        self.key
+    }
+
+    /// Has that key from here on. What was made without one is made again by `again`.
+    pub fn set_key(&mut self, key: TokenHash, again: impl Fn(TokenHash) -> TokenHash) {
+        self.key = Some(key);
+        for lease in self.by_port.values_mut() {
+            (lease.token, lease.client) = (again(lease.token), lease.client.map(&again));
+        }
+    }
+
     /// As a file has it.
     pub fn to_json(&self) -> String {
+        let hex = |token: TokenHash| token.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let leases: Vec<Value> = self
             .by_port
             .iter()
             .map(|(port, lease)| {
-                let hex = |token: TokenHash| token.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
                 let (token, client) = (hex(lease.token), lease.client.map(hex));
                 json!({"port": port, "token": token, "client": client, "service": lease.service, "seen": lease.seen})
             })
             .collect();
-        json!({"version": 1, "leases": leases}).to_string()
+        match self.key {
+            Some(key) => json!({"version": 2, "key": hex(key), "leases": leases}).to_string(),
+            None => json!({"version": 1, "leases": leases}).to_string(),
+        }
     }
 
     /// Adds what a file has. Nothing of it is in use. The text in an error says what is wrong with it; the
     /// table is as before then.
     pub fn from_json(&mut self, text: &str) -> Result<(), String> {
         let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if value["version"] != 1 {
-            return Err("version: is not 1".to_owned());
-        }
+        let key = match value["version"].as_u64() {
+            Some(1) => None,
+            Some(2) => Some(value["key"].as_str().and_then(token).ok_or("key: is not valid")?),
+            _ => return Err("version: is neither 1 nor 2".to_owned()),
+        };
         let leases = value["leases"].as_array().ok_or("leases: is no list")?;
         let mut read = self.by_port.clone();
         for (at, lease) in leases.iter().enumerate() {
@@ -264,7 +284,7 @@ impl Leases {
             };
             read.insert(port, Lease { token, client, service, seen, in_use: false });
         }
-        self.by_port = read;
+        (self.by_port, self.key) = (read, key);
         Ok(())
     }
 }
@@ -414,7 +434,8 @@ mod tests {
             ("\"seen\":11", "\"seen\":-1", "leases[0].seen"),
             ("0101", "01+1", "leases[0].token"),
             ("0909", "0", "leases[0].client"),
-            ("\"version\":1", "\"version\":2", "version"),
+            ("\"version\":1", "\"version\":3", "version"),
+            ("\"version\":1", "\"version\":2", "key"),
             ("\"leases\"", "\"x\"", "leases"),
             ("{", "[", "expected"),
         ] {
@@ -422,6 +443,24 @@ mod tests {
             let error = empty.from_json(&text.replacen(from, to, 1)).unwrap_err();
             assert!(error.contains(what) && empty.is_empty(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_without_a_key_is_taken_over() {
+        let mut leases = leases();
+        leases.take(ANN, 0, Wanted::Any, 11, 1).unwrap();
+        let mut later = self::leases();
+        later.from_json(&leases.to_json()).unwrap();
+        assert_eq!(later.key(), None);
+        let again = |token: TokenHash| token.map(|byte| byte ^ 0x55);
+        later.set_key([7; 32], again);
+        let text = later.to_json();
+        assert!(text.contains("\"version\":2") && !text.contains(&"01".repeat(32)), "{text}");
+        let mut restarted = self::leases();
+        restarted.from_json(&text).unwrap();
+        assert_eq!((restarted.key(), restarted.to_json()), (Some([7; 32]), text));
+        let ann = Lessee { token: again(ANN.token), client: again(ANN.client) };
+        assert_eq!(restarted.take(ann, 0, Wanted::Any, 12, 0), Ok(40_001));
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sapper_proto::tunnel::lease::{Lessee, TokenHash, Wanted};
 use sapper_proto::tunnel::w3p::{
-    Acknowledgement, Credentials, Refusal, Retry, ServerHandshake, Speech, recognise,
+    Acknowledgement, Credentials, Refusal, Retry, ServerHandshake, Speech, TLS_ALERT, recognise,
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
@@ -37,26 +37,42 @@ pub(super) struct Admitted {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
+/// A client that is not let in.
+pub(super) struct Turned {
+    pub(super) error: Error,
+    /// What it hears last: sent once the error is told, which no end of the server may keep back.
+    pub(super) word: Option<(BoxStream, Vec<u8>)>,
+}
+
+impl From<Error> for Turned {
+    fn from(error: Error) -> Self {
+        Self { error, word: None }
+    }
+}
+
 pub(super) async fn admit(
     shared: &Shared,
     stream: BoxStream,
     info: &mut TunnelInfo,
     place: &Handshake,
-) -> Result<Admitted> {
+) -> Result<Admitted, Turned> {
     let deadline = shared.options().common.handshake_timeout;
     let (mut carrier, credentials) =
         timeout(deadline, introduce(shared, stream, info, place)).await.unwrap_or_else(|_| {
             let text = format!("the client's handshake took more than {} s", deadline.as_secs_f64());
-            Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
+            Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake).into())
         })?;
     info.credentials.clone_from(&credentials.text);
     place.reached(Progress::Asked);
     if let Err(error) = allowed(shared, &mut carrier, info).await {
-        if error.kind() == ErrorKind::PolicyDenied {
-            tell(shared, "client-authentication-failed", info, None);
-            refuse(&mut carrier, "rejected", error.message(), Retry::Never).await;
-        }
-        return Err(error);
+        let (code, retry) = match error.kind() {
+            ErrorKind::PolicyDenied => ("rejected", Retry::Never),
+            // Nobody said no: it may be let in the next time.
+            _ if error.reason() == Some("undecided") => ("undecided", Retry::Usual),
+            _ => return Err(error.into()),
+        };
+        tell(shared, "client-authentication-failed", info, None);
+        return Err(refused(carrier, code, error, retry));
     }
     let owner = hash(b"credentials:", credentials.text.as_bytes());
     let permit = match free_place(shared) {
@@ -83,8 +99,7 @@ pub(super) async fn admit(
             let port = lock(&shared.registry).port_of(owner);
             let Some(port) = port else {
                 let code = if permit.is_err() { "too_many_clients" } else { "no_port" };
-                refuse(&mut carrier, code, error.message(), Retry::Usual).await;
-                return Err(error);
+                return Err(refused(carrier, code, error, Retry::Usual));
             };
             info.port = port;
             None
@@ -124,9 +139,16 @@ fn free_place(shared: &Shared) -> Result<OwnedSemaphorePermit> {
     })
 }
 
-async fn refuse(carrier: &mut BoxStream, code: &str, message: &str, retry: Retry) {
-    let refusal = Refusal { code: code.to_owned(), message: message.to_owned(), retry };
-    greeting::last_word(carrier, &Acknowledgement::Refused(refusal).encode()).await;
+fn refused(carrier: BoxStream, code: &str, error: Error, retry: Retry) -> Turned {
+    let refusal = Refusal { code: code.to_owned(), message: error.message().to_owned(), retry };
+    Turned { error, word: Some((carrier, Acknowledgement::Refused(refusal).encode())) }
+}
+
+/// What nobody has decided: who was asked failed, or was too late.
+pub(super) fn undecided() -> Error {
+    Error::new(ErrorKind::ResourceLimit, "the server could not decide about the client")
+        .with_phase(Phase::Handshake)
+        .with_reason("undecided")
 }
 
 /// TLS where it is spoken, and the credentials.
@@ -135,23 +157,23 @@ async fn introduce(
     mut carrier: BoxStream,
     info: &TunnelInfo,
     place: &Handshake,
-) -> Result<(BoxStream, Credentials)> {
+) -> Result<(BoxStream, Credentials), Turned> {
     let deadline = shared.options().common.handshake_timeout;
     let mut bytes = Vec::new();
     if let Some(tls) = shared.options().tls.clone() {
         while recognise(&bytes).is_none() {
             if greeting::more(&mut carrier, &mut bytes).await? == 0 {
-                return Err(greeting::ended("before it said anything"));
+                return Err(greeting::ended("before it said anything").into());
             }
         }
         if recognise(&bytes) == Some(Speech::W3p) {
-            refuse(&mut carrier, "tls_required", "this port speaks TLS", Retry::Never).await;
-            return Err(Error::new(
+            let error = Error::new(
                 ErrorKind::IncompatiblePeer,
                 "the client speaks W3PTUNL without TLS, this port speaks TLS",
             )
             .with_phase(Phase::Handshake)
-            .with_reason("plain_at_tls_port"));
+            .with_reason("plain_at_tls_port");
+            return Err(refused(carrier, "tls_required", error, Retry::Never));
         }
         place.reached(Progress::Speaks);
         let initial = std::mem::take(&mut bytes);
@@ -162,8 +184,13 @@ async fn introduce(
         place.reached(Progress::Speaks);
         tell(shared, "client-protocol-confirmed", info, None);
     };
-    let credentials = greeting::credentials(&mut carrier, &mut bytes, &mut handshake, confirmed).await?;
-    Ok((carrier, credentials))
+    match greeting::credentials(&mut carrier, &mut bytes, &mut handshake, confirmed).await {
+        Ok(credentials) => Ok((carrier, credentials)),
+        Err(error) => {
+            let speaks_tls = error.reason() == Some("tls_at_plain_port");
+            Err(Turned { error, word: speaks_tls.then(|| (carrier, TLS_ALERT.to_vec())) })
+        }
+    }
 }
 
 /// The filter's answer. A client that leaves, or says more, while it is being decided about is out.
@@ -176,7 +203,7 @@ async fn allowed(shared: &Shared, carrier: &mut BoxStream, info: &TunnelInfo) ->
         address: info.client.clone(),
     };
     let mut early = Vec::new();
-    let yes = tokio::select! {
+    let answer = tokio::select! {
         biased;
         more = greeting::more(carrier, &mut early) => {
             return Err(match more? {
@@ -188,13 +215,13 @@ async fn allowed(shared: &Shared, carrier: &mut BoxStream, info: &TunnelInfo) ->
                 .with_phase(Phase::Handshake),
             });
         }
-        yes = mailbox.ask(key, subject, deadline) => yes,
+        answer = mailbox.ask(key, subject, deadline) => answer,
     };
-    if yes {
-        Ok(())
-    } else {
-        Err(Error::new(ErrorKind::PolicyDenied, "Client rejected by connection filter")
-            .with_phase(Phase::Handshake))
+    match answer {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::new(ErrorKind::PolicyDenied, "Client rejected by connection filter")
+            .with_phase(Phase::Handshake)),
+        None => Err(undecided()),
     }
 }
 

@@ -1,12 +1,15 @@
 //! What a server knows of all its tunnels: whose port is whose, which session waits for its client.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::hmac;
 use sapper_proto::tunnel::frame::Hello;
 use sapper_proto::tunnel::lease::{LeaseError, Leases, Lessee, TokenHash, Wanted};
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +23,7 @@ use crate::tunnel::limit::{Clients, Meter};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
 use crate::tunnel::public::{Gate, PublicPort};
-use crate::tunnel::{VisitorStats, entropy};
+use crate::tunnel::{VisitorStats, entropy, random};
 
 /// Ports that are tried where the system has given away those that the table names.
 const TRIES: u32 = 32;
@@ -106,7 +109,11 @@ struct Entry {
 /// The tunnels.
 pub(super) struct Registry {
     leases: Leases,
+    /// Makes the table's tokens: it lies on a disk.
+    key: hmac::Key,
     file: Option<PathBuf>,
+    /// Held as long as the file is ours.
+    lock: Option<File>,
     dirty: bool,
     tunnels: BTreeMap<u64, Entry>,
     /// Places that are in use, by tunnels or by those that become one.
@@ -118,26 +125,46 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    pub(super) fn open(options: &ServerOptions) -> Result<Self> {
+    pub(super) fn new(options: &ServerOptions) -> Result<Self> {
         let (first, last) = options.public_ports;
         let mut leases = Leases::new(first, last, MOST_PER_TOKEN, options.lease_time);
         leases.allow(asked_ports(options));
-        if let Some(file) = &options.lease_file {
-            read(file, &mut leases)?;
-        }
-        let mut registry = Self {
+        let key: TokenHash = random()?;
+        leases.set_key(key, |token| token);
+        Ok(Self {
             leases,
-            file: options.lease_file.clone(),
-            dirty: options.lease_file.is_some(),
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            file: None,
+            lock: None,
+            dirty: false,
             tunnels: BTreeMap::new(),
             used: Vec::new(),
             limits: Clients::new(&options.client_limits),
             replaced: VecDeque::new(),
             next: 0,
-        };
+        })
+    }
+
+    /// Leases are those of this file, which is ours from here on, and kept in it.
+    pub(super) fn keep_in(&mut self, file: PathBuf) -> Result<()> {
+        self.lock = Some(own(&file)?);
+        read(&file, &mut self.leases)?;
+        let fresh: TokenHash = random()?;
+        let key = self.leases.key().unwrap_or(fresh);
+        self.key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        if self.leases.key().is_none() {
+            self.leases.set_key(key, |token| keyed(&self.key, token));
+        }
+        (self.file, self.dirty) = (Some(file), true);
         // Found out now: later there is nobody who could still choose another file.
-        registry.save().map_err(|error| Error::config("lease_file", error.message()))?;
-        Ok(registry)
+        self.save().map_err(|error| Error::config("lease_file", error.message()))
+    }
+
+    /// The end: what is left to write, and the file is anybody's.
+    pub(super) fn close(&mut self) -> Result<()> {
+        let saved = self.save();
+        self.lock = None;
+        saved
     }
 
     /// Other ports and limits for those who come; who is there keeps what it has.
@@ -167,7 +194,9 @@ impl Registry {
                 .find(|service| !self.used.contains(&(owner, *service)))
                 .ok_or(LeaseError::Exhausted)?,
         };
-        let before = self.leases.port(owner, service);
+        let lessee =
+            Lessee { token: keyed(&self.key, lessee.token), client: keyed(&self.key, lessee.client) };
+        let before = self.leases.port(lessee.token, service);
         let port = self.leases.take(lessee, service, wanted, seconds(), entropy())?;
         let fresh = before != Some(port);
         self.dirty = true;
@@ -358,8 +387,14 @@ impl Registry {
             Error::io(ErrorKind::Device, format_args!("write the leases to {}", file.display()), &source)
                 .with_field("lease_file")
         };
-        let beside = file.with_extension("new");
-        let mut out = std::fs::File::create(&beside).map_err(failed)?;
+        let beside = beside(file, ".new");
+        // What a process that died left there may be readable for others.
+        match std::fs::remove_file(&beside) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(failed(source)),
+            _ => {}
+        }
+        let only_ours = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
+        let mut out = only_ours.map_err(failed)?;
         out.write_all(self.leases.to_json().as_bytes()).and_then(|()| out.sync_data()).map_err(failed)?;
         std::fs::rename(&beside, file).map_err(failed)
     }
@@ -394,6 +429,38 @@ pub(super) async fn bind(
 /// Ports that a client may ask for.
 fn asked_ports(options: &ServerOptions) -> Vec<(u16, u16)> {
     options.asked_ports.clone().unwrap_or_else(|| vec![options.public_ports])
+}
+
+/// Only one server has a file: a second one would write over its leases. The lock is beside it, for the file is
+/// another one after each change.
+fn own(file: &Path) -> Result<File> {
+    let path = beside(file, ".lock");
+    let failed = |source: std::io::Error| {
+        Error::config("lease_file", format!("cannot lock {}: {source}", path.display()))
+    };
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("{} is another server's, which runs: each needs its own", file.display());
+            Err(Error::config("lease_file", text).with_reason("in_use"))
+        }
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// A file of the same name with more behind it.
+fn beside(file: &Path, more: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(more);
+    name.into()
+}
+
+fn keyed(key: &hmac::Key, token: TokenHash) -> TokenHash {
+    let mut made = [0; 32];
+    made.copy_from_slice(hmac::sign(key, &token).as_ref());
+    made
 }
 
 fn read(file: &Path, leases: &mut Leases) -> Result<()> {

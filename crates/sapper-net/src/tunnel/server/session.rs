@@ -12,7 +12,7 @@ use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::admission::{Admitted, admit, another_client, hash};
+use super::admission::{Admitted, Turned, admit, another_client, hash, undecided};
 use super::registry::{self, Client, Order, Place, Stale, Takeover};
 use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -60,6 +60,7 @@ pub(super) async fn run(
         }
     };
     let mut connection = Connection::made(&shared, &info, alive.clone());
+    let mut word = None;
     let admitted = tokio::select! {
         biased;
         () = shared.stopped() => None,
@@ -69,13 +70,22 @@ pub(super) async fn run(
         }
         admitted = admit(&shared, stream, &mut info, &handshake) => match admitted {
             Ok(admitted) => Some(admitted),
-            Err(error) => {
+            Err(Turned { error, word: last }) => {
+                word = last;
                 tell(&shared, "client-error", &info, Some(error));
                 None
             }
         },
     };
     connection.is_of(&info);
+    if let Some((mut carrier, bytes)) = word {
+        tokio::select! {
+            biased;
+            () = greeting::last_word(&mut carrier, &bytes) => {}
+            () = shared.stopped() => {}
+            _ = handshake.gives_way() => {}
+        }
+    }
     if let Some(admitted) = admitted {
         tunnel(&shared, admitted, handshake, info, connection).await;
     } else {
@@ -320,7 +330,8 @@ impl Tunnel<'_> {
             .zip(&self.places)
             .map(|(asked, place)| ServiceInfo { name: asked.name.clone(), port: place.port });
         let services: Vec<_> = services.collect();
-        let info = TunnelInfo { services: services.clone(), ..TunnelInfo::clone(&self.info) };
+        let (services_now, lease) = (services.clone(), words.lease.clone());
+        let info = TunnelInfo { services: services_now, lease, ..TunnelInfo::clone(&self.info) };
         self.info = Arc::new(info);
         link.set_info(Arc::clone(&self.info));
         let options = self.shared.options();
@@ -366,7 +377,14 @@ impl Tunnel<'_> {
             let error = Error::new(ErrorKind::PolicyDenied, "another client has this lease now");
             return Err(error.with_reason("replaced").into());
         }
-        let lease = words.lease.as_ref().map(|lease| hash(b"lease:", lease.as_bytes()));
+        let lease = words.lease.as_ref().map(|lease| self.lease(lease));
+        let most = self.shared.options().max_services as usize;
+        if words.services.len() > most {
+            let text = format!("{} services are more than {most}", words.services.len());
+            return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("too_many_services").into());
+        }
+        // Before anybody gives way to it.
+        self.may_expose(&words).await?;
         let base = lease.unwrap_or(self.owner);
         let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
         let leased = if lease.is_some() { &owners[..] } else { &[] };
@@ -386,16 +404,9 @@ impl Tunnel<'_> {
         self.count().await?;
         let usual = words.services == [Asked::default()] && lease.is_none() && old.is_empty();
         if usual {
-            self.may_expose(&words).await?;
             let port = had.ok_or_else(|| no_port(&LeaseError::Exhausted))?;
             return Ok((words, vec![port]));
         }
-        let most = self.shared.options().max_services as usize;
-        if words.services.len() > most {
-            let text = format!("{} services are more than {most}", words.services.len());
-            return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("too_many_services").into());
-        }
-        self.may_expose(&words).await?;
         // What it was given first is that of a service without wishes, or free again.
         let keep = lease.is_none() && old.is_empty() && words.services.contains(&Asked::default());
         let first = self.places.first().map(|place| (place.owner, place.service));
@@ -439,6 +450,16 @@ impl Tunnel<'_> {
         Ok((words, ports))
     }
 
+    /// Whose ports a lease's are. A name is the credentials' own, so that nobody else has it, unless the server
+    /// lets all share them.
+    fn lease(&self, name: &str) -> TokenHash {
+        if self.shared.options().shared_leases {
+            return hash(b"lease:", name.as_bytes());
+        }
+        let own: Vec<u8> = self.owner.iter().copied().chain(name.bytes()).collect();
+        hash(b"own lease:", &own)
+    }
+
     /// Tunnels of what looks like the same client whose connection gives no answer.
     async fn silent(&self) -> Vec<u64> {
         let suspects = lock(&self.shared.registry).suspects(self.info.id, self.owner, &self.client);
@@ -477,18 +498,21 @@ impl Tunnel<'_> {
             id: self.info.id,
             credentials: self.info.credentials.clone(),
             client: self.info.client.clone(),
+            lease: words.lease.clone(),
             services: words.services.iter().map(one).collect(),
         };
-        let yes = tokio::select! {
+        let answer = tokio::select! {
             biased;
-            () = self.shared.stopped() => false,
-            yes = mailbox.ask(key, subject, deadline) => yes,
+            // The next one may be asked.
+            () = self.shared.stopped() => None,
+            answer = mailbox.ask(key, subject, deadline) => answer,
         };
-        if yes {
-            return Ok(());
-        }
         let text = "the service filter does not let the client expose this";
-        Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("service_rejected"))
+        match answer {
+            Some(true) => Ok(()),
+            Some(false) => Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("service_rejected")),
+            None => Err(undecided()),
+        }
     }
 
     /// A port for one service.
@@ -535,7 +559,7 @@ impl Tunnel<'_> {
         let No { error, service } = no;
         let code = error.reason().unwrap_or("no_port").to_owned();
         let retry = match &*code {
-            "no_port" | "port_taken" | "in_use" | "too_many_clients" => Retry::Usual,
+            "no_port" | "port_taken" | "in_use" | "too_many_clients" | "undecided" => Retry::Usual,
             // The same would be asked for again.
             _ => Retry::Never,
         };
