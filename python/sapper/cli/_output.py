@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
 from sapper._log import tell
-from sapper.errors import ErrorKind, SapperError
+from sapper.errors import SapperError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,21 +47,6 @@ EXIT_CODES = (
     "130 stopped by a second Ctrl-C."
 )
 
-#: What to do next, by kind; kinds whose message says it already are left out.
-_NEXT: dict[ErrorKind, str] = {
-    ErrorKind.PERMISSION_REQUIRED: "run it as root, or give the program the right that is missing",
-    ErrorKind.CONNECT: "check that the peer listens there: the address, the port, a firewall between",
-    ErrorKind.CONNECT_DEADLINE: "check the address, or wait longer: --connect-timeout, --accept-timeout",
-    ErrorKind.UNREACHABLE: "check the route and the address family",
-    ErrorKind.HANDSHAKE_DEADLINE: "check that the peer speaks TLS, or wait longer with --handshake-timeout",
-    ErrorKind.CERTIFICATE: "name the authority with --roots, the server with --server-name, or give a --pin",
-    ErrorKind.CREDENTIALS_REJECTED: "compare certificate or identity and key with what the peer expects",
-    ErrorKind.INCOMPATIBLE_PEER: "check that the peer speaks TLS on that port, and its versions and suites",
-    ErrorKind.BIND: "another program may listen there, or the address is not one of this machine",
-    ErrorKind.RESOURCE_LIMIT: "raise the limit (ulimit -n), or close something",
-    ErrorKind.LOCAL_PROTOCOL: "this is a defect of sapper: please report it",
-}
-
 
 def error_values(error: SapperError) -> dict[str, Any]:
     """An error for programs."""
@@ -81,11 +66,13 @@ def fail(error: SapperError, *, as_json: bool) -> int:
         from rich.console import Console
         from rich.markup import escape
 
+        from sapper.cli._hints import hint, offered
+
         console = Console(stderr=True, highlight=False, emoji=False)
         console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
         notes: list[str] = getattr(error, "__notes__", [])
-        if (hint := notes[-1] if notes else _NEXT.get(error.kind)) is not None:
-            console.print(f"[bold]try[/]: {escape(hint)}", soft_wrap=True)
+        if (said := notes[-1] if notes else hint(error.kind, offered(sys.argv[1:]))) is not None:
+            console.print(f"[bold]try[/]: {escape(said)}", soft_wrap=True)
     return error.kind.exit_code
 
 

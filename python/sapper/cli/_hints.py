@@ -1,0 +1,76 @@
+"""What to do next about an error, in options that the command at hand has.
+
+A hint is made of parts; one that names options is left out where the command has none of them. Not here:
+hints of one error alone, which it carries as a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sapper.errors import ErrorKind
+
+__all__ = ["HINTS", "hint", "offered"]
+
+#: A text, or one with ``{}`` and what it may be called: the first of those that the command has.
+Part = str | tuple[str, ...]
+
+#: By kind; kinds whose message says it already are left out.
+HINTS: dict[ErrorKind, tuple[Part, ...]] = {
+    ErrorKind.PERMISSION_REQUIRED: ("run it as root", "give the program the right that is missing"),
+    ErrorKind.CONNECT: ("check that the peer listens there: the address, the port, a firewall between",),
+    ErrorKind.CONNECT_DEADLINE: (
+        "check the address",
+        ("wait longer: {}", "--connect-timeout"),
+        ("wait longer: {}", "--accept-timeout"),
+    ),
+    ErrorKind.UNREACHABLE: ("check the route and the address family",),
+    ErrorKind.HANDSHAKE_DEADLINE: (
+        ("check that a tunnel's server listens there, with TLS ({}) or without", "--tls"),
+        "check that the peer speaks what this end does, TLS or none",
+        ("wait longer with {}", "--handshake-timeout"),
+    ),
+    ErrorKind.CERTIFICATE: (
+        ("name the authority with {}", "--roots", "--ca", "--upstream-roots"),
+        ("name the server with {}", "--server-name", "--upstream-name"),
+        ("give a pin with {}", "--pin"),
+    ),
+    ErrorKind.CREDENTIALS_REJECTED: (
+        ("compare the token ({}, the variable SAPPER_TUNNEL_TOKEN) with the server's", "--token-file"),
+        ("compare the certificate ({}) with what the peer expects", "--cert"),
+        ("compare the pre-shared key ({})", "--psk-identity"),
+    ),
+    ErrorKind.INCOMPATIBLE_PEER: (
+        "check that the peer speaks TLS on that port, and its versions and suites",
+    ),
+    ErrorKind.BIND: ("another program may listen there", "the address is not one of this machine"),
+    ErrorKind.RESOURCE_LIMIT: ("raise the limit (ulimit -n)", "close something"),
+    ErrorKind.LOCAL_PROTOCOL: ("this is a defect of sapper: please report it",),
+}
+
+
+def hint(kind: ErrorKind, options: Collection[str]) -> str | None:
+    """What to do next, where the command has these options; ``None`` where there is nothing to say."""
+    said = []
+    for part in HINTS.get(kind, ()):
+        if isinstance(part, str):
+            said.append(part)
+        else:
+            text, *names = part
+            said += [text.format(name) for name in names if name in options][:1]
+    return ", or ".join(said) or None
+
+
+def offered(arguments: Sequence[str]) -> set[str]:
+    """The options of the command that is called so, ``--help`` and the like included."""
+    from typer.main import get_command
+
+    from sapper.cli import app
+
+    command = get_command(app)
+    for word in arguments:
+        inner = getattr(command, "commands", {}).get(word)
+        if inner is None:
+            break
+        command = inner
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
