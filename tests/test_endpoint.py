@@ -71,6 +71,7 @@ def test_other_ways_to_write_the_same(text: str, same: str) -> None:
         ("http://x:1", "begins with one of"),
         ("tcp:h:1", "tcp://host:port"),
         ("tcp://h", "not host:port"),
+        ("tcp://http://h:80/", "write host:port, here h:80"),
         ("tcp://h:65536", "0 to 65535"),
         ("tcp://h:-1", "not host:port"),
         ("tcp://::1:5", "brackets"),

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sapper._files import read_whole
 from sapper._mistakes import config_error
 from sapper.errors import ConfigError, ErrorContext
 
@@ -84,7 +85,7 @@ class Options(BaseModel):
             raise config_error("table", f"must be text, not {type(given[1]).__name__}", "wrong_type")
         path = Path(source)
         try:
-            document = tomllib.loads(path.read_text("utf-8"))
+            document = tomllib.loads(read_whole(path)[0].decode())
         except OSError as error:
             raise ConfigError(
                 f"cannot read {path}: {error.strerror}", ErrorContext(field=table, errno=error.errno)

@@ -177,6 +177,8 @@ def split_address(text: str, default_host: str | None = None) -> tuple[str, int]
         ValueError: It is not that.
     """
     match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9]{1,5})", text)
+    if match is None and (url := re.fullmatch(r"https?://([^/]+)/*", text)) is not None:
+        raise ValueError(f"{text!r} is a URL: write host:port, here {url[1]}")
     if match is None:
         raise ValueError(f"{text!r} is not host:port (an IPv6 address stands in brackets: [::1]:443)")
     if match[1] is not None:

@@ -21,6 +21,9 @@ def made() -> ThrowawayCertificates:
     return throwaway_certificates("localhost")
 
 
+PSK_HEX = "00112233445566778899aabbccddeeff"
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [
@@ -37,6 +40,17 @@ def made() -> ThrowawayCertificates:
         ({"danger": True}, "danger"),
         ({"credentials": {"kind": "psk", "identity": "x"}}, "credentials.psk"),
         ({"credentials": {"kind": "psk", "identity": "x", "key": "no hex"}}, None),
+        (
+            {
+                "credentials": {
+                    "kind": "psk",
+                    "identity": "a",
+                    "key": "00" * 16,
+                    "identities": {"b": "11" * 16},
+                }
+            },
+            "credentials.psk",
+        ),
         ({"credentials": {"kind": "certificate", "chain": b"x"}}, "credentials.certificate.key"),
         ({"credentials": {"kind": "nonsense"}}, "credentials"),
     ],

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime
+import os
 import pickle
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,34 @@ def test_what_is_wrong_with_a_file_names_the_file(
     with pytest.raises(ConfigError) as caught:
         TlsConfig(**options)
     assert str(tmp_path / broken) in str(caught.value)
+
+
+def test_a_pipe_is_read_once_and_in_place_of_a_file_it_keeps_nobody(
+    tmp_path: Path, made: ThrowawayCertificates
+) -> None:
+    """As a shell's ``--cert <(...)``; and a reload neither waits at a pipe nor reads a device without end."""
+    reading, writing = os.pipe()
+    os.write(writing, made.server[0])
+    os.close(writing)
+    (tmp_path / "key.pem").write_bytes(made.server[1])
+    piped = TlsConfig(credentials=Credentials.certificate(f"/dev/fd/{reading}", tmp_path / "key.pem"))
+    os.close(reading)
+    assert piped.reload() is False
+    meet(Credentials.none(roots=made.authority), piped)
+
+    files = Files(tmp_path, made)
+    for replaced in (lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")):
+        (tmp_path / "chain.pem").unlink()
+        replaced(tmp_path / "chain.pem")
+        with pytest.raises(ConfigError, match="no regular file"):
+            files.config.reload()
+    meet(Credentials.none(roots=made.authority), files.config)
+
+
+@pytest.mark.parametrize("read", [lambda path: Credentials.certificate(path, path), TlsConfig.from_toml])
+def test_a_device_without_end_is_no_file(read: Callable[[str], object]) -> None:
+    with pytest.raises(ConfigError, match="File too large"):
+        read("/dev/zero")
 
 
 async def test_a_watch_tells_the_event_loop_of_good_and_bad_files(

@@ -240,6 +240,8 @@ class PskCredentials(Unpicklable, Credentials):
     def _one_identity(cls, values: Any) -> Any:
         """A TOML table may say ``identity`` and ``key`` (or ``key_file``) in place of ``identities``."""
         if isinstance(values, dict) and "identity" in values:
+            if "identities" in values:
+                raise ValueError("has an identity of its own and identities: put it among them")
             values = dict(values)
             identity = values.pop("identity")
             key = values.pop("key", None)

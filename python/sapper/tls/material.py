@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict
 
 from sapper import _native
+from sapper._files import read_whole
 
 __all__ = ["FileBytes", "Material", "key_in"]
 
@@ -28,16 +29,19 @@ class FileBytes(bytes):
     path: Path
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads a file.
+    def read(cls, path: Path) -> Self | bytes:
+        """Reads a file; what a pipe gives has no path, since it gives it once.
 
         Raises:
             ValueError: It cannot be read.
         """
         try:
-            self = cls(path.read_bytes())
+            content, regular = read_whole(path)
         except OSError as error:
             raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        if not regular:
+            return content
+        self = cls(content)
         self.path = path.absolute()
         return self
 

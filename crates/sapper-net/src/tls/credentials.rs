@@ -115,19 +115,24 @@ impl PskCredentials {
             if identities[..index].iter().any(|other| other.identity == psk.identity) {
                 return Err(Error::config("identity", "the same identity was given twice"));
             }
+            // Which one: identities are no secret, they are sent in clear.
+            let whose = match identities {
+                [_] => String::new(),
+                _ => format!(" of {}", psk.identity.escape_ascii()),
+            };
             let len = psk.key.expose().len();
             if len == 0 || len > MAX_PSK {
                 return Err(Error::config(
                     "key",
-                    format!("a pre-shared key has 1 to {MAX_PSK} bytes, not {len}"),
+                    format!("the pre-shared key{whose} has {len} bytes: it must have 1 to {MAX_PSK}"),
                 ));
             }
             if len < MIN_PSK && !short_keys {
                 return Err(Error::config(
                     "key",
                     format!(
-                        "a pre-shared key of {len} bytes can be guessed; use at least {MIN_PSK} random \
-                         bytes, or allow it by danger_short_psk"
+                        "the pre-shared key{whose} has {len} bytes and can be guessed; use at least {MIN_PSK} \
+                         random bytes, or allow it by danger_short_psk"
                     ),
                 ));
             }

@@ -30,8 +30,12 @@ impl Material {
     pub fn read(file: impl Into<PathBuf>, field: &'static str) -> Result<Self> {
         let file = file.into();
         let fail = |what: &str| Error::config(field, format!("cannot read {}: {what}", file.display()));
-        let size = std::fs::metadata(&file).map_err(|e| fail(&e.to_string()))?.len();
-        if size > MAX_FILE {
+        let known = std::fs::metadata(&file).map_err(|e| fail(&e.to_string()))?;
+        if !known.is_file() {
+            // A pipe would have us wait, a device would never end.
+            return Err(fail("it is no regular file"));
+        }
+        if known.len() > MAX_FILE {
             return Err(fail("it is larger than any certificate, key or list"));
         }
         let bytes = std::fs::read(&file).map_err(|e| fail(&e.to_string()))?;
