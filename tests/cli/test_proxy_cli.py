@@ -410,7 +410,7 @@ def test_mistakes_name_what_was_typed(certs: Certificates, arguments: tuple[str,
             """[proxy.tls]
             peer_rules = [{cn = "alice"}]
             credentials = {kind = "certificate", chain = "server.pem", key = "server.key"}""",
-            "[proxy] peer_rules",
+            "[proxy] tls.peer_rules",
         ),
     ],
 )

@@ -73,6 +73,8 @@ def test_a_stranger_with_the_file_alone_reads_what_was_said(
 ) -> None:
     path = tmp_path / "capture.pcapng"
     client, server = configs(made, kind)
+    path.write_bytes(b"what was there, for everybody")
+    path.chmod(0o644)
     # Values of a configuration that exists already are taken as they are: only the file is added.
     both = {
         "client": client,

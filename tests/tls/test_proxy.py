@@ -515,7 +515,7 @@ def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"to": "localhost:1", "tls": TlsConfig()}, "credentials"),
+        ({"to": "localhost:1", "tls": TlsConfig()}, "tls.credentials"),
         ({"to": "tls://localhost:1", "upstream_name": "a b"}, "upstream_name"),
         ({"to": "tls://localhost:1", "upstream_tls": Credentials.psks({"a": KEY, "b": KEY})}, "upstream_tls"),
         ({"to": "localhost:1", "proxy_from": "not-a-network"}, "proxy_from"),

@@ -203,7 +203,7 @@ impl Service {
         for route in &routes {
             check_upgrades(upgrade, route)?;
             if let Inbound::Tls(config) = &route.inbound {
-                config.check(&Role::Server)?;
+                config.check(&Role::Server).map_err(of_clients)?;
             }
             if let Some(tls) = &route.upstream_tls {
                 if matches!(route.inbound, Inbound::PassThrough) {
@@ -246,6 +246,16 @@ impl Service {
             tell_connections,
         })
     }
+}
+
+/// A mistake of the TLS with clients, which is a table of its own.
+fn of_clients(error: Error) -> Error {
+    let field = match error.field() {
+        Some("credentials") => "tls.credentials",
+        Some("peer_rules") => "tls.peer_rules",
+        _ => "tls",
+    };
+    error.in_field(field)
 }
 
 /// A mistake of the TLS to services, whose options are called as those of the TLS with clients are.

@@ -8,10 +8,10 @@
 //! What is not here: packets inside a tunnel ([`crate::port::tap`]).
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -199,6 +199,8 @@ impl Capture {
     fn begin(&self, file: File, path: &Path) -> Result<()> {
         // Devices have no length.
         if file.metadata().is_ok_and(|found| found.is_file()) {
+            // What was there may have been for everybody. Another owner's is as it is.
+            let _ = file.set_permissions(Permissions::from_mode(0o600));
             file.set_len(0).map_err(|source| {
                 Error::io(ErrorKind::Device, format_args!("empty {}", path.display()), &source)
                     .with_field("capture_file")
