@@ -89,6 +89,29 @@ def own(certs: Certificates) -> tuple[str, ...]:
     return ("--cert", str(certs.server.cert_path), "--key", str(certs.server.key_path))
 
 
+@pytest.mark.parametrize("as_json", [False, True], ids=["people", "json"])
+def test_it_serves_on_where_nobody_reads_what_it_tells(
+    certs: Certificates, service: Echo, *, as_json: bool
+) -> None:
+    port = programs.free_port()
+    command = [sys.executable, "-m", "sapper.cli", "proxy", f"127.0.0.1:{port}", f"localhost:{service.port}"]
+    command += [*own(certs), "--log-connections", *(["--json"] if as_json else [])]
+    reading, writing = os.pipe()
+    with ExitStack() as stack:
+        proxy = subprocess.Popen(command, stdout=writing, stderr=writing)
+        stack.callback(proxy.wait, LATEST)
+        stack.callback(proxy.terminate)
+        os.close(writing)
+        told = b""
+        while b"listening" not in told:
+            told += os.read(reading, 4096)
+        os.close(reading)
+        for _ in range(3):  # the end of each is told to nobody
+            with shake(f"127.0.0.1:{port}", certs) as client:
+                assert client.recv(1)
+        assert proxy.poll() is None
+
+
 @pytest.mark.needs("curl")
 def test_curl_through_one_command(certs: Certificates, tmp_path: Path) -> None:
     (tmp_path / "page").write_text("behind TLS\n")

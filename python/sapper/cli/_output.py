@@ -34,6 +34,7 @@ __all__ = [
     "say",
     "stats_table",
     "stats_values",
+    "tell_json",
     "write_json",
 ]
 
@@ -79,9 +80,11 @@ def fail(error: SapperError, *, as_json: bool) -> int:
 def say(text: str) -> None:
     """A line for people. What a peer wrote in it does not move their cursor.
 
-    Not by rich, which loads what it needs when it needs it: perhaps no file can be opened then.
+    Where nobody reads any more, or the disk is full, the line is lost and what tells it goes on. Not by rich,
+    which loads what it needs when it needs it: perhaps no file can be opened then.
     """
-    print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), file=sys.stderr, flush=True)
 
 
 class _Lines(logging.Handler):
@@ -131,6 +134,12 @@ def write_json(values: dict[str, Any], to: IO[str] | None = None) -> None:
     out = to if to is not None else sys.stdout
     out.write(json.dumps(values, separators=(",", ":")) + "\n")
     out.flush()
+
+
+def tell_json(values: dict[str, Any], to: IO[str] | None = None) -> None:
+    """The same of what happens while a command serves: it goes on where the line cannot be written."""
+    with contextlib.suppress(OSError):
+        write_json(values, to)
 
 
 def amount(count: float, unit: str = "B") -> str:

@@ -17,7 +17,16 @@ from sapper import _native
 from sapper._options import config_error
 from sapper._takeover import Taken
 from sapper.cli._names import named
-from sapper.cli._output import error_values, fail, log_told, stats_table, stats_values, write_json
+from sapper.cli._output import (
+    error_values,
+    fail,
+    log_told,
+    say,
+    stats_table,
+    stats_values,
+    tell_json,
+    write_json,
+)
 from sapper.endpoint import Endpoint, File, TcpListen, Tls, TlsListen
 from sapper.errors import ClosedError, SapperError
 from sapper.metrics import MetricsServer
@@ -45,9 +54,9 @@ class Report:
     def note(self, event: str, text: str, **values: Any) -> None:
         """Something happened."""
         if self._json_to is not None:
-            write_json({"event": event, **values}, self._json_to)
+            tell_json({"event": event, **values}, self._json_to)
         elif not self._quiet:
-            self._console.print(text, soft_wrap=True, markup=False)
+            say(text)
 
     def handshake(self, info: HandshakeInfo | None) -> None:
         """Both ends are open."""
@@ -76,7 +85,7 @@ class Report:
         if self._json_to is not None:
             while True:
                 await asyncio.sleep(self._interval)
-                write_json({"event": "stats", **stats_values(pump.stats())}, self._json_to)
+                tell_json({"event": "stats", **stats_values(pump.stats())}, self._json_to)
         before = pump.stats()
         with Live(stats_table(before), console=self._console, auto_refresh=False, transient=True) as live:
             while True:

@@ -18,7 +18,7 @@ from rich.table import Table
 from sapper import _notify
 from sapper._options import config_error
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import amount, duration, error_values, fail, log_told, say, write_json
+from sapper.cli._output import amount, duration, error_values, fail, log_told, say, tell_json, write_json
 from sapper.endpoint import split_address
 from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
 from sapper.metrics import MetricsServer
@@ -44,7 +44,7 @@ class Journal:
         """Something happened."""
         if self.as_json:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            write_json({"time": now, "event": event, **values})
+            tell_json({"time": now, "event": event, **values})
         elif bad or not self._quiet:
             say(text)
 

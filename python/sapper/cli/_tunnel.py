@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sapper import _notify
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import error_values, log_told, say, write_json
+from sapper.cli._output import error_values, log_told, say, tell_json
 from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.tunnel import events
 
@@ -60,7 +60,7 @@ class Told:
     def note(self, event: str, text: str | None, **values: Any) -> None:
         """Something happened to the program itself."""
         if self.as_json:
-            write_json({"event": event, **values})
+            tell_json({"event": event, **values})
         elif text is not None:
             say(text)
 
@@ -76,7 +76,7 @@ class Told:
             values = {"event": event.name, **({"tunnel": name} if name else {}), **_values(event)}
             for _, url in urls[:1]:
                 values |= {"url": url, "qr": _matrix(url)}
-            write_json(values)
+            tell_json(values)
         elif urls:
             for service, url in urls:
                 whose = "".join(f"{one}: " for one in (name, service) if one)
