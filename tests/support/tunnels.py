@@ -167,6 +167,8 @@ class Cutter:
         self._stopped = asyncio.Event()
         self._passed = 0
         self.refuses = False
+        #: Seconds that everything takes, each way.
+        self.delay = 0.0
         self.connections = 0
         self.seen_as = ""
         self.port = 0
@@ -238,6 +240,8 @@ class Cutter:
                         self._stopped.set()
                         self._may_pass.clear()
                     await self._may_pass.wait()
+                    if self.delay:
+                        await asyncio.sleep(self.delay)
                     sink.write(data)
                     await sink.drain()
             except ConnectionError:

@@ -37,6 +37,8 @@ class Books:
         self.carries: dict[int, int] = {}
         self.resumed: list[events.ClientResumed] = []
         self.names: list[str] = []
+        #: Whether a hello may come so late that its client is taken for an original one until then.
+        self.slow = False
         self.wrong: list[tuple[Any, AssertionError]] = []
         for name in ALL.split():
             server.on(name, self._hear)
@@ -73,6 +75,8 @@ class Books:
             case events.TunnelDestroyed(client_tunnel=one):
                 self.tunnels[one.id] -= 1
                 assert self.tunnels[one.id] == 0
+                if self.slow:
+                    self.carries = {by: which for by, which in self.carries.items() if which != one.id}
                 assert one.id not in self.carries.values(), "its connection is told first"
             case events.VisitorConnected(client_tunnel=one, visitor=visitor):
                 self.visitors[one.id, visitor.number] += 1
@@ -129,6 +133,52 @@ async def test_a_session_that_goes_on_again_and_again(leak_check: None) -> None:
             writer.close()
     assert books.names.count("client-connected") == books.names.count("client-disconnected") == 5
     assert books.names.count("tunnel-created") == books.names.count("tunnel-destroyed") == 1
+
+
+async def test_a_slow_way_costs_a_session_nothing_at_a_full_server(leak_check: None) -> None:
+    """The hello comes half a second behind the acknowledgement, and there is no other place."""
+    async with Service(echo) as service, counted(max_clients=1) as (ours, books):
+        async with Cutter(ours.port or 0) as link, client(link.port, service.port) as exposed:
+            reader, writer = await visit(exposed.assigned_port or 0)
+            writer.write(b"first")
+            assert await asyncio.wait_for(reader.readexactly(5), LATEST) == b"first"
+            link.delay = 0.25
+            link.cut()
+            await until(lambda: books.resumed, "its client")
+            writer.write(b"on")
+            assert await asyncio.wait_for(reader.readexactly(2), LATEST) == b"on"
+            writer.close()
+    assert books.names.count("tunnel-created") == books.names.count("tunnel-destroyed") == 1
+
+
+async def test_who_was_taken_for_an_original_client_is_told_anew(leak_check: None) -> None:
+    async with Service(echo) as service, counted() as (ours, books):
+        created: list[Any] = []
+        ours.on("tunnel-created", created.append)
+        books.slow = True
+        async with Cutter(ours.port or 0) as link:
+            link.delay = 0.25
+            async with client(link.port, service.port) as exposed:
+                await until(lambda: len(created) == 2, "its hello")
+                assert [one.client_tunnel.negotiated for one in created] == [False, True]
+                assert created[-1].client_tunnel.tunnel_address == TunnelAddress(exposed.assigned_port or 0)
+                # Slower than one waits for who may come back: its session is found all the same.
+                link.delay = 1.2
+                link.cut()
+                await until(lambda: books.resumed, "its client")
+                assert await asked(exposed.assigned_port or 0, b"on") == b"on"
+    assert books.names.count("tunnel-created") == books.names.count("tunnel-destroyed") == 3
+
+
+async def test_a_drain_waits_for_nobody_who_cannot_come_back(leak_check: None) -> None:
+    async with Service(echo) as service, counted() as (ours, books), AsyncExitStack() as ends:
+        link = await ends.enter_async_context(Cutter(ours.port or 0))
+        await ends.enter_async_context(client(link.port, service.port))
+        link.refuses = True
+        link.cut()
+        await until(lambda: "client-disconnected" in books.names, "the end of its connection")
+        async with asyncio.timeout(LATEST):
+            await ours.stop(drain=3_600.0)
 
 
 async def test_a_connection_that_is_taken_over_before_it_is_known_to_be_gone(leak_check: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,22 @@ async def test_a_filter_sees_the_lease_before_anybody_gives_way_to_it(leak_check
 
 
 # -- files of leases ---------------------------------------------------------------------------------------
+
+
+async def test_a_child_that_was_forked_off_does_not_keep_the_file(tmp_path: Path, leak_check: None) -> None:
+    leases, (reading, writing) = tmp_path / "leases", os.pipe()
+    async with server(options={"lease_file": leases}):
+        if (child := os.fork()) == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    try:
+        async with server(options={"lease_file": leases}):
+            pass
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)
 
 
 async def test_a_file_of_leases_is_one_server_s_as_long_as_it_runs(tmp_path: Path, leak_check: None) -> None:

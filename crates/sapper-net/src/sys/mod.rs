@@ -4,9 +4,11 @@
 mod claim;
 mod process;
 mod signal;
+mod tcp;
 mod thread;
 
 pub use claim::Claim;
 pub use process::{forks, machine};
 pub use signal::Signal;
+pub(crate) use tcp::round_trip;
 pub(crate) use thread::take_short_turns;

@@ -132,11 +132,14 @@ pub(super) async fn another_client(shared: &Shared) -> Result<OwnedSemaphorePerm
 }
 
 fn free_place(shared: &Shared) -> Result<OwnedSemaphorePermit> {
-    Arc::clone(&shared.clients).try_acquire_owned().map_err(|_| {
-        Error::new(ErrorKind::ResourceLimit, "the server has as many clients as it takes")
-            .with_phase(Phase::Handshake)
-            .with_reason("too_many_clients")
-    })
+    Arc::clone(&shared.clients).try_acquire_owned().map_err(|_| full())
+}
+
+/// Why nobody else is let in.
+pub(super) fn full() -> Error {
+    Error::new(ErrorKind::ResourceLimit, "the server has as many clients as it takes")
+        .with_phase(Phase::Handshake)
+        .with_reason("too_many_clients")
 }
 
 fn refused(carrier: BoxStream, code: &str, error: Error, retry: Retry) -> Turned {

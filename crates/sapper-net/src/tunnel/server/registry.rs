@@ -163,7 +163,10 @@ impl Registry {
     /// The end: what is left to write, and the file is anybody's.
     pub(super) fn close(&mut self) -> Result<()> {
         let saved = self.save();
-        self.lock = None;
+        if let Some(lock) = self.lock.take() {
+            // A child that was forked off has the same descriptor: closing ours alone would not free it.
+            let _ = lock.unlock();
+        }
         saved
     }
 
@@ -346,6 +349,11 @@ impl Registry {
     pub(super) fn port_of(&self, owner: TokenHash) -> Option<u16> {
         let waits = |entry: &&Entry| entry.owner == owner && entry.session.is_some();
         self.tunnels.values().find(waits).map(|entry| entry.info.port)
+    }
+
+    /// Whether a session of these credentials waits for its client.
+    pub(super) fn waits_for(&self, owner: TokenHash) -> bool {
+        self.tunnels.values().any(|entry| entry.owner == owner && entry.waits.is_some())
     }
 
     /// The session that has waited longest for its client, of those whose client does not come at once, that have no

@@ -12,7 +12,7 @@ use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::admission::{Admitted, Turned, admit, another_client, hash, undecided};
+use super::admission::{Admitted, Turned, admit, another_client, full, hash, undecided};
 use super::registry::{self, Client, Order, Place, Stale, Takeover};
 use super::{Shared, lock, no_port};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -20,6 +20,7 @@ use crate::handshakes::Handshake;
 use crate::mailbox::Subject;
 use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
+use crate::sys;
 use crate::tunnel::greeting;
 use crate::tunnel::limit::{Meter, Quota, Scope};
 use crate::tunnel::link::{End, Exit, Link};
@@ -30,8 +31,12 @@ use crate::tunnel::random;
 use crate::tunnel::rest::drained;
 use crate::tunnel::served::Served;
 
-/// How long a server that made an offer waits for a hello, before the client counts as an original one.
+/// How long a server that made an offer waits for a hello, before the client counts as an original one: on top of
+/// two round trips.
 const HELLO: Duration = Duration::from_millis(300);
+/// The same where a session of the same credentials waits for its client: this is most likely that one, and the way
+/// that broke may be a slow one, through others.
+const COMES_BACK: Duration = Duration::from_secs(2);
 /// How long a stale tunnel may take to give its port back.
 const STALE: Duration = Duration::from_secs(5);
 /// How long a refusal may take to leave.
@@ -59,6 +64,8 @@ pub(super) async fn run(
             return shared.tell(Notice { name: "client-error", error: Some(error), ..Notice::default() });
         }
     };
+    // Before TLS, behind which there is no descriptor.
+    let round_trip = stream.as_fd().map_or(Duration::ZERO, sys::round_trip);
     let mut connection = Connection::made(&shared, &info, alive.clone());
     let mut word = None;
     let admitted = tokio::select! {
@@ -87,7 +94,7 @@ pub(super) async fn run(
         }
     }
     if let Some(admitted) = admitted {
-        tunnel(&shared, admitted, handshake, info, connection).await;
+        tunnel(&shared, admitted, handshake, info, connection, round_trip).await;
     } else {
         drop(connection);
     }
@@ -175,6 +182,7 @@ async fn tunnel(
     place: Handshake,
     info: TunnelInfo,
     connection: Connection,
+    round_trip: Duration,
 ) {
     let Admitted { mut carrier, owner, public, permit } = admitted;
     let counts = match permit {
@@ -209,9 +217,16 @@ async fn tunnel(
     if !matches!(sent, Ok(Ok(()))) {
         return tunnel.end(None, None);
     }
+    let patience = 2 * round_trip
+        + match public {
+            // An original client could not be served anyway.
+            None => shared.options().common.handshake_timeout,
+            Some(_) if lock(&shared.registry).waits_for(owner) => COMES_BACK,
+            Some(_) => HELLO,
+        };
     let id = random::<4>().map_or(2, u32::from_ne_bytes) >> 1;
     let mut mux =
-        Mux::acceptor(shared.options().common.mux(), Some(began.elapsed() + HELLO), id, Duration::ZERO);
+        Mux::acceptor(shared.options().common.mux(), Some(began.elapsed() + patience), id, Duration::ZERO);
     mux.share(Arc::clone(crate::tunnel::budget()));
     let mut link = Link::new(mux, carrier, &[], End::Server(Vec::new()), Arc::clone(&shared.teller), began);
     link.set_live(Arc::clone(&tunnel.live));
@@ -228,6 +243,10 @@ async fn tunnel(
         let exit = tokio::select! {
             biased;
             () = shared.stopped() => {
+                if tunnel.connection.is_none() {
+                    // Its client cannot come back: what there is for visitors goes out, and nothing is waited for.
+                    return tunnel.part(link, None).await;
+                }
                 let drain = shared.stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the server stops");
                 let _ = timeout(drain, drained(&mut link)).await;
@@ -282,11 +301,14 @@ async fn tunnel(
                 }
                 continue;
             }
-            () = tokio::time::sleep_until(began + HELLO), if undecided => {
+            () = tokio::time::sleep_until(began + patience), if undecided => {
                 undecided = false;
                 let Some(port) = public.take() else {
-                    let error = Error::new(ErrorKind::ResourceLimit, "no port is free");
-                    let error = tunnel.count().await.err().unwrap_or(error);
+                    // It has no port either way: nobody gives way to it.
+                    let error = match tunnel.counts {
+                        Counts::Handshake { .. } => full(),
+                        Counts::Client { .. } => Error::new(ErrorKind::ResourceLimit, "no port is free"),
+                    };
                     return tunnel.end(Some(link), Some(error));
                 };
                 tunnel.create(&mut link, vec![port], &ClientWords::default());
@@ -332,7 +354,7 @@ impl Tunnel<'_> {
         let services: Vec<_> = services.collect();
         let (services_now, lease) = (services.clone(), words.lease.clone());
         let info = TunnelInfo { services: services_now, lease, ..TunnelInfo::clone(&self.info) };
-        self.info = Arc::new(info);
+        let before = std::mem::replace(&mut self.info, Arc::new(info));
         link.set_info(Arc::clone(&self.info));
         let options = self.shared.options();
         let limits = &options.service_limits;
@@ -354,8 +376,11 @@ impl Tunnel<'_> {
             if let Some(connection) = &mut self.connection {
                 connection.session = Some(self.info.id);
             }
-            tell(self.shared, "tunnel-created", &self.info, None);
+        } else {
+            // Its hello came late: what was told of an original client is no more.
+            tell(self.shared, "tunnel-destroyed", &before, None);
         }
+        tell(self.shared, "tunnel-created", &self.info, None);
     }
 
     /// What the client exposes, and a port for each: that of its own stale tunnel, that of its lease, the one
@@ -586,6 +611,10 @@ impl Tunnel<'_> {
     async fn hand_over(mut self, link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
         self.give_back();
         lock(&self.shared.registry).remove(self.info.id);
+        if self.created {
+            // It was taken for an original client: its hello came late.
+            tell(self.shared, "tunnel-destroyed", &self.info, None);
+        }
         if let Some(((carrier, rest), connection)) = link.into_carrier().zip(self.connection.take()) {
             // Where that tunnel ended meanwhile, the carrier goes with the order and the client comes again.
             let takeover = Takeover { carrier, rest, hello, connection };
