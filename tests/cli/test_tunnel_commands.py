@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 
 from sapper.cli._tunnel import Told, _matrix
+from sapper.cli.tunnel import _lease_file
 from sapper.testing import throwaway_certificates
 from sapper.tunnel import events
-from support.programs import event
+from support.programs import event, free_port
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
 
@@ -60,8 +61,8 @@ def web(tmp_path: Path) -> Iterator[int]:
 
 def test_one_command_on_each_side(web: int, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(state), "--json")
-    with started(*serve) as server:
+    serve = ("tunnel", "serve", "--port", str(free_port()), "--state", str(state), "--json")
+    with started(*serve, "--host", "127.0.0.1") as server:
         port = event(server.stdout, "main-server-start")["port"]
         token = (state / "tunnel-token").read_text().strip()
         assert (state / "tunnel-token").stat().st_mode & 0o077 == 0
@@ -76,7 +77,7 @@ def test_one_command_on_each_side(web: int, tmp_path: Path) -> None:
             assert client.wait(20) == 0
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
-    leases = json.loads((state / f"tunnel-leases-{port}.json").read_text())["leases"]
+    leases = json.loads((state / f"tunnel-leases-127.0.0.1-{port}.json").read_text())["leases"]
     assert [one["port"] for one in leases] == [public]
     assert token not in json.dumps(leases)
 
@@ -478,7 +479,7 @@ def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Pa
     [
         ("tunnel", 'deny_visitors = ["10.0.0.0/33"]', "deny_visitors: "),
         ("tunnel", 'asked_hosts = ["x"]', "asked_hosts.0: 'x' is no IP address"),
-        ("tunnel", 'host = "192.0.2.1:1"\nport = 0\nvisitor_rate = 0', "visitor_rate: "),
+        ("tunnel", 'host = "192.0.2.1"\nport = 0\nvisitor_rate = 0', "visitor_rate: "),
         ("tunnel", 'token_file = "nothere"', "token_file: cannot read "),
         ("tunnel", 'lease_file = "nothere/leases"', "lease_file: "),
         ("expose", 'server = "h:1"\nservice = 1\nreconnect_delay = [0, 1]', "reconnect_delay: "),
@@ -513,13 +514,14 @@ def test_what_is_typed_is_named_as_it_was_typed(tmp_path: Path) -> None:
 
 def test_people_hear_of_errors_too(web: int, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    with started("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(state)) as server:
+    serve = ("tunnel", "serve", "--port", str(free_port()), "--host", "127.0.0.1", "--state", str(state))
+    with started(*serve) as server:
         assert server.stderr is not None
         said = "".join(server.stderr.readline() for _ in range(3))
         port = said.rpartition("listening at port ")[2].strip()
         token = (state / "tunnel-token").read_text().strip()
         # Leases cannot be written any more.
-        (state / f"tunnel-leases-{port}.json.new").mkdir()
+        (state / f"tunnel-leases-127.0.0.1-{port}.json.new").mkdir()
         with started(
             "expose", str(web), "--to", f"127.0.0.1:{port}", "--json", SAPPER_TUNNEL_TOKEN=token
         ) as client:
@@ -569,16 +571,15 @@ def test_two_servers_of_one_user_keep_their_own_leases(web: int, tmp_path: Path)
             assert client.wait(20) == 0
         return int(said["assigned_port"])
 
-    ports: list[int] = []
-    with started(*serve, "--port", "0") as one, started(*serve, "--port", "0") as other:
-        ports = [event(each.stdout, "main-server-start")["port"] for each in (one, other)]
+    ports = [free_port(), free_port()]
+    first, second = (("--port", str(port)) for port in ports)
+    with started(*serve, *first) as one, started(*serve, *second) as other:
+        for each in (one, other):
+            event(each.stdout, "main-server-start")
         before = [exposed(port, f"web{port}={web}") for port in ports]
         for port in ports:  # the change is on the disk before the servers are killed
-            _kept(tmp_path / f"tunnel-leases-{port}.json")
-    with (
-        started(*serve, "--port", str(ports[0])) as one,
-        started(*serve, "--port", str(ports[1])) as other,
-    ):
+            _kept(tmp_path / f"tunnel-leases-127.0.0.1-{port}.json")
+    with started(*serve, *first) as one, started(*serve, *second) as other:
         for each in (one, other):
             event(each.stdout, "main-server-start")
         assert [exposed(port, f"web{port}={web}") for port in ports] == before
@@ -595,12 +596,11 @@ def test_leases_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
     lease = {"port": 12345, "token": "01" * 32, "client": None, "service": 0, "seen": int(time.time())}
     earlier = tmp_path / "tunnel-leases.json"
     earlier.write_text(json.dumps({"version": 1, "leases": [lease]}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     serve = ("tunnel", "serve", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
     with started(*serve, "--port", str(port)) as server:
         event(server.stdout, "main-server-start")
-        now = json.loads((tmp_path / f"tunnel-leases-{port}.json").read_text())
+        now = json.loads((tmp_path / f"tunnel-leases-127.0.0.1-{port}.json").read_text())
         assert now["version"] == 2
         assert [one["port"] for one in now["leases"]] == [12345]
         assert now["leases"][0]["token"] != lease["token"], "its tokens have a key now"
@@ -617,3 +617,27 @@ def test_a_file_of_leases_is_one_server_s(tmp_path: Path) -> None:
         assert second.returncode == 2
         assert "lease_file" in second.stderr
         assert "another server's" in second.stderr
+
+
+def test_a_server_whose_port_is_another_each_time_leaves_no_file_of_leases(tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+    with started(*serve) as server:
+        event(server.stdout, "main-server-start")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["tunnel-token"]
+
+
+def test_two_servers_with_the_same_port_at_different_addresses(tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--port", str(free_port()), "--state", str(tmp_path), "--json")
+    with started(*serve, "--host", "127.0.0.1") as one, started(*serve, "--host", "127.0.0.2") as other:
+        for each in (one, other):
+            event(each.stdout, "main-server-start")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [(None, "tunnel-leases-9.json"), ("::1", "tunnel-leases-::1-9.json")]
+)
+def test_the_usual_file_of_leases(host: str | None, name: str, tmp_path: Path) -> None:
+    assert _lease_file(tmp_path, host, 9) == tmp_path / name
+    assert _lease_file(tmp_path, host, 0) is None

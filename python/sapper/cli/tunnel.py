@@ -49,8 +49,8 @@ _CLIENT_WORDS = {
     "address": "--metrics",
 }
 
-#: A file for each server of a user: two would not know of each other's ports.
-_LEASES = "tunnel-leases-{port}.json"
+#: The file of leases of all servers of a user, in earlier versions.
+_OLD_LEASES = "tunnel-leases.json"
 
 _WITH_SERVER = "TLS to the server"
 # --allow is about visitors' addresses.
@@ -168,10 +168,13 @@ def serve(
     # Of what is wrong with TLS as a whole.
     words = Words(_SERVER_WORDS | {name: str(one.first) for name, one in typed.items()}, "tunnel")
 
+    # Where leases are, if nothing else is said; a server keeps its file, whatever it reads later.
+    usual: list[Path | None] = []
+
     def read() -> ServerConfig:
         from sapper.tunnel.config import ServerConfig
 
-        kept: dict[str, Any] = {"lease_file": folder / _LEASES}
+        kept: dict[str, Any] = {}
         if config is not None:
             with in_file("tunnel"):
                 _only(config, "tunnel")
@@ -185,11 +188,15 @@ def serve(
             # What it is counts, not whether somebody wrote it: a default in the file says nothing.
             if not any(kept.get(name) for name in ("danger_allow_anonymous", "clients", "token_file")):
                 kept["token_file"] = folder / "tunnel-token"
+            if not usual:
+                default = ServerConfig.model_fields["port"].default
+                usual.append(_lease_file(folder, kept.get("host"), kept.get("port", default)))
+            kept.setdefault("lease_file", usual[0])
             return ServerConfig(**kept)
 
     first = read()
-    if first.lease_file == folder / _LEASES and first.port:
-        _take_over(folder, first.port)
+    if first.lease_file is not None and first.lease_file == usual[0]:
+        _take_over(folder, first.lease_file)
     made = folder / "tunnel-token"
     if first.token_file == made:
         _make_token(folder)
@@ -385,12 +392,21 @@ def _folder(folder: Path) -> None:
         raise config_error("--state", f"cannot make {folder}: {error.strerror}") from None
 
 
-def _take_over(folder: Path, port: int) -> None:
+def _lease_file(folder: Path, host: str | None, port: int) -> Path | None:
+    """A file for each server of a user: two would not know of each other's ports.
+
+    One whose port is another one each time could not find its leases again.
+    """
+    if not port:
+        return None
+    return folder / (f"tunnel-leases-{port}.json" if host is None else f"tunnel-leases-{host}-{port}.json")
+
+
+def _take_over(folder: Path, own: Path) -> None:
     """Earlier versions kept leases of all servers in one file: the first server that starts has them."""
-    own = folder / _LEASES.format(port=port)
     if not own.exists():
         with contextlib.suppress(OSError):  # there is none
-            (folder / "tunnel-leases.json").rename(own)
+            (folder / _OLD_LEASES).rename(own)
 
 
 def _make_token(folder: Path) -> None:

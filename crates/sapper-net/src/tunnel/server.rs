@@ -42,6 +42,9 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 /// Changes of leases are written together, after this.
 const SAVE_AFTER: Duration = Duration::from_millis(50);
 
+/// Leases that could not be written are tried again, after this.
+const SAVE_AGAIN: Duration = Duration::from_secs(2);
+
 /// What stands for the main port in the name of a file of leases.
 const PORT: &str = "{port}";
 
@@ -326,9 +329,7 @@ async fn run(shared: Arc<Shared>) {
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     let mut error = serve(&shared, alive).await.err();
     let _ = all_gone.recv().await;
-    if let Err(failed) = lock(&shared.registry).close() {
-        shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
-    }
+    give_leases_back(&shared);
     if shared.stopping.borrow().is_some() {
         error = None;
     }
@@ -363,8 +364,9 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
         biased;
         () = shared.stopped() => return Ok(()),
         bound = Listener::bind(&address, &listen, Instant::now() + LOOK_UP) => bound.map_err(|error| match error.kind() {
-            // The others are about the port.
-            ErrorKind::Config | ErrorKind::Connect => error.with_field("host"),
+            ErrorKind::Config => error.with_field("host"),
+            // A look-up: the others are about the port.
+            ErrorKind::Connect => Error::config("host", error.message()),
             _ => error,
         })?,
     };
@@ -390,14 +392,28 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
         secure: options.tls.is_some(),
         ..Notice::default()
     });
-    let mut saving = pin!(leases_to_save(shared));
+    let accepted = accept(shared, &mut listener, alive).await;
+    // Before the port is free: who binds it next has the leases. Those who are still here change none.
+    give_leases_back(shared);
+    accepted
+}
+
+async fn accept(shared: &Arc<Shared>, listener: &mut Listener, alive: mpsc::Sender<()>) -> Result<()> {
+    let mut saving = pin!(leases_to_save(shared, true));
+    let mut failed = None;
     loop {
         tokio::select! {
             biased;
             () = shared.stopped() => return Ok(()),
             () = &mut saving => {
-                save_leases(shared);
-                saving.set(leases_to_save(shared));
+                let error = lock(&shared.registry).save().err();
+                saving.set(leases_to_save(shared, error.is_none()));
+                // A disk that stays full is told once.
+                let (before, now) = (failed, error.as_ref().map(|error| error.message().to_owned()));
+                if let Some(error) = error.filter(|_| before != now) {
+                    shared.tell(Notice { name: "error", error: Some(error), ..Notice::default() });
+                }
+                failed = now;
             }
             accepted = listener.accept_socket() => {
                 let accepted = accepted?;
@@ -416,13 +432,21 @@ fn most_connections(options: &ServerOptions) -> u32 {
     options.max_clients.saturating_mul(2).saturating_add(options.max_handshakes).min(most)
 }
 
-async fn leases_to_save(shared: &Shared) {
-    shared.changed.notified().await;
-    tokio::time::sleep(SAVE_AFTER).await;
+/// When leases are to be written, the last time it worked or not.
+async fn leases_to_save(shared: &Shared, worked: bool) {
+    if worked {
+        shared.changed.notified().await;
+        tokio::time::sleep(SAVE_AFTER).await;
+    } else {
+        let _ = tokio::time::timeout(SAVE_AGAIN, shared.changed.notified()).await;
+        tokio::time::sleep(SAVE_AFTER).await;
+    }
 }
 
-fn save_leases(shared: &Shared) {
-    if let Err(failed) = lock(&shared.registry).save() {
+/// From here on another server may have the file.
+fn give_leases_back(shared: &Shared) {
+    let drain = shared.stopping.borrow().unwrap_or_default();
+    if let Err(failed) = lock(&shared.registry).close(drain) {
         shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
     }
 }

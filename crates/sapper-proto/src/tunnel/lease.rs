@@ -79,6 +79,8 @@ pub struct Leases {
     by_port: BTreeMap<u16, Lease>,
     /// By which its tokens are made.
     key: Option<TokenHash>,
+    /// Until when one that had the table before may still use its ports, in seconds since 1970.
+    until: u64,
 }
 
 impl Leases {
@@ -87,7 +89,7 @@ impl Leases {
     pub fn new(first: u16, last: u16, most_per_token: usize, keep: Duration) -> Self {
         let (first, last) = (first.max(1), last.max(first).max(1));
         let asked = vec![(first, last)];
-        Self { first, last, most_per_token, keep, asked, by_port: BTreeMap::new(), key: None }
+        Self { first, last, most_per_token, keep, asked, by_port: BTreeMap::new(), key: None, until: 0 }
     }
 
     /// Those who ask for ports may have these, first and last each, instead of any of `first..=last`. Who
@@ -209,6 +211,34 @@ impl Leases {
         self.by_port.remove(&port);
     }
 
+    /// What was another name's is this one's: the port of that service, where it has none itself, and that for
+    /// something else. Not where it is in use.
+    pub fn inherit(&mut self, from: Lessee, to: Lessee, service: u16) {
+        let mut has_one = self.port(to.token, service).is_some();
+        for lease in self.by_port.values_mut().filter(|lease| !lease.in_use) {
+            if !has_one && lease.token == from.token && lease.service == service {
+                (lease.token, lease.client, has_one) = (to.token, Some(to.client), true);
+            } else if lease.client == Some(from.client) {
+                lease.client = Some(to.client);
+            }
+        }
+    }
+
+    /// Who has a port is here now: what is written says so.
+    pub fn touch(&mut self, now: u64) {
+        self.by_port.values_mut().filter(|lease| lease.in_use).for_each(|lease| lease.seen = now);
+    }
+
+    /// Another one has the table from here on, and this one uses ports of it until then.
+    pub fn hand_over(&mut self, until: u64) {
+        self.until = self.until.max(until);
+    }
+
+    /// Whether one that had the table before may still use its ports.
+    pub fn is_shared(&self, now: u64) -> bool {
+        now < self.until
+    }
+
     /// Which port a token's service has.
     pub fn port(&self, token: TokenHash, service: u16) -> Option<u16> {
         let mine = self.by_port.iter().find(|(_, lease)| lease.token == token && lease.service == service);
@@ -254,10 +284,14 @@ impl Leases {
                 json!({"port": port, "token": token, "client": client, "service": lease.service, "seen": lease.seen})
             })
             .collect();
-        match self.key {
-            Some(key) => json!({"version": 2, "key": hex(key), "leases": leases}).to_string(),
-            None => json!({"version": 1, "leases": leases}).to_string(),
+        let mut table = match self.key {
+            Some(key) => json!({"version": 2, "key": hex(key), "leases": leases}),
+            None => json!({"version": 1, "leases": leases}),
+        };
+        if self.until > 0 {
+            table["until"] = self.until.into();
         }
+        table.to_string()
     }
 
     /// Adds what a file has. Nothing of it is in use. The text in an error says what is wrong with it; the
@@ -268,6 +302,10 @@ impl Leases {
             Some(1) => None,
             Some(2) => Some(value["key"].as_str().and_then(token).ok_or("key: is not valid")?),
             _ => return Err("version: is neither 1 nor 2".to_owned()),
+        };
+        let until = match &value["until"] {
+            Value::Null => 0,
+            said => said.as_u64().ok_or("until: is not valid")?,
         };
         let leases = value["leases"].as_array().ok_or("leases: is no list")?;
         let mut read = self.by_port.clone();
@@ -284,7 +322,7 @@ impl Leases {
             };
             read.insert(port, Lease { token, client, service, seen, in_use: false });
         }
-        (self.by_port, self.key) = (read, key);
+        (self.by_port, self.key, self.until) = (read, key, until);
         Ok(())
     }
 }
@@ -443,6 +481,41 @@ mod tests {
             let error = empty.from_json(&text.replacen(from, to, 1)).unwrap_err();
             assert!(error.contains(what) && empty.is_empty(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_name_has_what_was_another_name_s() {
+        let mut leases = Leases::new(1, 9, 9, Duration::from_secs(DAY));
+        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(1), 0, 0), Ok(1));
+        assert_eq!(leases.take(BOB, 1, Wanted::Exactly(2), 0, 0), Ok(2));
+        leases.inherit(BOB, ANN, 0);
+        assert_eq!(leases.owner(1), Some(BOB.token), "it is in use");
+        leases.release(1, 0);
+        leases.release(2, 0);
+        leases.inherit(BOB, ANN, 0);
+        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(1), 1, 0), Err(LeaseError::Taken(1)));
+        assert_eq!(leases.take(ANN, 0, Wanted::Any, 1, 0), Ok(1));
+        assert_eq!(leases.take(ANN_TOO, 0, Wanted::Exactly(2), 1, 0), Ok(2), "of the same client");
+        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(3), 1, 0), Ok(3));
+        leases.release(3, 1);
+        leases.inherit(BOB, ANN, 0);
+        assert_eq!((leases.owner(3), leases.port(ANN.token, 0)), (Some(BOB.token), Some(1)), "it has one");
+    }
+
+    #[test]
+    fn who_is_here_was_seen_when_the_table_is_handed_over() {
+        let mut leases = leases();
+        let port = leases.take(ANN, 0, Wanted::Any, 0, 0).unwrap();
+        assert!(!leases.to_json().contains("until"));
+        leases.touch(DAY);
+        leases.hand_over(DAY + 5);
+        let mut next = self::leases();
+        next.from_json(&leases.to_json()).unwrap();
+        assert_eq!((next.is_shared(DAY + 4), next.is_shared(DAY + 5)), (true, false));
+        let taken = next.take(BOB, 0, Wanted::Exactly(port), DAY + 1, 0);
+        assert_eq!(taken, Err(LeaseError::Taken(port)));
+        let error = next.from_json(&leases.to_json().replace("\"until\":", "\"until\":-")).unwrap_err();
+        assert!(error.contains("until"), "{error}");
     }
 
     #[test]

@@ -34,6 +34,9 @@ const MOST_REPLACED: usize = 1_024;
 const MOST_SUSPECTS: usize = 64;
 /// A client whose connection broke is back within this, where it can be: nobody takes its place meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);
+/// A server that has no more clients to take uses ports of its leases for so long at most, as far as the next one is
+/// told.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 
@@ -160,9 +163,16 @@ impl Registry {
         self.save().map_err(|error| Error::config("lease_file", error.message()))
     }
 
-    /// The end: what is left to write, and the file is anybody's.
-    pub(super) fn close(&mut self) -> Result<()> {
+    /// What is left to write, and the file is anybody's: nothing is written from here on. Who has tunnels uses their
+    /// ports for as long as the drain is.
+    pub(super) fn close(&mut self, drain: Duration) -> Result<()> {
+        if !self.tunnels.is_empty() {
+            let drain = drain.min(LONGEST_DRAIN).as_secs();
+            self.leases.hand_over(seconds() + drain + 1);
+            self.dirty = true;
+        }
         let saved = self.save();
+        self.file = None;
         if let Some(lock) = self.lock.take() {
             // A child that was forked off has the same descriptor: closing ours alone would not free it.
             let _ = lock.unlock();
@@ -188,6 +198,18 @@ impl Registry {
         self.next
     }
 
+    /// A name is its credentials' own here. What it had where it was everybody's, by an earlier version or an option, is
+    /// of whoever comes first: nobody else could ever claim it.
+    pub(super) fn inherit(&mut self, from: Lessee, to: Lessee, service: u16) {
+        let (from, to) = (self.keyed(from), self.keyed(to));
+        self.leases.inherit(from, to, service);
+        self.dirty = true;
+    }
+
+    fn keyed(&self, Lessee { token, client }: Lessee) -> Lessee {
+        Lessee { token: keyed(&self.key, token), client: keyed(&self.key, client) }
+    }
+
     /// The place of a client: the first service of its token that nobody uses.
     fn take(&mut self, lessee: Lessee, service: Option<u16>, wanted: Wanted) -> Result<Place, LeaseError> {
         let owner = lessee.token;
@@ -197,8 +219,7 @@ impl Registry {
                 .find(|service| !self.used.contains(&(owner, *service)))
                 .ok_or(LeaseError::Exhausted)?,
         };
-        let lessee =
-            Lessee { token: keyed(&self.key, lessee.token), client: keyed(&self.key, lessee.client) };
+        let lessee = self.keyed(lessee);
         let before = self.leases.port(lessee.token, service);
         let port = self.leases.take(lessee, service, wanted, seconds(), entropy())?;
         let fresh = before != Some(port);
@@ -220,6 +241,11 @@ impl Registry {
         } else {
             self.release(place);
         }
+    }
+
+    /// Whether that port is in use since a server that had the leases before has not ended yet.
+    fn is_ending(&self, place: Place) -> bool {
+        !place.fresh && self.leases.is_shared(seconds())
     }
 
     /// The system does not give that port: nobody's.
@@ -388,9 +414,10 @@ impl Registry {
 
     /// Writes the leases where they changed: whole, or not at all.
     pub(super) fn save(&mut self) -> Result<()> {
-        let Some(file) = self.file.as_ref().filter(|_| std::mem::take(&mut self.dirty)) else {
+        let Some(file) = self.file.as_ref().filter(|_| self.dirty) else {
             return Ok(());
         };
+        self.leases.touch(seconds());
         let failed = |source: std::io::Error| {
             Error::io(ErrorKind::Device, format_args!("write the leases to {}", file.display()), &source)
                 .with_field("lease_file")
@@ -404,7 +431,9 @@ impl Registry {
         let only_ours = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
         let mut out = only_ours.map_err(failed)?;
         out.write_all(self.leases.to_json().as_bytes()).and_then(|()| out.sync_data()).map_err(failed)?;
-        std::fs::rename(&beside, file).map_err(failed)
+        std::fs::rename(&beside, file).map_err(failed)?;
+        self.dirty = false;
+        Ok(())
     }
 }
 
@@ -423,7 +452,13 @@ pub(super) async fn bind(
         match PublicPort::bind(place.port, host, gate).await {
             Ok(port) => return Ok((port, place)),
             Err(error) => {
-                super::lock(registry).forget(place);
+                let mut registry = super::lock(registry);
+                if error.reason() == Some("in_use") && registry.is_ending(place) {
+                    registry.release(place);
+                    let text = format!("the server before, which ends, still uses port {}", place.port);
+                    return Err(Error::new(ErrorKind::ResourceLimit, text).with_reason("in_use"));
+                }
+                registry.forget(place);
                 if error.reason() != Some("in_use") {
                     return Err(error);
                 }

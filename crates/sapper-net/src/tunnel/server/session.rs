@@ -245,7 +245,7 @@ async fn tunnel(
             () = shared.stopped() => {
                 if tunnel.connection.is_none() {
                     // Its client cannot come back: what there is for visitors goes out, and nothing is waited for.
-                    return tunnel.part(link, None).await;
+                    return tunnel.part(link, inbox, None).await;
                 }
                 let drain = shared.stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the server stops");
@@ -336,9 +336,9 @@ async fn tunnel(
             }
             Exit::Resumed => {}
             Exit::CarrierLost(error, true) => tunnel.detached(error),
-            Exit::CarrierLost(error, false) => return tunnel.part(link, error).await,
+            Exit::CarrierLost(error, false) => return tunnel.part(link, inbox, error).await,
             Exit::Broken(error) => return tunnel.end(Some(link), Some(error)),
-            Exit::Expired | Exit::Idle => return tunnel.part(link, None).await,
+            Exit::Expired | Exit::Idle => return tunnel.part(link, inbox, None).await,
         }
     }
 }
@@ -426,6 +426,13 @@ impl Tunnel<'_> {
             lock(&self.shared.registry).remove(id);
             old.extend(places);
         }
+        if let Some(lease) = words.lease.as_ref().filter(|_| !self.shared.options().shared_leases) {
+            let (before, mut registry) = (everybodys(lease), lock(&self.shared.registry));
+            for (asked, to) in words.services.iter().zip(&owners) {
+                let from = Lessee { token: owner(before, &asked.name), client: before };
+                registry.inherit(from, Lessee { token: *to, client: base }, 0);
+            }
+        }
         self.count().await?;
         let usual = words.services == [Asked::default()] && lease.is_none() && old.is_empty();
         if usual {
@@ -479,7 +486,7 @@ impl Tunnel<'_> {
     /// lets all share them.
     fn lease(&self, name: &str) -> TokenHash {
         if self.shared.options().shared_leases {
-            return hash(b"lease:", name.as_bytes());
+            return everybodys(name);
         }
         let own: Vec<u8> = self.owner.iter().copied().chain(name.bytes()).collect();
         hash(b"own lease:", &own)
@@ -666,10 +673,12 @@ impl Tunnel<'_> {
 
     /// The client is gone. Visitors who have only to take what it sent are not, until the server is stopped.
     /// Until then it counts as a client: what it left is in memory.
-    async fn part(mut self, mut link: Link, error: Option<Error>) {
+    async fn part(mut self, mut link: Link, inbox: mpsc::Receiver<Order>, error: Option<Error>) {
         let shared = self.shared;
         link.part();
         self.over(error);
+        // Who asked meanwhile has its answer: the ports are free, and a carrier finds no session.
+        drop(inbox);
         let mut delivered = std::pin::pin!(drained(&mut link));
         tokio::select! {
             biased;
@@ -702,6 +711,11 @@ impl Tunnel<'_> {
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
     }
+}
+
+/// Whose ports a lease's are where its name is everybody's, as it was in earlier versions.
+fn everybodys(name: &str) -> TokenHash {
+    hash(b"lease:", name.as_bytes())
 }
 
 /// Whose port a service's is: the client's own, where it has no name.
