@@ -8,13 +8,30 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Any, Protocol
 
-from sapper._mistakes import config_error
+from sapper._mistakes import config_error, shown
 from sapper.errors import ConfigError
 
-__all__ = ["callback", "data", "file_path", "flag", "named", "seconds", "text", "whole", "wrong_type"]
+__all__ = [
+    "callback",
+    "data",
+    "file_path",
+    "flag",
+    "host_name",
+    "named",
+    "seconds",
+    "text",
+    "whole",
+    "wrong_type",
+]
+
+
+#: Characters of a whole host name, and of each of its parts.
+_MAX_HOST, _MAX_LABEL = 253, 63
 
 
 class _Call(Protocol):
@@ -42,6 +59,31 @@ def named(value: object, name: str) -> str:
     if not text(value, name):
         raise config_error(name, "must not be empty")
     return str(value)
+
+
+def host_name(value: object, name: str) -> str:
+    """A host's name or address. Refuses what no look-up can find and no address is."""
+    host = text(value, name)
+    if not host:
+        raise config_error(name, "an address needs a host")
+    if ":" in host:
+        import ipaddress  # few need it
+
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise config_error(name, f"{shown(host)} is no IPv6 address", "host") from None
+        return host
+    labels = host.removesuffix(".").split(".")
+    known = all(re.fullmatch(r"[\w-]+", label) and len(label) <= _MAX_LABEL for label in labels)
+    if not known or len(host.removesuffix(".")) > _MAX_HOST:
+        raise config_error(name, f"{shown(host)} is no host name", "host")
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            socket.inet_aton(host)
+        except OSError:
+            raise config_error(name, f"{shown(host)} is no IPv4 address", "host") from None
+    return host
 
 
 def whole(value: object, name: str, low: int, high: int) -> int:

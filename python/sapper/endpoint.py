@@ -30,7 +30,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self
@@ -70,8 +69,6 @@ _SMALLEST_MTU = 68
 _LARGEST_DESCRIPTOR = 2**31 - 1
 #: Bytes of a Unix socket's name that the system takes.
 _MAX_UNIX_NAME = 107
-#: Characters of a whole host name, and of each of its parts.
-_MAX_HOST, _MAX_LABEL = 253, 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,24 +193,7 @@ def split_address(text: str, default_host: str | None = None) -> tuple[str, int]
 
 def check_host(value: object, name: str = "host") -> None:
     """Refuses what no look-up can find and no address is."""
-    host = _arguments.text(value, name)
-    if not host:
-        raise config_error(name, "an address needs a host")
-    if ":" in host:
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError:
-            raise config_error(name, f"{host!r} is no IPv6 address", "host") from None
-        return
-    labels = host.removesuffix(".").split(".")
-    known = all(re.fullmatch(r"[\w-]+", label) and len(label) <= _MAX_LABEL for label in labels)
-    if not known or len(host.removesuffix(".")) > _MAX_HOST:
-        raise config_error(name, f"{host!r} is no host name", "host")
-    if re.fullmatch(r"[0-9.]+", host):
-        try:
-            socket.inet_aton(host)
-        except OSError:
-            raise config_error(name, f"{host!r} is no IPv4 address", "host") from None
+    _arguments.host_name(value, name)
 
 
 def join_address(host: str, port: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from typer.main import get_command
 from sapper.cli import app
 from sapper.cli._hints import HINTS, hint, offered
 from sapper.errors import ErrorKind
+from support.tunnels import server
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
 
@@ -50,10 +53,27 @@ def test_hints_of_the_tunnel_s_client() -> None:
     assert "--token-file" in (hint(ErrorKind.CREDENTIALS_REJECTED, options) or "")
     assert "SAPPER_TUNNEL_TOKEN" in (hint(ErrorKind.CREDENTIALS_REJECTED, options) or "")
     assert "--tls" in (hint(ErrorKind.HANDSHAKE_DEADLINE, options) or "")
+    wrong_token = hint(ErrorKind.CREDENTIALS_REJECTED, options, "refused") or ""
+    assert "--token-file" in wrong_token
+    assert "--cert" not in wrong_token
+    assert "--psk-identity" not in wrong_token
     bridge = offered(("bridge",))
     assert "--roots" in (hint(ErrorKind.CERTIFICATE, bridge) or "")
     assert "--handshake-timeout" in (hint(ErrorKind.HANDSHAKE_DEADLINE, bridge) or "")
     assert "TOKEN" not in (hint(ErrorKind.CREDENTIALS_REJECTED, bridge) or "")
+
+
+async def test_a_wrong_token_has_nothing_to_do_with_tls() -> None:
+    async with server() as ours:
+        expose = ("expose", "3000", "--to", f"127.0.0.1:{ours.port}", "--no-reconnect")
+        said = {**os.environ, "SAPPER_TUNNEL_TOKEN": "wrong"}
+        done = await asyncio.to_thread(
+            subprocess.run, [*SAPPER, *expose], capture_output=True, text=True, timeout=60, env=said
+        )
+    assert done.returncode == 9
+    assert "try: compare the token" in done.stderr
+    assert "--cert" not in done.stderr
+    assert "--psk" not in done.stderr
 
 
 def test_a_hint_is_told(tmp_path: Path) -> None:

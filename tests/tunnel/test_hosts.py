@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from sapper.errors import ConfigError
-from sapper.tunnel import ServerOptions, TunnelServer
+from sapper.tunnel import ServerOptions, TunnelClient, TunnelServer
 from support.tunnels import Service, allow, client, echo, server
 
-NO_HOSTS = ["no name", " ", "a" * 70 + ".invalid"]
+NO_HOSTS = [
+    "no name",
+    " ",
+    "",
+    "a\0b",
+    "a..b",
+    "256.1.1.1",
+    "fe80::zz",
+    "a" * 70 + ".invalid",
+    "a" * 300,
+    True,
+    "\udc80",
+]
+# Well formed, and no look-up finds it.
+NOWHERE = "nobody.invalid"
 
 
 async def refused(options: ServerOptions) -> ConfigError:
@@ -21,9 +37,31 @@ async def refused(options: ServerOptions) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.parametrize("host", NO_HOSTS)
-async def test_a_host_of_visitors_that_is_none_is_told_at_the_start(leak_check: None, host: str) -> None:
-    error = await refused(ServerOptions(host="127.0.0.1", visitor_host=host))
+@pytest.mark.parametrize("host", NO_HOSTS, ids=lambda host: ascii(host)[:20])
+def test_what_is_no_host_is_told_where_it_is_said(host: Any) -> None:
+    made: dict[str, Callable[[], object]] = {
+        "host": lambda: ServerOptions(host=host),
+        "visitor_host": lambda: ServerOptions(visitor_host=host),
+        "tunnel_server_host": lambda: TunnelClient(host, 9000, 1),
+        "local_service_host": lambda: TunnelClient("here", 9000, 1, local_service_host=host),
+    }
+    for field, make in made.items():
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert caught.value.field == field
+        assert len(caught.value.message) < 150
+
+
+@pytest.mark.parametrize(
+    "host", ["h", "a_b.example.", "bücher.example", "127.1", "::", "fe80::1%lo", "x" * 63]
+)
+def test_what_may_be_a_host(host: str) -> None:
+    assert ServerOptions(host=host, visitor_host=host).host == host
+    TunnelClient(host, 9000, 1, local_service_host=host)
+
+
+async def test_a_host_of_visitors_that_nobody_finds_is_told_at_the_start(leak_check: None) -> None:
+    error = await refused(ServerOptions(host="127.0.0.1", visitor_host=NOWHERE))
     assert error.field == "visitor_host"
 
 
@@ -33,8 +71,8 @@ async def test_so_is_an_address_of_another_machine(leak_check: None) -> None:
     assert "192.0.2.1" in error.message
 
 
-async def test_a_main_host_that_is_none_is_told_by_its_name(leak_check: None) -> None:
-    assert (await refused(ServerOptions(host="no name"))).field == "host"
+async def test_a_main_host_that_nobody_finds_is_told_by_its_name(leak_check: None) -> None:
+    assert (await refused(ServerOptions(host=NOWHERE))).field == "host"
 
 
 async def test_a_running_server_keeps_its_host_of_visitors_where_the_new_one_is_none(
@@ -42,7 +80,7 @@ async def test_a_running_server_keeps_its_host_of_visitors_where_the_new_one_is_
 ) -> None:
     async with Service(echo) as service, server() as ours:
         with pytest.raises(ConfigError) as caught:
-            await ours.reload(ServerOptions(host="127.0.0.1", visitor_host="no name"))
+            await ours.reload(ServerOptions(host="127.0.0.1", visitor_host=NOWHERE))
         assert caught.value.field == "visitor_host"
         assert ours.port is not None
         async with client(ours.port, service.port) as tunnel:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sapper.errors import ApiMisuseError, BindError, ConfigError, ConnectError, CredentialsRejected
-from sapper.tunnel import ClientOptions, ServerOptions, Service, TunnelClient, TunnelServer, events
+from sapper.tunnel import ClientOptions, Limits, ServerOptions, Service, TunnelClient, TunnelServer, events
 from sapper.tunnel.config import ClientConfig, ServerConfig
 from support.tunnels import CREDENTIALS, LATEST, allow, asked, client, echo, is_let_in, server, until
 from support.tunnels import Service as Running
@@ -134,6 +134,18 @@ async def test_leases_that_cannot_be_written(tmp_path: Path, leak_check: None) -
     await lost.start(0)
     await lost.stop()
     assert json.loads((tmp_path / "none" / "leases").read_text())["leases"] == []
+
+
+@pytest.mark.parametrize("value", [True, "5", float("nan")], ids=str)
+def test_numbers_of_seconds_are_numbers(value: Any) -> None:
+    both = ("handshake_timeout", "grace", "linger")
+    for kind, own in ((ServerOptions, ("filter_timeout", "lease_time")), (ClientOptions, ("dial_timeout",))):
+        for name in both + own:
+            assert wrong(kind, **{name: value}).field == name
+    assert wrong(ServerOptions, visitor_rate=value).field == "visitor_rate"
+    assert wrong(Limits, visits_per_second=value).field == "visits_per_second"
+    assert wrong(ClientOptions, reconnect_delay=(value, 9)).field == "reconnect_delay.0"
+    assert ServerOptions(grace=5, visitor_rate=2).grace == 5
 
 
 def test_events_have_names() -> None:

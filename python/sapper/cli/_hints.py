@@ -49,9 +49,15 @@ HINTS: dict[ErrorKind, tuple[Part, ...]] = {
 }
 
 
-def hint(kind: ErrorKind, options: Collection[str]) -> str | None:
+#: Options that have nothing to do with an error of this reason: what a tunnel's server refuses has come to
+#: it, through TLS where there is any.
+_NOT_IT: dict[str, frozenset[str]] = {"refused": frozenset(("--cert", "--psk-identity"))}
+
+
+def hint(kind: ErrorKind, options: Collection[str], reason: str | None = None) -> str | None:
     """What to do next, where the command has these options; ``None`` where there is nothing to say."""
     said = []
+    options = set(options) - _NOT_IT.get(reason or "", frozenset())
     for part in HINTS.get(kind, ()):
         if isinstance(part, str):
             said.append(part)

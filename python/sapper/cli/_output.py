@@ -72,7 +72,9 @@ def fail(error: SapperError, *, as_json: bool) -> int:
         console = Console(stderr=True, highlight=False, emoji=False)
         console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
         notes: list[str] = getattr(error, "__notes__", [])
-        if (said := notes[-1] if notes else hint(error.kind, offered(sys.argv[1:]))) is not None:
+        if (
+            said := notes[-1] if notes else hint(error.kind, offered(sys.argv[1:]), error.reason)
+        ) is not None:
             console.print(f"[bold]try[/]: {escape(said)}", soft_wrap=True)
     return error.kind.exit_code
 

@@ -9,9 +9,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
-from sapper._arguments import file_path, flag, named, seconds, whole, wrong_type
+from sapper._arguments import file_path, flag, host_name, named, seconds, whole, wrong_type
 from sapper._loop import running_post
-from sapper._mistakes import config_error
+from sapper._mistakes import config_error, shown
 from sapper.errors import ClosedError, ConfigError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import PlainService, client_options, one_service
@@ -70,7 +70,7 @@ class TunnelClient(TunnelObject):
         options: ClientOptions | None = None,
     ) -> None:
         super().__init__()
-        self._host = named(tunnel_server_host, "tunnel_server_host")
+        self._host = host_name(tunnel_server_host, "tunnel_server_host")
         self._port = whole(tunnel_server_port, "tunnel_server_port", 1, 65_535)
         self._services = _exposed(local_service_port, local_service_host, local_service_path, services)
         given: object = {} if authentication_credentials is None else authentication_credentials
@@ -274,7 +274,7 @@ def _exposed(
         if path is not None and host is not None:
             raise config_error("local_service_host", "a Unix socket has no host")
         service = one_service(
-            None if host is None else named(host, "local_service_host"),
+            None if host is None else host_name(host, "local_service_host"),
             None if port is None else whole(port, "local_service_port", 1, 65_535),
             None if path is None else str(file_path(path, "local_service_path")),
         )
@@ -300,7 +300,9 @@ def _exposed(
                 raise config_error(f"services[{at}]", "must be a Service", "wrong_type")
         found.append(one._native(first=at == 0))
         if any(found[at]["name"] == other["name"] for other in found[:at]):
-            raise config_error(f"services[{at}].name", f"{found[at]['name']} is the name of another one")
+            raise config_error(
+                f"services[{at}].name", f"{shown(found[at]['name'])} is the name of another one"
+            )
     return found
 
 

@@ -27,6 +27,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
+from sapper._arguments import host_name
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
 from sapper.errors import ConfigError, ErrorContext
@@ -384,9 +385,10 @@ def _plain(config: Options, kind: type[CommonDefaults]) -> dict[str, Any]:
 
 def _address(text: str, name: str) -> tuple[str, int]:
     try:
-        return split_address(text)
+        host, port = split_address(text)
     except ValueError as error:
         raise config_error(name, str(error)) from None
+    return host_name(host, name), port
 
 
 def _inside(error: ConfigError, field: str) -> ConfigError:

@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
 from sapper import _native
-from sapper._arguments import whole
+from sapper._arguments import host_name, whole
+from sapper._mistakes import shown
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
 
 __all__ = ["ClientOptions", "Limits", "ServerOptions", "Service", "VisitorLimits"]
 
-_Seconds = Annotated[float, Field(ge=0)]
+_Seconds = Annotated[float, Strict(), Field(ge=0)]
+_Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 _Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 _Bytes = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
 _Port = Annotated[int, Strict(), Field(ge=1, le=65_535)]
@@ -27,7 +29,7 @@ def _is_address(text: str) -> str:
     try:
         ip_address(text)
     except ValueError:
-        raise config_error(None, f"{text!r} is no IP address") from None
+        raise config_error(None, f"{shown(text)} is no IP address") from None
     return text
 
 
@@ -35,6 +37,10 @@ def _is_said(value: object) -> object:
     if value == "":
         raise config_error(None, "must not be empty")
     return value
+
+
+def _is_host(value: object) -> object:
+    return host_name(_is_said(value), "") if isinstance(value, str) else value
 
 
 def _ports(value: object) -> int | tuple[int, int] | None:
@@ -60,7 +66,7 @@ def _at_most(most: int) -> AfterValidator:
 
 
 _Address = Annotated[str, AfterValidator(_is_address)]
-_Host = Annotated[str, BeforeValidator(_is_said)]
+_Host = Annotated[str, BeforeValidator(_is_host)]
 _Ports = Annotated[int | tuple[int, int] | None, PlainValidator(_ports)]
 
 
@@ -103,7 +109,7 @@ class Limits(Options):
     """Bytes in all, both directions together. Behind the last one all visitors are reset."""
     visitors: _Count | None = None
     """Visitors at a time. More are reset."""
-    visits_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    visits_per_second: _Rate | None = None
     """Visits a second. More are reset."""
     visit_burst: _Count = 20
     """How many of them may come at once after a pause."""
@@ -257,7 +263,7 @@ class ServerOptions(_Common):
     (``10.0.0.5-10.0.0.9``). ``None`` is everybody."""
     deny_visitors: tuple[str, ...] = ()
     """Who may not, whatever ``allow_visitors`` says."""
-    visitor_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    visitor_rate: _Rate | None = None
     """Visits of one address (IPv6: of one /64) a second, to all tunnels together; ``None`` is no limit."""
     visitor_burst: _Count = 20
     """How many of them may come at once after a pause."""

@@ -16,7 +16,7 @@ from sapper import _native
 from sapper._arguments import callback as check_callback
 from sapper._arguments import flag, seconds, whole
 from sapper._loop import running_post
-from sapper._mistakes import config_error
+from sapper._mistakes import config_error, shown
 from sapper.errors import ClosedError, SapperError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import server_options
@@ -177,7 +177,8 @@ class TunnelServer(TunnelObject):
         for name, host in [("host", options.host), ("visitor_host", options.visitor_host), *asked]:
             if host is not None and not _is_loopback(host):
                 raise config_error(
-                    name, f"{host} is not loopback, and without a connection_filter everybody is let in"
+                    name,
+                    f"{shown(host)} is not loopback, and without a connection_filter everybody is let in",
                 )
         host = options.host or LOOPBACK
         return host, options.visitor_host or host
@@ -461,7 +462,7 @@ async def _can_have_visitors(host: str) -> None:
             loop = asyncio.get_running_loop()
             found = await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
     except TimeoutError:
-        raise config_error("visitor_host", f"looking {host} up took more than {LOOK_UP:g} s") from None
+        raise config_error("visitor_host", f"looking {shown(host)} up took more than {LOOK_UP:g} s") from None
     except (OSError, UnicodeError) as failed:  # the latter: a part of the name is too long
         found, error = [], failed
     for family, kind, protocol, _, address in found:
@@ -473,4 +474,4 @@ async def _can_have_visitors(host: str) -> None:
         else:
             return  # one is enough: a name may have addresses of a family that the machine does not have
     why = getattr(error, "strerror", None) or error
-    raise config_error("visitor_host", f"public ports cannot be at {host!r}: {why}")
+    raise config_error("visitor_host", f"public ports cannot be at {shown(host)}: {why}")
