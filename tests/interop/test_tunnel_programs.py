@@ -62,6 +62,7 @@ class Work:
         check: Fails where something did not arrive; it is given what the program printed.
         prepare: Done before each run.
         environment: More of it.
+        folder: Where it works.
         failed: Whether the program says that it failed, by its status and what it printed.
     """
 
@@ -70,6 +71,7 @@ class Work:
     check: Callable[[bytes], None]
     prepare: Callable[[], None] = field(default=lambda: None)
     environment: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
     failed: Callable[[int | None, bytes], bool] = lambda status, said: status != 0
 
 
@@ -107,6 +109,7 @@ async def working(work: Work, port: int) -> AsyncIterator[Program]:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **work.environment},
+            cwd=work.folder,
         )
     )
     try:
@@ -265,8 +268,8 @@ async def test_redis_benchmark(redis: int, scale: Scale, tmp_path: Path) -> None
 SUITE = "redis==6.4.0 --hash=sha256:b01bc7282b8444e28ec36b261df5375183bb47a07eb9c603f284e89cbc5ef010"
 # One server without modules, nobody's certificates; asynchronous ones need a plugin that would change ours.
 MARKS = "not onlycluster and not redismod and not ssl and not asyncio and not cp_integration"
-QUICK_FILES = ["pipeline", "pubsub", "scripting", "encoding", "hash"]
-FILES = [*QUICK_FILES, "commands", "lock", "function", "monitor"]
+QUICK_FILES = ["pipeline", "scripting", "encoding", "hash"]
+FILES = [*QUICK_FILES, "pubsub", "commands", "lock", "function", "monitor"]
 # These fail without a tunnel too: one wants a replica, the others another release of the server.
 LEFT_OUT = ["acl_getuser_setuser", "acl_log", "xgroup_create_entriesread", "psync"]
 
@@ -291,37 +294,56 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.iterdir())
 
 
-@pytest.mark.soak
+def redis_tests(port: int, files: list[str]) -> list[str]:
+    """As they are; the first that fails ends them."""
+    run = [sys.executable, "-m", "pytest", "-q", "-x", "-m", MARKS]
+    run += ["-p", "no:cacheprovider", "-p", "no:timeout"]
+    run += [f"--redis-url=redis://127.0.0.1:{port}/9"]
+    run += [f"--deselect=tests/test_commands.py::TestRedisCommands::test_{name}" for name in LEFT_OUT]
+    return [*run, *(f"tests/test_{name}.py" for name in files)]
+
+
+def most_passed(said: bytes, least: int) -> None:
+    passed = re.search(rb"(\d+) passed", said)
+    assert passed is not None
+    assert int(passed[1]) > least, "most of them were skipped"
+
+
 @at_both_scales
 async def test_the_redis_client_s_own_tests(redis: int, suite: Path, scale: Scale, tmp_path: Path) -> None:
-    """As they are; the link is cut again and again meanwhile, and none of them notices."""
-    files = [f"tests/test_{name}.py" for name in (QUICK_FILES if scale is QUICK else FILES)]
-    files += [f"--deselect=tests/test_commands.py::TestRedisCommands::test_{name}" for name in LEFT_OUT]
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:timeout", "-m", MARKS]
-    async with Tunnel(redis, tmp_path) as tunnel:
-        where = ["--redis-url", f"redis://127.0.0.1:{tunnel.public}/9"]
-        program = await asyncio.create_subprocess_exec(
-            *run, *where, *files,
-            cwd=suite, stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        ending = asyncio.create_task(program.communicate())
-        cuts = 0
-        try:
-            while not ending.done():
-                await asyncio.wait([ending], timeout=1.0)  # undisturbed for so long
-                if not ending.done():
-                    await tunnel.cut_for(0.05)
-                    cuts += 1
-        finally:
-            if program.returncode is None:
-                program.kill()
-            said, _ = await ending
-        assert program.returncode == 0, said[-4000:].decode(errors="replace")
-        assert cuts > 0
-        passed = re.search(rb"(\d+) passed", said)
-        assert passed is not None
-        assert int(passed[1]) > (100 if scale is QUICK else 500), "most of them were skipped"
+    files, least = (QUICK_FILES, 40) if scale is QUICK else (FILES, 500)
+    work = Work(
+        lambda port: redis_tests(port, files),
+        # In the first file, whose tests ask for no time.
+        20_000,
+        lambda said: most_passed(said, least),
+        folder=suite,
+    )
+    await all_three(work, redis, tmp_path, scale)
+
+
+@pytest.mark.soak
+async def test_the_redis_client_s_own_tests_over_a_link_that_is_cut_again_and_again(
+    redis: int, suite: Path, tmp_path: Path
+) -> None:
+    cuts = 0
+    work = Work(
+        lambda port: redis_tests(port, FILES),
+        0,
+        lambda said: most_passed(said, 500),
+        folder=suite,
+    )
+    async with Tunnel(redis, tmp_path) as tunnel, working(work, tunnel.public) as program:
+        ending = asyncio.create_task(program.ended(LONG.deadline))
+        while not ending.done():
+            await asyncio.wait([ending], timeout=1.0)  # undisturbed for so long
+            if not ending.done():
+                await tunnel.cut_for(0.05)
+                cuts += 1
+        status, said = await ending
+    assert status == 0, said[-4000:].decode(errors="replace")
+    assert cuts > 0
+    work.check(said)
 
 
 # -- SMTP: the server speaks first ---------------------------------------------------------------------
