@@ -283,7 +283,7 @@ pub(crate) fn check_access(
     field: &'static str,
     needs: Access,
 ) -> Result<()> {
-    let allowed = fd::checked_access(fd, field)?;
+    let allowed = fd::checked_access(fd, kind, field)?;
     let missing = match (needs.read && !allowed.read, needs.write && !allowed.write) {
         (true, _) => "reading",
         (_, true) => "writing",

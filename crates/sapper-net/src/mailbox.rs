@@ -11,12 +11,14 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime;
 use crate::sys;
 use crate::tls::options::Secret;
 
@@ -147,7 +149,29 @@ pub enum Subject {
 #[derive(Debug)]
 pub struct Mailbox<V, E> {
     state: Mutex<State<V, E>>,
+    bell: Arc<Bell>,
+}
+
+/// What the listener's loop watches.
+#[derive(Debug)]
+struct Bell {
     signal: sys::Signal,
+    /// Messages wait that no drain has taken; changed under the mailbox's lock.
+    rung: AtomicBool,
+}
+
+impl Bell {
+    fn set(&self) {
+        if self.rung.load(Ordering::Relaxed) {
+            self.signal.set();
+        }
+    }
+}
+
+impl runtime::AfterTurn for Bell {
+    fn run(&self) {
+        self.set();
+    }
 }
 
 #[derive(Debug)]
@@ -156,7 +180,6 @@ struct State<V, E> {
     events: usize,
     /// Key and count of events that were lost since the last drain.
     lost: Vec<(u64, u64)>,
-    signalled: bool,
     closed: bool,
 }
 
@@ -171,24 +194,22 @@ impl<V, E> Mailbox<V, E> {
                 messages: VecDeque::new(),
                 events: 0,
                 lost: Vec::new(),
-                signalled: false,
                 closed: false,
             }),
-            signal,
+            bell: Arc::new(Bell { signal, rung: AtomicBool::new(false) }),
         }))
     }
 
     /// Readable while messages wait.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.signal.as_fd()
+        self.bell.signal.as_fd()
     }
 
     /// Takes all messages, oldest first; events that were lost come last.
     pub fn drain(&self) -> Vec<Message<V, E>> {
         let mut state = self.lock();
-        if state.signalled {
-            state.signalled = false;
-            self.signal.clear();
+        if self.bell.rung.swap(false, Ordering::Relaxed) {
+            self.bell.signal.clear();
         }
         state.events = 0;
         let mut messages: Vec<_> = state.messages.drain(..).collect();
@@ -199,7 +220,7 @@ impl<V, E> Mailbox<V, E> {
     /// Blocks until a message waits, at most `timeout`; whether one does. A signal's arrival ends the
     /// wait early (then `false`).
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
-        self.signal.wait(timeout)
+        self.bell.signal.wait(timeout)
     }
 
     /// Takes no more messages, and ends every wait; those that wait are dropped, and questions among
@@ -209,9 +230,9 @@ impl<V, E> Mailbox<V, E> {
         state.closed = true;
         state.messages.clear();
         state.lost.clear();
-        if !std::mem::replace(&mut state.signalled, true) {
-            self.signal.set();
-        }
+        self.bell.rung.store(true, Ordering::Relaxed);
+        drop(state);
+        self.bell.set();
     }
 
     /// Posts the end of an operation.
@@ -263,6 +284,7 @@ impl<V, E> Mailbox<V, E> {
         let subject = Subject::Psk { identity: identity.to_vec() };
         let question = Question { subject, asker: Asker::Thread(asker) };
         self.post(self.lock(), Message { key, body: Body::Question(question) });
+        self.bell.set(); // this thread has no further turn before the answer
         answered.recv_timeout(deadline).ok().flatten()
     }
 
@@ -274,10 +296,12 @@ impl<V, E> Mailbox<V, E> {
         self.wake(state);
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State<V, E>>) {
-        if !state.signalled {
-            state.signalled = true;
-            self.signal.set();
+    /// Tells the listener, who comes for the lock at once: it is free by then.
+    fn wake(&self, state: MutexGuard<'_, State<V, E>>) {
+        let first = !self.bell.rung.swap(true, Ordering::Relaxed);
+        drop(state);
+        if first {
+            runtime::after_turn(&self.bell);
         }
     }
 
@@ -312,6 +336,63 @@ mod tests {
         let keys: Vec<_> = mailbox.drain().iter().map(|m| m.key).collect();
         assert_eq!(keys, [1, 2]);
         assert!(!mailbox.wait(Some(Duration::ZERO)));
+    }
+
+    /// Runs `turn` on an I/O thread, and gives what it gives once that turn is over and its end was heard of.
+    fn in_a_turn<T: Send + 'static>(turn: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, answered) = mpsc::channel();
+        runtime::spawn("test", async move {
+            let given = turn();
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+            answer.send(given).unwrap();
+        })
+        .unwrap();
+        answered.recv_timeout(Duration::from_secs(10)).unwrap()
+    }
+
+    #[test]
+    fn what_an_io_thread_tells_in_one_turn_is_told_once_and_behind_it() {
+        let mailbox = Box::new().unwrap();
+        let tells = Arc::clone(&mailbox);
+        let told_within = in_a_turn(move || {
+            tells.done(1, Ok(7));
+            tells.event(2, 9);
+            tells.wait(Some(Duration::ZERO))
+        });
+        assert!(!told_within);
+        assert!(mailbox.wait(Some(Duration::ZERO)));
+        assert_eq!(mailbox.drain().len(), 2);
+        assert!(!mailbox.wait(Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn what_is_taken_before_the_end_of_its_turn_wakes_nobody() {
+        let mailbox = Box::new().unwrap();
+        let tells = Arc::clone(&mailbox);
+        let taken = in_a_turn(move || {
+            tells.done(1, Ok(7));
+            tells.drain().len()
+        });
+        assert_eq!(taken, 1);
+        assert!(!mailbox.wait(Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn an_io_thread_that_waits_for_a_key_tells_at_once() {
+        let mailbox = Box::new().unwrap();
+        let asks = Arc::clone(&mailbox);
+        let answers = std::thread::spawn(move || {
+            assert!(mailbox.wait(Some(Duration::from_secs(10))));
+            let Some(Body::Question(question)) = mailbox.drain().pop().map(|message| message.body) else {
+                panic!("not a question")
+            };
+            assert!(question.answer_key(Some(Secret::new(*b"secret"))));
+        });
+        let key = in_a_turn(move || asks.ask_for_key(1, b"x", Duration::from_secs(5)));
+        assert_eq!(key, Some(Secret::new(*b"secret")));
+        answers.join().unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! directions share no lock because they share a thread, and its wake-ups cross no core. Where it
 //! begins, and when it moves, is [`balance`]'s.
 
+mod after_turn;
 mod balance;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use tokio::runtime::Builder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 
+pub(crate) use after_turn::{AfterTurn, after_turn};
 use balance::{Place, Thread};
 pub use balance::{Share, move_to, settled};
 
@@ -84,6 +86,7 @@ fn start() -> Result<Runtime> {
         let event_loop =
             Builder::new_current_thread().enable_all().event_interval(TURNS).build().map_err(failed)?;
         let handle = event_loop.handle().clone();
+        drop(handle.spawn(after_turn::run())); // for as long as there is the thread
         spawn_thread(&format!("sapper-io-{index}"), move || {
             OWN_THREAD.set(Some(index));
             sys::take_short_turns();

@@ -102,7 +102,7 @@ pub(crate) fn open_kind(
     field: &'static str,
     options: &SocketOptions,
 ) -> Result<BoxStream> {
-    let access = fd::checked_access(fd.as_fd(), field)?;
+    let access = fd::checked_access(fd.as_fd(), &kind, field)?;
     open_one(fd, kind, field, access, options, Arc::default())
 }
 

@@ -21,20 +21,20 @@ pub fn open_pair(
     options: &SocketOptions,
 ) -> Result<BoxStream> {
     let stats = Arc::<EndpointStats>::default();
-    for (fd, field, wanted) in [(&read, fields[0], Access::READ), (&write, fields[1], Access::WRITE)] {
-        let access = fd::checked_access(fd.as_fd(), field)?;
+    let look = |fd: &OwnedFd, field, wanted: Access| {
+        let kind = fd::classify(fd.as_fd(), field)?;
+        let access = fd::checked_access(fd.as_fd(), &kind, field)?;
         if (wanted.read && !access.read) || (wanted.write && !access.write) {
             let direction = if wanted.read { "reading" } else { "writing" };
             let message = format!("this descriptor is not open for {direction}");
             return Err(Error::config(field, message).with_reason("wrong_direction"));
         }
-    }
-    let half = |fd: OwnedFd, field, access| {
-        let kind = fd::classify(fd.as_fd(), field)?;
-        open_one(fd, kind, field, access, options, Arc::clone(&stats))
+        Ok(kind)
     };
-    let read = half(read, fields[0], Access::READ)?;
-    let write = half(write, fields[1], Access::WRITE)?;
+    let read_kind = look(&read, fields[0], Access::READ)?;
+    let write_kind = look(&write, fields[1], Access::WRITE)?;
+    let read = open_one(read, read_kind, fields[0], Access::READ, options, Arc::clone(&stats))?;
+    let write = open_one(write, write_kind, fields[1], Access::WRITE, options, Arc::clone(&stats))?;
     Ok(Box::new(JoinedStream::new(read, write, stats)))
 }
 
