@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import signal
 import socket
 import ssl
@@ -15,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,14 @@ from sapper.cli._tunnel import Told, _matrix
 from sapper.cli.tunnel import _lease_file
 from sapper.testing import throwaway_certificates
 from sapper.tunnel import events
+from support import programs
 from support.programs import event, free_port
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
 
 
-@contextmanager
-def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*SAPPER, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def started(*arguments: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return programs.started(*SAPPER, *arguments, stderr=subprocess.PIPE, **environment)
 
 
 @pytest.fixture

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sapper.cli._output import say
+from support import programs
 from support.programs import event
 
 #: The command, which says at its end what it has loaded. The child that reads the command line keeps silent.
@@ -39,19 +39,8 @@ HEAVY = {
 TOKEN = {"SAPPER_TUNNEL_TOKEN": "a token"}
 
 
-@contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments, "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **TOKEN},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def started(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return programs.started(sys.executable, "-c", PROGRAM, *arguments, "--json", **TOKEN)
 
 
 def loaded(process: subprocess.Popen[str], number: int = signal.SIGINT) -> set[str]:

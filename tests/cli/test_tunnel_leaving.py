@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import socket
@@ -11,12 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from support import programs
 from support.programs import event
 
 SAPPER = [sys.executable, "-m", "sapper.cli"]
@@ -26,19 +25,8 @@ PIECE = 65_536
 ENOUGH = 10_000
 
 
-@contextmanager
-def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*SAPPER, *arguments, "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def started(*arguments: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return programs.started(*SAPPER, *arguments, "--json", **environment)
 
 
 def rest(one: socket.socket) -> bytes:

@@ -31,6 +31,19 @@ def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STR
     raise AssertionError(f"no port of {host} is free")
 
 
+@contextlib.contextmanager
+def started(*command: str, stderr: int | None = None, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A program whose lines are read as they come; it does not outlive this."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **environment}
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 class Program:
     """A running program with what it has printed so far (both outputs as one)."""
 
