@@ -1,37 +1,39 @@
 //! The tunnel's client: connects, shakes hands, works, and connects again.
 //!
-//! What is not here: what a link does while it works ([`link`](super::link)).
+//! What is not here: the way to the server ([`hello`]), what there is for all sessions ([`stock`]), what a link does while
+//! it works ([`link`](super::link)).
+
+mod hello;
+mod stock;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::backoff::Backoff;
-use sapper_proto::tunnel::frame::{Capabilities, Code};
+use sapper_proto::tunnel::frame::Code;
 use sapper_proto::tunnel::mux::{Config, Mux};
-use sapper_proto::tunnel::w3p::{Acknowledgement, ClientHandshake, Refusal, Retry};
+use sapper_proto::tunnel::w3p::{ClientHandshake, Refusal, Retry};
 use sapper_proto::tunnel::words::{
-    Asked, ClientWords, LONGEST_LEASE, LONGEST_NAME, MOST_SERVICES, ServerWords, is_lease, is_name,
+    LONGEST_LEASE, LONGEST_NAME, MOST_SERVICES, ServerWords, is_lease, is_name,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use self::hello::{Granted, Refused, about, connect, refused};
+use self::stock::{Mine, Stock};
 use super::greeting;
-use super::limit::{Limits, Meter, Quota, Scope};
+use super::limit::Limits;
 use super::link::{End, Exit, Link};
 use super::live::Live;
 use super::notice::{Notice, ServiceInfo, Teller};
-use super::public::shake;
 use super::rest::{Rests, drained};
 use super::served::{Served, ServiceStats};
-use super::service::{Dialer, Exposed, Origin, Target};
-use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats, entropy, random};
+use super::service::{Exposed, Target};
+use super::{Common, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::runtime;
-use crate::stream::connect::{ConnectOptions, connect_tcp};
-use crate::stream::fd::SocketOptions;
-use crate::stream::{BoxStream, ops};
 use crate::tls::{Role, SharedTlsConfig};
 
 /// As the original: a peer that is gone without a word is found out.
@@ -223,28 +225,6 @@ impl Drop for Client {
     }
 }
 
-/// What a server granted.
-struct Granted {
-    carrier: BoxStream,
-    rest: Vec<u8>,
-    port: u16,
-    capabilities: Option<Capabilities>,
-}
-
-/// Why there is no tunnel, and whether another try may help.
-struct Refused {
-    error: Error,
-    retry: Retry,
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        // What a certificate or an option says will be so the next time; but servers are mended and restarted.
-        let retry = if error.kind() == ErrorKind::Config { Retry::Never } else { Retry::Usual };
-        Self { error, retry }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -387,177 +367,6 @@ async fn keep_alive(link: &mut Option<Link>, rests: &mut Rests) {
         }
     }
     rests.delivered_and_on().await
-}
-
-/// A carrier with a finished handshake.
-async fn connect(options: &ClientOptions, shared: &Shared) -> std::result::Result<Granted, Refused> {
-    let limit = options.common.handshake_timeout;
-    let socket =
-        SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: MOST_UNSENT, ..SocketOptions::default() };
-    let how = ConnectOptions { socket, ..ConnectOptions::default() };
-    let stream = connect_tcp(&options.host, options.port, &how, Instant::now() + limit).await?;
-    let mut carrier: BoxStream = Box::new(stream);
-    if let Some((config, name)) = &options.tls {
-        let role = Role::Client { server_name: name.clone() };
-        let shaken = shake(carrier, Arc::clone(config), role, Vec::new(), limit).await;
-        carrier = shaken.map_err(greeting::perhaps_plain)?;
-    }
-    let tell = |name| shared.teller.tell(Notice { name, ..Notice::default() });
-    tell("tunnel-connection-established");
-    let handshake = ClientHandshake::new(&options.credentials, limit)
-        .map_err(|error| Error::config("authentication_credentials", error.to_string()))?;
-    let talk = async {
-        ops::write_all(carrier.as_mut(), handshake.message()).await?;
-        ops::flush(carrier.as_mut()).await?;
-        tell("authentication-credentials-sent");
-        greeting::acknowledgement(&mut carrier, &handshake, || tell("tunnel-protocol-confirmed")).await
-    };
-    let (answer, rest) = timeout(limit, talk).await.unwrap_or_else(|_| {
-        let text = format!("the server did not answer within {} s", limit.as_secs_f64());
-        Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
-    })?;
-    match answer {
-        Acknowledgement::Refused(refusal) => Err(refused(refusal)),
-        Acknowledgement::Accepted { port, offer } => {
-            let capabilities = offer.and_then(|offer| offer.common(Capabilities::ALL));
-            if !capabilities.is_some_and(|common| common.has(Capabilities::SERVICES)) {
-                takes_one(&options.services, port)?;
-            }
-            Ok(Granted { carrier, rest, port, capabilities })
-        }
-    }
-}
-
-/// A server of the original has one port for its client, and cannot be asked for another.
-fn takes_one(services: &[Exposed], port: u16) -> std::result::Result<(), Refused> {
-    let no = |text: String| Error::new(ErrorKind::IncompatiblePeer, text).with_phase(Phase::Handshake);
-    let never = |error| Err(Refused { error, retry: Retry::Never });
-    if services.len() > 1 {
-        let text = format!("the server takes one service of a client, not {}", services.len());
-        return never(no(text).with_reason("one_service"));
-    }
-    let Some(Asked { ports, host, .. }) = services.first().map(|exposed| &exposed.asked) else {
-        return Ok(());
-    };
-    if host.is_some() || ports.is_some_and(|(first, last)| !(first..=last).contains(&port)) {
-        let text = format!("the server cannot be asked for a public port, and gave {port}");
-        return never(no(text).with_reason("public_port"));
-    }
-    Ok(())
-}
-
-fn refused(Refusal { code, message, retry }: Refusal) -> Refused {
-    // Words that a server of ours says; of others only the text is passed on.
-    let word = &*code;
-    let reason = match word {
-        "no_port" => "no_port",
-        "port_taken" | "in_use" => "port_taken",
-        "port_not_allowed" => "port_not_allowed",
-        "host_not_allowed" => "host_not_allowed",
-        "too_many_services" => "too_many_services",
-        "too_many_clients" => "too_many_clients",
-        "service_rejected" => "service_rejected",
-        "tls_required" => "plain_at_tls_port",
-        "services" => "services",
-        "replaced" => "replaced",
-        "undecided" => "undecided",
-        _ => "refused",
-    };
-    let kind = match reason {
-        "refused" if word == "rejected" => ErrorKind::CredentialsRejected,
-        "plain_at_tls_port" | "services" => ErrorKind::IncompatiblePeer,
-        "no_port" | "port_taken" | "too_many_clients" | "undecided" => ErrorKind::Connect,
-        // Whatever it is: the same would be refused again.
-        "refused" if retry != Retry::Never => ErrorKind::Connect,
-        _ => ErrorKind::PolicyDenied,
-    };
-    let text = match word {
-        "tls_required" => greeting::SPEAKS_TLS.to_owned(),
-        _ if message.is_empty() => code,
-        _ => message,
-    };
-    let error = Error::new(kind, text).with_phase(Phase::Handshake).with_reason(reason);
-    Refused { error, retry }
-}
-
-/// What a client has for all of its sessions: what was used up in one is used up in the next.
-#[derive(Default)]
-struct Stock {
-    limits: Limits,
-    meter: Option<Arc<Meter>>,
-    services: Vec<Stocked>,
-    origin: Option<Origin>,
-}
-
-/// The same for a service, which is known by its name.
-struct Stocked {
-    name: String,
-    dialer: Arc<Dialer>,
-    limits: Limits,
-    meter: Option<Arc<Meter>>,
-}
-
-impl Stock {
-    /// The same for other options: what has its name, or its limits, goes on.
-    fn renewed(mut self, options: &ClientOptions) -> Self {
-        if self.limits != options.limits {
-            self.limits = options.limits.clone();
-            self.meter = Meter::new(Scope::Client, &self.limits);
-        }
-        if self.origin.as_ref().is_none_or(|origin| !origin.is_of(&options.services)) {
-            self.origin = Some(Origin::of(&options.services));
-        }
-        let mut before = std::mem::take(&mut self.services);
-        let renew = |exposed: &Exposed| {
-            let (name, limits) = (exposed.asked.name.clone(), exposed.limits.clone());
-            let known = before.iter().position(|one| one.name == name).map(|at| before.swap_remove(at));
-            let target = options.target(exposed);
-            match known {
-                Some(known) if known.limits == limits => {
-                    known.dialer.replace(target);
-                    known
-                }
-                Some(known) => {
-                    known.dialer.replace(target);
-                    let meter = Meter::new(Scope::Service, &limits);
-                    Stocked { name, dialer: known.dialer, limits, meter }
-                }
-                None => {
-                    let meter = Meter::new(Scope::Service, &limits);
-                    Stocked { name, dialer: Dialer::new(target), limits, meter }
-                }
-            }
-        };
-        self.services = options.services.iter().map(renew).collect();
-        self
-    }
-
-    /// For a connection to the server with these options.
-    fn mine(&self, instance: &str, options: &ClientOptions) -> Mine {
-        let asked = options.services.iter().map(|exposed| exposed.asked.clone()).collect();
-        let words = ClientWords {
-            instance: instance.to_owned(),
-            origin: self.origin.as_ref().map_or_else(String::new, |origin| origin.word().to_owned()),
-            lease: options.lease.clone(),
-            services: asked,
-        };
-        Mine {
-            dialers: self.services.iter().map(|one| Arc::clone(&one.dialer)).collect(),
-            quota: Quota { meters: self.meter.iter().cloned().collect(), ..Quota::default() },
-            meters: self.services.iter().map(|one| one.meter.clone()).collect(),
-            words: words.encode(),
-        }
-    }
-}
-
-/// What a session begins with.
-struct Mine {
-    dialers: Arc<[Arc<Dialer>]>,
-    quota: Quota,
-    /// Of each service.
-    meters: Vec<Option<Arc<Meter>>>,
-    /// Our hello's.
-    words: Vec<u8>,
 }
 
 /// Puts the carrier under the session that waits for it, or under a new one. The moment, where that makes the tunnel;
@@ -705,14 +514,5 @@ async fn tunnel(
             Exit::Broken(error) => return disconnected(created, Some(error), Left::Nothing, Retry::Usual),
             Exit::Expired | Exit::Idle => return disconnected(created, None, Left::Rest, Retry::Usual),
         }
-    }
-}
-
-/// A refusal whose text says which service it is about.
-fn about(refusal: Refusal, service: Option<u16>, services: &[Exposed]) -> Refusal {
-    let name = service.and_then(|at| services.get(usize::from(at))).map(|exposed| &exposed.asked.name);
-    match name.filter(|name| !name.is_empty()) {
-        Some(name) => Refusal { message: format!("service {name}: {}", refusal.message), ..refusal },
-        None => refusal,
     }
 }

@@ -1,23 +1,24 @@
 //! One client of a server: its connection, its public ports, its tunnel, its end. What is before it is let in:
-//! [`admission`](super::admission).
+//! [`admission`](super::admission); what it gets: [`settle`].
+
+mod settle;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use sapper_proto::tunnel::frame::{Capabilities, Code, Hello, Token};
-use sapper_proto::tunnel::lease::{LeaseError, Lessee, TokenHash, Wanted};
+use sapper_proto::tunnel::lease::TokenHash;
 use sapper_proto::tunnel::mux::Mux;
 use sapper_proto::tunnel::w3p::{Acknowledgement, Offer, Refusal, Retry};
-use sapper_proto::tunnel::words::{Asked, ClientWords, ServerWords};
+use sapper_proto::tunnel::words::{ClientWords, ServerWords};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
-use super::admission::{Admitted, Turned, admit, another_client, full, hash, undecided};
-use super::registry::{self, Client, Order, Place, Stale, Takeover};
-use super::{Shared, lock, no_port};
-use crate::error::{Error, ErrorKind, Phase, Result};
+use super::admission::{Admitted, Turned, admit, full};
+use super::registry::{Client, Order, Place, Takeover};
+use super::{Shared, lock};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handshakes::Handshake;
-use crate::mailbox::Subject;
 use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
 use crate::sys;
@@ -37,8 +38,6 @@ const HELLO: Duration = Duration::from_millis(300);
 /// The same where a session of the same credentials waits for its client: this is most likely that one, and the way
 /// that broke may be a slow one, through others.
 const COMES_BACK: Duration = Duration::from_secs(2);
-/// How long a stale tunnel may take to give its port back.
-const STALE: Duration = Duration::from_secs(5);
 /// How long a refusal may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Orders that wait at most: each is somebody's who waits for its effect.
@@ -383,192 +382,6 @@ impl Tunnel<'_> {
         tell(self.shared, "tunnel-created", &self.info, None);
     }
 
-    /// What the client exposes, and a port for each: that of its own stale tunnel, that of its lease, the one
-    /// that it asks for, or the one it has. All of them, or none.
-    async fn settle(
-        &mut self,
-        words: &[u8],
-        several: bool,
-        had: Option<PublicPort>,
-    ) -> Result<(ClientWords, Vec<PublicPort>), No> {
-        let said = ClientWords::parse(words).map_err(|error| {
-            Error::new(ErrorKind::RemoteProtocol, error.to_string())
-                .with_phase(Phase::Handshake)
-                .with_reason("services")
-        })?;
-        let words = if several { said } else { ClientWords { services: vec![Asked::default()], ..said } };
-        self.client = Client { instance: words.instance.clone(), origin: words.origin.clone() };
-        if lock(&self.shared.registry).is_replaced(&self.client) {
-            let error = Error::new(ErrorKind::PolicyDenied, "another client has this lease now");
-            return Err(error.with_reason("replaced").into());
-        }
-        let lease = words.lease.as_ref().map(|lease| self.lease(lease));
-        let most = self.shared.options().max_services as usize;
-        if words.services.len() > most {
-            let text = format!("{} services are more than {most}", words.services.len());
-            return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("too_many_services").into());
-        }
-        // Before anybody gives way to it.
-        self.may_expose(&words).await?;
-        let base = lease.unwrap_or(self.owner);
-        let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
-        let leased = if lease.is_some() { &owners[..] } else { &[] };
-        let silent = self.silent().await;
-        let mut old = Vec::new();
-        loop {
-            // It may be gone already; then so is its channel.
-            let stale =
-                lock(&self.shared.registry).stale(self.info.id, self.owner, &self.client, leased, &silent);
-            let Some(Stale { id, orders, places, replaced }) = stale else { break };
-            let (done, gone) = oneshot::channel();
-            let _ = orders.send(Order::Replace(done, replaced)).await;
-            let _ = timeout(STALE, gone).await;
-            lock(&self.shared.registry).remove(id);
-            old.extend(places);
-        }
-        if let Some(lease) = words.lease.as_ref().filter(|_| !self.shared.options().shared_leases) {
-            let (before, mut registry) = (everybodys(lease), lock(&self.shared.registry));
-            for (asked, to) in words.services.iter().zip(&owners) {
-                let from = Lessee { token: owner(before, &asked.name), client: before };
-                registry.inherit(from, Lessee { token: *to, client: base }, 0);
-            }
-        }
-        self.count().await?;
-        let usual = words.services == [Asked::default()] && lease.is_none() && old.is_empty();
-        if usual {
-            let port = had.ok_or_else(|| no_port(&LeaseError::Exhausted))?;
-            return Ok((words, vec![port]));
-        }
-        // What it was given first is that of a service without wishes, or free again.
-        let keep = lease.is_none() && old.is_empty() && words.services.contains(&Asked::default());
-        let first = self.places.first().map(|place| (place.owner, place.service));
-        let mut kept = None;
-        match (had, self.places.pop()) {
-            (Some(port), Some(place)) if keep => kept = Some((port, place)),
-            (had, place) => {
-                drop(had);
-                if let Some(place) = place {
-                    lock(&self.shared.registry).give_back(place);
-                }
-            }
-        }
-        let mut ports = Vec::with_capacity(words.services.len());
-        for ((asked, owner), at) in words.services.iter().zip(owners).zip(0..) {
-            // The number among those of the same owner: as it was.
-            let number = match lease {
-                Some(_) => Some(0),
-                None => old
-                    .iter()
-                    .find(|place| place.owner == owner)
-                    .map(|place| place.service)
-                    .or_else(|| first.filter(|(first, _)| *first == owner).map(|(_, number)| number)),
-            };
-            let exposed = match kept.take_if(|_| *asked == Asked::default()) {
-                Some(kept) => Ok(kept),
-                None => self.expose(asked, Lessee { token: owner, client: base }, number).await,
-            };
-            match exposed {
-                Ok((port, place)) => {
-                    ports.push(port);
-                    self.places.push(place);
-                }
-                Err(error) => {
-                    self.places.extend(kept.map(|(_, place)| place));
-                    return Err(No { error, service: Some(at) });
-                }
-            }
-        }
-        self.shared.leases_changed();
-        Ok((words, ports))
-    }
-
-    /// Whose ports a lease's are. A name is the credentials' own, so that nobody else has it, unless the server
-    /// lets all share them.
-    fn lease(&self, name: &str) -> TokenHash {
-        if self.shared.options().shared_leases {
-            return everybodys(name);
-        }
-        let own: Vec<u8> = self.owner.iter().copied().chain(name.bytes()).collect();
-        hash(b"own lease:", &own)
-    }
-
-    /// Tunnels of what looks like the same client whose connection gives no answer.
-    async fn silent(&self) -> Vec<u64> {
-        let suspects = lock(&self.shared.registry).suspects(self.info.id, self.owner, &self.client);
-        let mut asked = Vec::with_capacity(suspects.len());
-        for (id, orders) in suspects {
-            let (answer, answered) = oneshot::channel();
-            // One that is behind with its orders is there.
-            if orders.try_send(Order::Probe(answer)).is_ok() {
-                asked.push((id, answered));
-            }
-        }
-        let mut silent = Vec::new();
-        let until = Instant::now() + 2 * PROBE;
-        for (id, answered) in asked {
-            if let Ok(Ok(false)) = timeout_at(until, answered).await {
-                silent.push(id);
-            }
-        }
-        silent
-    }
-
-    /// Counts it as a client, where it does not count as one.
-    async fn count(&mut self) -> Result<()> {
-        if let Counts::Handshake { .. } = self.counts {
-            self.counts = Counts::Client { _permit: another_client(self.shared).await? };
-        }
-        Ok(())
-    }
-
-    /// The program's answer about what the client wants.
-    async fn may_expose(&self, words: &ClientWords) -> Result<()> {
-        let Some(deadline) = self.shared.gate.current().ask_services else { return Ok(()) };
-        let (mailbox, key) = self.shared.teller.mailbox();
-        let one = |asked: &Asked| (asked.name.clone(), asked.ports, asked.host.map(|host| host.to_string()));
-        let subject = Subject::TunnelServices {
-            id: self.info.id,
-            credentials: self.info.credentials.clone(),
-            client: self.info.client.clone(),
-            lease: words.lease.clone(),
-            services: words.services.iter().map(one).collect(),
-        };
-        let answer = tokio::select! {
-            biased;
-            // The next one may be asked.
-            () = self.shared.stopped() => None,
-            answer = mailbox.ask(key, subject, deadline) => answer,
-        };
-        let text = "the service filter does not let the client expose this";
-        match answer {
-            Some(true) => Ok(()),
-            Some(false) => Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("service_rejected")),
-            None => Err(undecided()),
-        }
-    }
-
-    /// A port for one service.
-    async fn expose(
-        &self,
-        asked: &Asked,
-        lessee: Lessee,
-        number: Option<u16>,
-    ) -> Result<(PublicPort, Place)> {
-        let options = self.shared.options();
-        if let Some(host) = asked.host
-            && !options.asked_hosts.contains(&host.to_canonical())
-        {
-            let text = format!("public ports do not listen at {host} here");
-            return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("host_not_allowed"));
-        }
-        let wanted = match asked.ports {
-            None => Wanted::Any,
-            Some((first, last)) if first == last => Wanted::Exactly(first),
-            Some((first, last)) => Wanted::Within(first, last),
-        };
-        registry::bind(&self.shared.registry, (lessee, number), wanted, asked.host, &self.shared.gate).await
-    }
-
     /// Our hello, with the final ports.
     fn answer(&mut self, link: &mut Link) -> Result<()> {
         let (session, token) = (random()?, Token(random()?));
@@ -711,18 +524,4 @@ impl Tunnel<'_> {
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
     }
-}
-
-/// Whose ports a lease's are where its name is everybody's, as it was in earlier versions.
-fn everybodys(name: &str) -> TokenHash {
-    hash(b"lease:", name.as_bytes())
-}
-
-/// Whose port a service's is: the client's own, where it has no name.
-fn owner(base: TokenHash, name: &str) -> TokenHash {
-    if name.is_empty() {
-        return base;
-    }
-    let named: Vec<u8> = base.iter().copied().chain(name.bytes()).collect();
-    hash(b"service:", &named)
 }
