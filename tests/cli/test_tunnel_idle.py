@@ -40,7 +40,7 @@ TOKEN = {"SAPPER_TUNNEL_TOKEN": "a token"}
 
 
 def started(*arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    return programs.started(sys.executable, "-c", PROGRAM, *arguments, "--json", **TOKEN)
+    return programs.started(sys.executable, "-c", PROGRAM, *arguments, "--json", stderr=None, **TOKEN)
 
 
 def loaded(process: subprocess.Popen[str], number: int = signal.SIGINT) -> set[str]:

@@ -26,7 +26,7 @@ ENOUGH = 10_000
 
 
 def started(*arguments: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    return programs.started(*SAPPER, *arguments, "--json", **environment)
+    return programs.started(*SAPPER, *arguments, "--json", stderr=None, **environment)
 
 
 def rest(one: socket.socket) -> bytes:
