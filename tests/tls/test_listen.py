@@ -150,6 +150,27 @@ async def test_handshakes_are_bounded_the_oldest_gives_way_and_the_others_meet_t
             one.close()
 
 
+async def test_handshakes_give_way_where_all_connections_are_taken(leak_check: None) -> None:
+    most: dict[str, Any] = {"max_connections": 3, "handshake_timeout": 600.0}
+    async with serving(listen(LOCAL, credentials=PSK, **most)) as server:
+        events = server.events()
+        async with await tls.connect("127.0.0.1", server.port, credentials=PSK) as served:
+            while server.stats().handshakes < 1:  # until then it would give way too
+                await asyncio.sleep(0)
+            silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+            for _ in range(3):
+                assert await visit(server.port) == b"hello"
+            first = await anext(events)
+            assert isinstance(first, HandshakeFailed)
+            assert isinstance(first.error, ResourceLimit)
+            assert first.error.reason == "too_many_connections"
+            served.write(b"still there")
+            served.write_eof()
+            assert await served.read() == b"still there"
+        for one in silent:
+            one.close()
+
+
 async def test_failed_handshakes_are_events_and_never_end_the_loop(leak_check: None) -> None:
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))

@@ -5,7 +5,8 @@
 //! fills them would have it wait: the address that has most of them loses one, the one that said least, of those
 //! the oldest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -28,6 +29,8 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     most: usize,
+    /// Whether all connections are bounded together, served ones too.
+    among_connections: bool,
     state: Mutex<State>,
 }
 
@@ -36,7 +39,11 @@ struct State {
     number: u64,
     gave_way: u64,
     /// By age.
-    under_way: BTreeMap<u64, Entry>,
+    under_way: HashMap<u64, Entry>,
+    /// By network; who said least first, of those the oldest.
+    crowds: HashMap<u64, BTreeSet<(Progress, u64)>>,
+    /// Each network by how many it has, and by its first: a flood is not searched for who gives way.
+    order: BTreeSet<(Reverse<usize>, (Progress, u64), u64)>,
 }
 
 #[derive(Debug)]
@@ -56,7 +63,13 @@ pub(crate) struct Handshake {
 
 impl Handshakes {
     pub(crate) fn new(most: u32) -> Arc<Self> {
-        Arc::new(Self { most: most as usize, state: Mutex::default() })
+        Arc::new(Self { most: most as usize, among_connections: false, state: Mutex::default() })
+    }
+
+    /// A table of all connections that are not served yet, where the server bounds connections as a whole: nobody
+    /// gives way but by [`make_room`](Self::make_room).
+    pub(crate) fn among_connections() -> Arc<Self> {
+        Arc::new(Self { most: usize::MAX, among_connections: true, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -68,18 +81,18 @@ impl Handshakes {
     /// [`Address::network`]: crate::stream::Address::network
     pub(crate) fn enter(self: &Arc<Self>, network: u64) -> Handshake {
         let mut state = self.state();
-        if state.under_way.len() >= self.most
-            && let Some(number) = state.least()
-            && let Some(entry) = state.under_way.remove(&number)
-        {
-            state.gave_way += 1;
-            entry.leave.notify_one();
+        if state.under_way.len() >= self.most {
+            state.make_room();
         }
         state.number += 1;
         let (number, leave) = (state.number, Arc::new(Notify::new()));
-        let entry = Entry { network, progress: Progress::Silent, leave: Arc::clone(&leave) };
-        state.under_way.insert(number, entry);
+        state.add(number, Entry { network, progress: Progress::Silent, leave: Arc::clone(&leave) });
         Handshake { all: Arc::clone(self), number, leave }
+    }
+
+    /// Has one of them give way; whether there was one.
+    pub(crate) fn make_room(&self) -> bool {
+        self.state().make_room()
     }
 
     /// How many are under way, and how many gave way since the server began.
@@ -90,38 +103,69 @@ impl Handshakes {
 }
 
 impl State {
-    /// Who gives way.
-    fn least(&self) -> Option<u64> {
-        let mut of = HashMap::<u64, usize>::new();
-        for entry in self.under_way.values() {
-            *of.entry(entry.network).or_default() += 1;
+    fn make_room(&mut self) -> bool {
+        let Some(&(_, (_, number), _)) = self.order.first() else { return false };
+        if let Some(entry) = self.remove(number) {
+            self.gave_way += 1;
+            entry.leave.notify_one();
         }
-        let most = of.values().copied().max()?;
-        let crowd = self.under_way.iter().filter(|(_, entry)| of[&entry.network] == most);
-        crowd.min_by_key(|(number, entry)| (entry.progress, **number)).map(|(number, _)| *number)
+        true
+    }
+
+    fn add(&mut self, number: u64, entry: Entry) {
+        self.change(entry.network, |crowd| crowd.insert((entry.progress, number)));
+        self.under_way.insert(number, entry);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.under_way.remove(&number)?;
+        self.change(entry.network, |crowd| crowd.remove(&(entry.progress, number)));
+        Some(entry)
+    }
+
+    fn change(&mut self, network: u64, act: impl FnOnce(&mut BTreeSet<(Progress, u64)>) -> bool) {
+        let place = |crowd: &BTreeSet<(Progress, u64)>| {
+            crowd.first().map(|first| (Reverse(crowd.len()), *first, network))
+        };
+        let crowd = self.crowds.entry(network).or_default();
+        if let Some(before) = place(crowd) {
+            self.order.remove(&before);
+        }
+        act(crowd);
+        match place(crowd) {
+            Some(after) => self.order.insert(after),
+            None => self.crowds.remove(&network).is_some(),
+        };
     }
 }
 
 impl Handshake {
     /// It is further now.
     pub(crate) fn reached(&self, progress: Progress) {
-        if let Some(entry) = self.all.state().under_way.get_mut(&self.number) {
-            entry.progress = progress;
+        let mut state = self.all.state();
+        if let Some(entry) = state.remove(self.number) {
+            state.add(self.number, Entry { progress, ..entry });
         }
     }
 
     /// Waits until it has to give way; why.
     pub(crate) async fn gives_way(&self) -> Error {
         self.leave.notified().await;
-        Error::new(ErrorKind::ResourceLimit, "gave way to another client: too many handshakes are under way")
-            .with_phase(Phase::Handshake)
-            .with_reason("too_many_handshakes")
+        let full = |what| {
+            let text = format!("gave way to another client: {what}");
+            Error::new(ErrorKind::ResourceLimit, text).with_phase(Phase::Handshake)
+        };
+        if self.all.among_connections {
+            full("max_connections are open").with_reason("too_many_connections")
+        } else {
+            full("too many handshakes are under way").with_reason("too_many_handshakes")
+        }
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.all.state().under_way.remove(&self.number);
+        self.all.state().remove(self.number);
     }
 }
 
@@ -170,6 +214,23 @@ mod tests {
         drop(one);
         let more = [come(&all, "192.0.2.3"), come(&all, "192.0.2.4")];
         assert!(!gone(&honest) && !gone(&other) && !more.iter().any(gone));
+    }
+
+    #[test]
+    fn a_table_without_a_bound_makes_room_when_it_is_asked_to() {
+        let all = Handshakes::among_connections();
+        assert!(!all.make_room(), "all are served");
+        let there = [come(&all, "192.0.2.1"), come(&all, "192.0.2.1"), come(&all, "192.0.2.2")];
+        there[0].reached(Progress::Speaks);
+        assert!(!there.iter().any(gone));
+        assert!(all.make_room());
+        assert_eq!(there.each_ref().map(gone), [false, true, false]);
+        assert!(all.make_room());
+        assert_eq!(there.each_ref().map(gone), [false, false, true], "both have one: who said less");
+        drop(there);
+        assert!(!all.make_room());
+        let state = all.state();
+        assert!(state.under_way.is_empty() && state.crowds.is_empty() && state.order.is_empty());
     }
 
     #[test]

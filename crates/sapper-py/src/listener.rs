@@ -152,6 +152,10 @@ impl ServiceEvents for Heard {
         self.mailbox.done(self.key, Ok(Value::Arrival(Box::new(arrival))));
     }
 
+    fn full(&mut self) {
+        self.mailbox.done(self.key, Ok(Value::Unit));
+    }
+
     fn closed(&mut self, error: Option<Error>) {
         self.mailbox.last(self.key, Event::Closed(error), []);
     }

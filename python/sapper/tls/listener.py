@@ -94,12 +94,12 @@ class _Shaking:
     Attributes:
         arrival: Whose, with its place among the pending.
         network: The sender that it comes from, for limits.
-        gives_way: Whether it has to end for a newcomer.
+        gives_way: Why it has to end for a newcomer, in words and as a reason; ``None``: it need not.
     """
 
     arrival: _native.Arrival
     network: int
-    gives_way: bool = False
+    gives_way: tuple[str, str] | None = None
 
 
 class TlsListener:
@@ -374,6 +374,8 @@ class TlsListener:
             self._shaking[task] = shaking
             task.add_done_callback(partial(_shaken, me))
             self._make_room()
+        elif value is None:  # max_connections are open, and somebody waits
+            self._give_way("max_connections are open", "too_many_connections")
         else:
             self._addresses = tuple(value)
             if self._listening is not None and not self._listening.done():
@@ -382,17 +384,22 @@ class TlsListener:
     def _make_room(self) -> None:
         """Beyond the limit nobody waits, for who fills the places would have all others wait.
 
-        The sender that has most handshakes under way loses its oldest. What is done and not fetched stays.
+        What is done and not fetched stays.
         """
         if len(self._shaking) + len(self._ready) <= self._most:
             return
+        staying = sum(not one.gives_way for one in self._shaking.values())
+        if staying >= 2 and staying + len(self._ready) > self._most:
+            self._give_way("too many handshakes are under way", "too_many_handshakes")
+
+    def _give_way(self, why: str, reason: str) -> None:
+        """The sender that has most handshakes under way loses its oldest."""
         there = [(task, one) for task, one in self._shaking.items() if not one.gives_way]
-        if len(there) < 2 or len(there) + len(self._ready) <= self._most:
-            return
-        ((crowd, _),) = Counter(one.network for _, one in there).most_common(1)
-        task, oldest = next((task, one) for task, one in there if one.network == crowd)
-        oldest.gives_way = True
-        task.cancel()
+        if there:
+            ((crowd, _),) = Counter(one.network for _, one in there).most_common(1)
+            task, oldest = next((task, one) for task, one in there if one.network == crowd)
+            oldest.gives_way = why, reason
+            task.cancel()
 
     def _done(self, arrival: _native.Arrival, stream: TlsStream) -> None:
         self._handshakes += 1
@@ -408,9 +415,9 @@ class TlsListener:
     def _shaken(self, task: asyncio.Task[None]) -> None:
         shaking = self._shaking.pop(task)
         if task.cancelled() and shaking.gives_way:  # perhaps before its first step
-            context = ErrorContext(phase="handshake", reason="too_many_handshakes")
-            text = "gave way to another client: too many handshakes are under way"
-            self._fail(shaking.arrival, ResourceLimit(text, context))
+            why, reason = shaking.gives_way
+            context = ErrorContext(phase="handshake", reason=reason)
+            self._fail(shaking.arrival, ResourceLimit(f"gave way to another client: {why}", context))
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler(
                 {"message": "sapper: a handshake's task failed", "exception": error, "task": task}
@@ -527,7 +534,8 @@ def listen(
             one), ``"tcp-listen://host:port"``, ``"unix-listen:/path"``, a socket that listens already
             (ours from then on), a descriptor of one (duplicated), or several of these.
         credentials: What we prove, and whom we believe.
-        max_connections: Connections that may be open; at the limit accepting waits.
+        max_connections: Connections that may be open; at the limit a handshake gives way to a newcomer, where
+            one is under way, otherwise accepting waits.
         max_handshakes: Connections that may be between their acceptance and being fetched. Beyond it the
             oldest handshake of the address that has most under way gives way; where all are done and
             nobody fetches them, accepting waits.

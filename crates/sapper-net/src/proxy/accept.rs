@@ -29,6 +29,8 @@ pub(super) fn run(launch: Launch, shared: Arc<Shared>, reply: Reply) -> impl Fut
                 return shared.close(None);
             }
         };
+        let unserved = Arc::clone(&shared.unserved);
+        listener.when_full(move || unserved.make_room());
         shared.set_listener(&listener);
         shared.set_state(ProxyState::Running);
         reply.send(Ok(Value::Addresses(listener.local_addresses())));

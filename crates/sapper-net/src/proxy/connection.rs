@@ -26,6 +26,7 @@ use super::reach::{self, Reached};
 use super::two_sided::{self, PendingClient};
 use super::{Inbound, RouteOptions, Service, upgrade};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::handshakes::{Handshake, Progress};
 use crate::pump::{Ends, FlowOptions, IdleClock, Pump, PumpMode};
 use crate::runtime;
 use crate::stream::address::Address;
@@ -176,12 +177,18 @@ async fn establish(
 ) -> Result<Established, End> {
     let Deadline { until, text } = Deadline::of(service.deadlines.handshake, "the client's handshake");
     let mut stage = "rate";
-    let greeting = greet(accepted, shared, &service, connection, &mut stage);
+    let unserved = shared.unserved.enter(accepted.peer.network());
+    let greeting = greet(accepted, shared, &service, connection, (&mut stage, &unserved));
     let late = || Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake));
-    let greeted = timeout_at(until, greeting).await.unwrap_or_else(|_| late());
+    let greeted = tokio::select! {
+        greeted = timeout_at(until, greeting) => greeted.unwrap_or_else(|_| late()),
+        error = unserved.gives_way() => Err(error),
+    };
     let greeted = greeted.map_err(|error| End { outcome: stage, error: Some(error) })?;
 
     let Greeted { mut client, mut subject, first_bytes, upgrading, pending } = greeted;
+    // Where its TLS needs the service, it is not served before that.
+    let unserved = pending.is_some().then_some(unserved);
     subject.original = original;
     let started = Instant::now();
     let time = service.deadlines.connect;
@@ -190,8 +197,15 @@ async fn establish(
             shared.metrics.reached(started.elapsed());
             let (time, told) = (service.deadlines.handshake, (shared, connection));
             let logging_in = two_sided::log_in(client, pending, reached, first_bytes, time, told);
+            let logged_in = match &unserved {
+                Some(place) => tokio::select! {
+                    logged_in = logging_in => logged_in,
+                    error = place.gives_way() => Err(("handshake", error)),
+                },
+                None => logging_in.await,
+            };
             let (client, upstream, first) =
-                logging_in.await.map_err(|(outcome, error)| End { outcome, error: Some(error) })?;
+                logged_in.map_err(|(outcome, error)| End { outcome, error: Some(error) })?;
             return Ok(Established { client, upstream, first });
         }
         Ok(Reached { stream: mut upstream, upgrading: of_upstream, .. }) => {
@@ -228,13 +242,13 @@ impl Deadline {
     }
 }
 
-/// The client's part. `stage` is how far it came.
+/// The client's part. `stage` is how far it came, and so says its place among those that are not served yet.
 async fn greet(
     accepted: Accepted,
     shared: &Shared,
     service: &Service,
     connection: &Connection,
-    stage: &mut &'static str,
+    (stage, unserved): (&mut &'static str, &Handshake),
 ) -> Result<Greeted> {
     let mut client: BoxStream = Box::new(accepted.stream);
     let mut parties = Parties::of(accepted.peer, accepted.local);
@@ -280,6 +294,7 @@ async fn greet(
         }
     }
     *stage = "handshake";
+    unserved.reached(Progress::Speaks);
     let place = shared.shakes_hands(&parties.source);
     let begun = Begun { client, parties, first_bytes, upgrading, by_hello };
     tokio::select! {

@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     pub(super) buckets: Mutex<Buckets>,
     pub(super) handshakes: Mutex<Arc<Handshakes>>,
+    /// Connections whose handshake is not done: they give way where `max_connections` are open.
+    pub(super) unserved: Arc<Handshakes>,
     events: Reply,
     life: Mutex<Life>,
     /// Ports of TCP that it listens at.
@@ -70,6 +72,7 @@ impl Proxy {
             metrics: Metrics::default(),
             buckets: Mutex::default(),
             handshakes: Mutex::new(handshakes),
+            unserved: Handshakes::among_connections(),
             events,
             life: Mutex::default(),
             ports: OnceLock::new(),

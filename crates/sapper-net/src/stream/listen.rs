@@ -1,7 +1,7 @@
 //! The one listener, for TCP and Unix sockets, bound here or handed over.
 //!
 //! It accepts as long as its limit of open connections allows and waits where the system is out of
-//! descriptors. What is accepted is a [`FdStream`] that gives its place back when it goes.
+//! descriptors. At the limit it can ask for a place that nobody is served on yet. What is accepted is a [`FdStream`] that gives its place back when it goes.
 
 pub(super) mod bind;
 pub mod service;
@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use socket2::{SockAddr, SockRef};
 use tokio::io::{Interest, unix::AsyncFd};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::bind::OwnPath;
 pub use self::bind::{ListenAddress, ListenOptions};
@@ -32,6 +33,9 @@ use crate::stats::Counter;
 
 /// First and longest pause where the system has no descriptor or memory for a connection.
 const EXHAUSTED_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// First and longest pause in which one who was asked to give way may leave.
+const GIVE_WAY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Connections that may break before they are accepted, one after another, until that counts as a
 /// condition of the system and the listener pauses.
@@ -48,6 +52,8 @@ pub struct Listener {
     /// Removed from the file system when the listener goes.
     own_paths: Vec<OwnPath>,
     stats: Arc<ListenerStats>,
+    /// Asked where all places are taken and somebody comes; whether one may be given up.
+    when_full: Option<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
 struct ListenSocket {
@@ -151,7 +157,14 @@ impl Listener {
             options: options.socket.clone(),
             own_paths,
             stats: Arc::default(),
+            when_full: None,
         })
+    }
+
+    /// Has this called where the limit is reached and somebody waits: a connection that nobody serves yet can give
+    /// its place up. It says whether one may.
+    pub(crate) fn when_full(&mut self, ask: impl Fn() -> bool + Send + Sync + 'static) {
+        self.when_full = Some(Box::new(ask));
     }
 
     /// Where it listens; empty once it is closed.
@@ -192,12 +205,11 @@ impl Listener {
         if self.sockets.is_empty() {
             return Err(Error::new(ErrorKind::Closed, "the listener is closed"));
         }
-        let places = Arc::clone(&self.places);
-        let place = match Arc::clone(&places).try_acquire_owned() {
+        let place = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(place) => place,
             Err(_) => {
                 self.stats.limit_pauses.add(1);
-                places.acquire_owned().await.expect("the semaphore is never closed")
+                self.freed_place().await
             }
         };
         let (mut pause, longest) = EXHAUSTED_PAUSE;
@@ -258,6 +270,38 @@ impl Listener {
                 Err(Error::new(ErrorKind::CloseDeadline, message).with_phase(Phase::Close))
             }
         }
+    }
+
+    /// The next place that becomes free.
+    async fn freed_place(&mut self) -> OwnedSemaphorePermit {
+        let mut freed = pin!(Arc::clone(&self.places).acquire_owned());
+        let (mut pause, longest) = GIVE_WAY_PAUSE;
+        loop {
+            let place = tokio::select! {
+                biased;
+                place = &mut freed => Some(place),
+                () = poll_fn(|cx| self.poll_newcomer(cx)) => None,
+            };
+            let place = match place {
+                Some(place) => place,
+                None if !self.when_full.as_ref().is_some_and(|ask| ask()) => (&mut freed).await,
+                None => match timeout(pause, &mut freed).await {
+                    Ok(place) => place,
+                    // It was just let in, or takes its time: perhaps another one leaves.
+                    Err(_) => {
+                        pause = (pause * 2).min(longest);
+                        continue;
+                    }
+                },
+            };
+            return place.expect("the semaphore is never closed");
+        }
+    }
+
+    /// Whether a connection waits in the kernel's queue.
+    fn poll_newcomer(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let waits = self.sockets.iter().any(|socket| socket.poll_newcomer(cx).is_ready());
+        if waits { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// One connection of any socket, or what a socket said instead and which.
@@ -328,6 +372,22 @@ impl ListenSocket {
         let io = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
             .map_err(|refused| failed(refused.into_parts().1))?;
         Ok(Self { io, is_tcp, local })
+    }
+
+    fn poll_newcomer(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            // What is wrong with the socket is said by who accepts.
+            let Ok(mut guard) = std::task::ready!(self.io.poll_read_ready(cx)) else {
+                return Poll::Ready(());
+            };
+            let mut asked =
+                libc::pollfd { fd: self.io.get_ref().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, which lives through the call.
+            if unsafe { libc::poll(&raw mut asked, 1, 0) } != 0 {
+                return Poll::Ready(());
+            }
+            guard.clear_ready();
+        }
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Address)>> {

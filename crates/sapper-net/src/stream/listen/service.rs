@@ -5,6 +5,7 @@
 //! accepting waits, and the kernel keeps the rest. So a flood of connections that never get on costs a
 //! known amount.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub trait ServiceEvents: Send + 'static {
     fn listening(&mut self, addresses: Vec<Address>);
     /// Somebody connected.
     fn arrived(&mut self, arrival: Arrival);
+    /// All places for connections are taken, and somebody waits: one whose handshake is not done may give way.
+    fn full(&mut self);
     /// It accepts no more: it was closed (`None`), could not begin, or broke. Said once, last.
     fn closed(&mut self, error: Option<Error>);
 }
@@ -181,9 +184,22 @@ async fn serve(
     *shared.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
         Some(Arc::clone(listener.stats()));
     events.listening(listener.local_addresses());
+    let full = Arc::new(Notify::new());
+    let asked = Arc::clone(&full);
+    listener.when_full(move || {
+        asked.notify_one();
+        true
+    });
     loop {
         let place = Arc::clone(&shared.pending).acquire_owned().await.expect("the semaphore is never closed");
-        let socket = listener.accept_socket().await?;
+        let mut accepting = pin!(listener.accept_socket());
+        let socket = loop {
+            tokio::select! {
+                biased;
+                socket = &mut accepting => break socket?,
+                () = full.notified() => events.full(),
+            }
+        };
         events.arrived(Arrival { socket, _pending: place });
     }
 }
