@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import atexit
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from sapper import _native
 
-__all__ = ["KEY", "tell"]
+__all__ = ["KEY", "TakeLog", "tell"]
+
+#: Takes lines: whether each is an error, logger, message, values, how many like it were left out, source file
+#: and line, thread, time; and how many lines were lost.
+TakeLog = Callable[[bool], tuple[list[tuple[bool, str, str, dict[str, str], int, str, int, str, float]], int]]
 
 #: The key under which a mailbox hears that lines wait; no operation has it.
 KEY = 0
@@ -23,13 +28,14 @@ KEY = 0
 logger = logging.getLogger("sapper")
 
 
-def tell(*, last: bool = False) -> None:
+def tell(*, last: bool = False, take: TakeLog | None = None) -> None:
     """Hands everything that waits to ``logging``.
 
     Args:
         last: Nobody will look again: what was left out of repeated warnings is told too.
+        take: Takes it, where another native module than ours warns.
     """
-    records, lost = _native.take_log(last)
+    records, lost = (take or _native.take_log)(last)
     for one in records:
         _hand_over(*one)
     if lost:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 import ssl
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,7 +175,7 @@ def test_handshakes_that_fail(
         assert "no TLS configuration" in refusal(program, lines, port, "localhost", named)
     assert any(isinstance(one, ssl.SSLError) and "unknown ca" in str(one) for one in heard), heard
     with tls_server("echo", certs.expired) as port:
-        assert "expired" in refusal(program, lines, port, "localhost", options)
+        assert "it was valid until" in refusal(program, lines, port, "localhost", options)
 
 
 @pytest.mark.parametrize(("which", "what"), [("p2", "handshake"), ("p3", "handshake-alone")])
@@ -234,3 +238,68 @@ def test_files_of_certificates_are_read_again(
         assert sapper_wasi.run(p2, same).stdout == b"streams\n10 bytes, then the end\n"
         roots.write_bytes(b"garbage")
         assert sapper_wasi.run(p2, same).stdout == b"streams\n10 bytes, then the end\n"
+
+
+# -- warnings ------------------------------------------------------------------------------------------
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name == "sapper.tls.key_log"]
+
+
+@pytest.fixture
+def full(options: dict[str, Any], certs: Certificates) -> dict[str, Any]:
+    """Options of a guest whose secrets find no room."""
+    sapper_wasi._native.take_log(True)  # repeated warnings are counted only: this begins anew
+    return options | {"tls": TlsConfig(roots=certs.ca.cert, key_log_file=Path("/dev/full"))}
+
+
+@needs_full
+def test_warnings_of_a_guests_connections_are_in_the_programs_log(
+    p2: Any, lines: Lines, certs: Certificates, full: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with tls_server("echo", certs.server) as port:
+        assert lines(p2, "handshake", "localhost", port, "localhost", **full) == ["streams"]
+    assert warned(caplog)
+    assert "the key log cannot be written (path=/dev/full" in warned(caplog)[0]
+
+
+@needs_full
+async def test_warnings_are_told_while_the_guest_runs(
+    p2: Any, certs: Certificates, full: dict[str, Any], any_loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tls_server("swallow", certs.server) as port:
+        words = ["read", "localhost", str(port), "localhost"]
+        running = asyncio.ensure_future(sapper_wasi.run_async(p2, args=words, timeout=30.0, **full))
+        async with asyncio.timeout(20):
+            while not warned(caplog):
+                assert not running.done()
+                await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+@needs_full
+def test_warnings_are_told_while_a_thread_waits_for_the_guest(
+    p2: Any, certs: Certificates, full: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = threading.Event()
+
+    class Ends(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.set()
+            raise KeyboardInterrupt  # as Ctrl-C at this place: it ends the guest
+
+    handler = Ends()
+    logging.getLogger("sapper.tls.key_log").addHandler(handler)
+    try:
+        with tls_server("swallow", certs.server) as port:
+            words = ["read", "localhost", str(port), "localhost"]
+            with pytest.raises(KeyboardInterrupt):
+                sapper_wasi.run(p2, args=words, timeout=30.0, **full)
+    finally:
+        logging.getLogger("sapper.tls.key_log").removeHandler(handler)
+    assert heard.is_set()

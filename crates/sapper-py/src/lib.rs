@@ -8,7 +8,6 @@
 mod bridge;
 mod endpoint;
 mod listener;
-mod log;
 mod mailbox;
 mod payload;
 mod proxy;
@@ -18,7 +17,7 @@ mod tunnel;
 mod values;
 
 use pyo3::pymodule;
-use sapper_seam::{errors, process};
+use sapper_seam::{errors, log, process};
 
 #[pymodule(gil_used = false)]
 mod _native {

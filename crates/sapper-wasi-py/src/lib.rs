@@ -12,8 +12,10 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
+use sapper_net::bridge::ControlMailbox;
 use sapper_net::tls::config;
 use sapper_seam::errors::{OrRaise, to_object};
+use sapper_seam::log;
 use sapper_seam::process::Local;
 use sapper_seam::tls::TlsValues;
 use sapper_seam::values::{seconds, word};
@@ -25,12 +27,50 @@ const LOOK_FOR_SIGNALS: Duration = Duration::from_millis(50);
 
 #[pymodule(gil_used = false)]
 mod _native {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
-    use super::{Guest, Run, TlsConfig};
+    use super::log::take_log;
+    #[pymodule_export]
+    use super::{Guest, LogWaits, Run, TlsConfig};
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)] // the name that Python gives it
     const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // The other module's copy of who warns is another one.
+        sapper_net::log::install();
+        Ok(())
+    }
+}
+
+/// Says when warnings wait to be taken by `take_log`.
+#[pyclass(frozen, module = "sapper_wasi._native")]
+struct LogWaits {
+    inner: Local<Arc<ControlMailbox>>,
+}
+
+#[pymethods]
+impl LogWaits {
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let mailbox = ControlMailbox::new().or_raise(py)?;
+        sapper_net::log::hear(&mailbox, 0);
+        Ok(Self { inner: Local::new(mailbox) })
+    }
+
+    /// A descriptor that is readable while some wait; it stays ours.
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        Ok(self.inner.get(py)?.as_fd().as_raw_fd())
+    }
+
+    /// Is not readable any more, until others wait.
+    fn clear(&self, py: Python<'_>) -> PyResult<()> {
+        self.inner.get(py)?.drain();
+        Ok(())
+    }
 }
 
 /// A TLS configuration, parsed.
@@ -163,13 +203,16 @@ impl Run {
         Ok(())
     }
 
-    /// Waits until it is over; signals are served meanwhile.
-    fn wait(&self, py: Python<'_>) -> PyResult<()> {
-        let run = self.inner.get(py)?;
+    /// Waits until it is over, or warnings wait; signals are served meanwhile. Whether it is over.
+    fn wait(&self, py: Python<'_>, log: &LogWaits) -> PyResult<bool> {
+        let (run, log) = (self.inner.get(py)?, log.inner.get(py)?);
         while !py.detach(|| run.wait(LOOK_FOR_SIGNALS)) {
             py.check_signals()?;
+            if log.wait(Some(Duration::ZERO)) {
+                return Ok(false);
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// How it ended; once, and `None` before that.

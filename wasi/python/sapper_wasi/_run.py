@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from sapper.errors import ApiMisuseError, ErrorContext, ErrorKind, SapperError
-from sapper_wasi import _native
+from sapper_wasi import _log, _native
 from sapper_wasi.guest import Guest
 from sapper_wasi.options import RunOptions
 
@@ -85,12 +85,16 @@ def run(
     """
     program = guest if isinstance(guest, Guest) else Guest(guest)
     chosen = RunOptions.of(options, values)
+    log = _log.LogWaits()
     under_way = _native.Run(program.native, chosen.native_values(program.name))
     try:
-        under_way.wait()
+        while not under_way.wait(log):
+            _log.tell(log)
     except BaseException:
         under_way.cancel()
         raise
+    finally:
+        _log.tell(log)
     return _result(under_way)
 
 
@@ -108,10 +112,12 @@ async def run_async(
     loop = asyncio.get_running_loop()
     program = guest if isinstance(guest, Guest) else await asyncio.to_thread(Guest, guest)
     chosen = RunOptions.of(options, values)
+    log = _log.LogWaits()
     under_way = _native.Run(program.native, chosen.native_values(program.name))
     over = asyncio.Event()
-    over_fd = under_way.fileno()
+    over_fd, log_fd = under_way.fileno(), log.fileno()
     loop.add_reader(over_fd, over.set)
+    loop.add_reader(log_fd, _log.tell, log)
     cancelled = False
     try:
         while not over.is_set():
@@ -123,6 +129,8 @@ async def run_async(
                 cancelled = True
     finally:
         loop.remove_reader(over_fd)
+        loop.remove_reader(log_fd)
+        _log.tell(log)
     if cancelled:
         raise asyncio.CancelledError
     return _result(under_way)

@@ -1,4 +1,4 @@
-//! Warnings of the data plane, for Python's `logging`.
+//! Warnings of the data plane, for Python's `logging`: each native module has its own copy of who warns.
 
 use std::time::UNIX_EPOCH;
 
@@ -10,7 +10,7 @@ use sapper_net::log;
 /// fields, how many like it were left out, source file and line, thread, seconds since 1970.
 #[pyfunction]
 #[pyo3(signature = (last))]
-pub(crate) fn take_log<'py>(py: Python<'py>, last: bool) -> PyResult<(Vec<Bound<'py, PyAny>>, u64)> {
+pub fn take_log<'py>(py: Python<'py>, last: bool) -> PyResult<(Vec<Bound<'py, PyAny>>, u64)> {
     let taken = log::take(last);
     let records = taken.records.into_iter().map(|one| {
         let fields = PyDict::new(py);
