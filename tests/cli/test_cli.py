@@ -472,3 +472,38 @@ def test_credentials_of_every_kind_are_taken(made: ThrowawayCertificates, tmp_pa
         done = run("bridge", "tls://localhost:1", "null:", "--json", *options)
         assert done.returncode == 2, done.stderr
         assert json.loads(done.stderr)["error"]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "said"),
+    [
+        (("bridge", "null:", "null:", "--ocsp", "maybe"), "--ocsp", "'maybe' is not one of 'off', 'check'"),
+        (("proxy", ":0", "x:1", "--max-connections", "0"), "--max-connections", "greater than or equal to 1"),
+        (("bridge", "null:", "null:", "--max-packet", "many"), "--max-packet", "a valid integer"),
+        (("bridge", "null:"), "B", "is required"),
+        (("bridge", "--grup", "x"), "--grup", "there is no such option; there is --group"),
+        (("bridge", "--tap"), "--tap", "requires an argument"),
+        (("proxy", "status"), "ADDRESS", "is required"),
+        (("tunnel", "serve", "--port", "x"), "--port", "a valid integer"),
+        (("expose", "3000", "--max-streams", "x"), "--max-streams", ""),
+        (("brigde",), None, "no such command"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_cannot_be_read_is_told_like_every_other_mistake(
+    words: tuple[str, ...], field: str | None, said: str
+) -> None:
+    for_people = run(*words)
+    assert (for_people.returncode, for_people.stdout) == (2, "")
+    first, second = for_people.stderr.splitlines()
+    assert first.startswith(f"error: {field}: " if field else "error: ")
+    assert said in first
+    assert re.fullmatch(r"try: sapper.* --help", second)
+    if words in (("brigde",), ("bridge", "--tap")):
+        return  # there --json would be something else
+    for_programs = run(*words, "--json")
+    assert (for_programs.returncode, for_programs.stdout) == (2, "")
+    event = json.loads(for_programs.stderr)
+    assert (event["event"], event["error"]["kind"], event["error"]["field"]) == ("error", "config", field)
+    assert said in event["error"]["message"]
+    assert re.match(r"\d{4}-\d\d-\d\dT", event["time"])

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sapper.cli._lines import finish
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
@@ -48,12 +49,24 @@ def main() -> None:
         sys.exit(fail(error, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        finish()
 
 
 def _read() -> None:
-    """Does what the command line says."""
+    """Does what the command line says.
+
+    Raises:
+        ConfigError: It says what there is not; ``field`` is the option, or the argument.
+    """
     called = sys.argv[1] if len(sys.argv) > 1 else ""
-    _make([called] if called in _COMMANDS else _COMMANDS)(prog_name="sapper")
+    made = _make([called] if called in _COMMANDS else _COMMANDS)
+    from sapper.cli._usage import told
+
+    with told():
+        code = made(prog_name="sapper", standalone_mode=False)
+    if code:
+        sys.exit(code)
 
 
 def _make(commands: Iterable[str]) -> typer.Typer:

@@ -13,12 +13,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from sapper._log import tell
+from sapper.cli._lines import is_told, put
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from sapper.stats import FlowStats, PumpStats
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_CODES",
     "amount",
+    "drawn",
     "duration",
     "error_values",
     "fail",
     "log_told",
+    "now",
     "rate",
     "say",
     "stats_table",
@@ -62,7 +67,8 @@ def error_values(error: SapperError) -> dict[str, Any]:
 def fail(error: SapperError, *, as_json: bool) -> int:
     """Tells an error on standard error and gives the exit code; a note of the error says what to do next."""
     if as_json:
-        write_json({"event": "error", "error": error_values(error)}, sys.stderr)
+        last = tell_json if is_told(sys.stderr) else write_json
+        last({"time": now(), "event": "error", "error": error_values(error)}, sys.stderr)
     else:
         from rich.console import Console
         from rich.markup import escape
@@ -70,23 +76,47 @@ def fail(error: SapperError, *, as_json: bool) -> int:
         from sapper.cli._hints import hint, offered
 
         console = Console(stderr=True, highlight=False, emoji=False)
-        console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
-        notes: list[str] = getattr(error, "__notes__", [])
-        if (
-            said := notes[-1] if notes else hint(error.kind, offered(sys.argv[1:]), error.reason)
-        ) is not None:
-            console.print(f"[bold]try[/]: {escape(said)}", soft_wrap=True)
+        with drawn(console):
+            console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
+            notes: list[str] = getattr(error, "__notes__", [])
+            said = notes[-1] if notes else hint(error.kind, offered(sys.argv[1:]), error.reason)
+            if said is not None:
+                console.print(f"[bold]try[/]: {escape(said)}", soft_wrap=True)
     return error.kind.exit_code
+
+
+@contextlib.contextmanager
+def drawn(console: Console) -> Iterator[None]:
+    """Draws behind the lines that were told to standard error; as they do, it waits for nobody."""
+    if not is_told(sys.stderr):
+        yield
+        return
+    with console.capture() as drawing:
+        yield
+    put(drawing.get(), sys.stderr, _lost_text)
+
+
+def now() -> str:
+    """The time of an event."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def say(text: str) -> None:
     """A line for people. What a peer wrote in it does not move their cursor.
 
-    Where nobody reads any more, or the disk is full, the line is lost and what tells it goes on. Not by rich,
+    Where nobody reads, or the disk is full, the line is lost and what tells it goes on. Not by rich,
     which loads what it needs when it needs it: perhaps no file can be opened then.
     """
     with contextlib.suppress(OSError):
-        print(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), file=sys.stderr, flush=True)
+        put(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text) + "\n", sys.stderr, _lost_text)
+
+
+def _lost_text(count: int) -> str:
+    return f"warning: {count} lines were lost: nobody read them\n"
+
+
+def _lost_json(count: int) -> str:
+    return _json({"time": now(), "event": "lines_lost", "count": count})
 
 
 class _Lines(logging.Handler):
@@ -134,14 +164,18 @@ def log_told(note: Callable[..., None] | None) -> Iterator[None]:
 def write_json(values: dict[str, Any], to: IO[str] | None = None) -> None:
     """One line of JSON."""
     out = to if to is not None else sys.stdout
-    out.write(json.dumps(values, separators=(",", ":")) + "\n")
+    out.write(_json(values))
     out.flush()
 
 
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":")) + "\n"
+
+
 def tell_json(values: dict[str, Any], to: IO[str] | None = None) -> None:
-    """The same of what happens while a command serves: it goes on where the line cannot be written."""
+    """The same while a command serves: it goes on where the line cannot be written, or waits to be."""
     with contextlib.suppress(OSError):
-        write_json(values, to)
+        put(_json(values), to if to is not None else sys.stdout, _lost_json)
 
 
 def amount(count: float, unit: str = "B") -> str:

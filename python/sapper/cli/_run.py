@@ -18,6 +18,7 @@ from sapper._options import config_error
 from sapper._takeover import Taken
 from sapper.cli._names import named
 from sapper.cli._output import (
+    drawn,
     error_values,
     fail,
     log_told,
@@ -25,7 +26,6 @@ from sapper.cli._output import (
     stats_table,
     stats_values,
     tell_json,
-    write_json,
 )
 from sapper.endpoint import Endpoint, File, TcpListen, Tls, TlsListen
 from sapper.errors import ClosedError, SapperError
@@ -99,9 +99,10 @@ class Report:
         stats = pump.stats()
         if self._json_to is not None:
             said = error_values(error) if error is not None else None
-            write_json({"event": "closed", "error": said, "stats": stats_values(stats)}, self._json_to)
+            tell_json({"event": "closed", "error": said, "stats": stats_values(stats)}, self._json_to)
         elif not self._quiet and stats.running > 0:
-            self._console.print(stats_table(stats))
+            with drawn(self._console):
+                self._console.print(stats_table(stats))
 
 
 def _text(word: bytes | None) -> str | None:
@@ -242,16 +243,26 @@ def _make(
             "credentials", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key"
         )
     first, second = _listening(a), _listening(b)
+    ours, the_sinks = (_for_role(one, tls) for one in ((a, b), (b, a)))
     bridge = create_bridge(
         socket=first,
         sink=second,
-        credentials=tls,
+        credentials=ours,
         server_hostname=server_name if isinstance(a, Tls) else None,
-        sink_credentials=tls if isinstance(b, Tls | TlsListen) else None,
+        sink_credentials=the_sinks if isinstance(b, Tls | TlsListen) else None,
         sink_hostname=server_name if isinstance(b, Tls) else None,
         options=options,
     )
     return bridge, (_told(first), _told(second))
+
+
+def _for_role(ends: tuple[Endpoint, Endpoint], tls: TlsConfig | None) -> TlsConfig | None:
+    """The options of TLS for the first of both ends: of a client's the other one has no use."""
+    if tls is not None and tls.danger_legacy_renegotiation:
+        here, there = ends
+        if isinstance(here, TlsListen) and isinstance(there, Tls):
+            return tls.model_copy(update={"danger_legacy_renegotiation": False})
+    return tls
 
 
 class _Listening:

@@ -9,7 +9,6 @@ import json
 import signal
 import socket
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +17,17 @@ from rich.table import Table
 from sapper import _notify
 from sapper._options import config_error
 from sapper.cli._limits import raise_limit
-from sapper.cli._output import amount, duration, error_values, fail, log_told, say, tell_json, write_json
+from sapper.cli._output import (
+    amount,
+    duration,
+    error_values,
+    fail,
+    log_told,
+    now,
+    say,
+    tell_json,
+    write_json,
+)
 from sapper.endpoint import split_address
 from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
 from sapper.metrics import MetricsServer
@@ -43,8 +52,7 @@ class Journal:
     def note(self, event: str, text: str, *, bad: bool = False, **values: Any) -> None:
         """Something happened."""
         if self.as_json:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            tell_json({"time": now, "event": event, **values})
+            tell_json({"time": now(), "event": event, **values})
         elif bad or not self._quiet:
             say(text)
 
@@ -70,8 +78,6 @@ class Journal:
             words.append(one.server_name)
         if one.upstream:
             words.append(f"-> {one.upstream}")
-        if event.error is not None:
-            words.append(f": {event.error}")
         values = {
             "id": one.id,
             "client": one.client,
@@ -88,7 +94,7 @@ class Journal:
             "to_client": one.to_client,
         }
         error = error_values(event.error) if event.error is not None else None
-        text = " ".join(words)
+        text = " ".join(words) + (f": {event.error}" if event.error is not None else "")
         self.note("connection", text, bad=error is not None, outcome=event.outcome, **values, error=error)
 
 

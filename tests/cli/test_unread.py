@@ -1,0 +1,141 @@
+"""Commands that serve, whose lines nobody reads: pipes that are full and stay so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sapper.cli import _lines
+from support import programs
+from support.certs import Certificates
+
+#: Beyond any machine's slowness; a command that waits for its reader takes longer than any time.
+LATEST = 30.0
+
+
+def fill(pipe: int) -> int:
+    """Writes until nothing more fits; how much."""
+    os.set_blocking(pipe, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(pipe, b"." * 1024)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(pipe, b".")
+    os.set_blocking(pipe, True)
+    return filled
+
+
+def _connects(port: int) -> None:
+    until = time.monotonic() + LATEST
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), LATEST).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < until, "it does not even listen"
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _hears(pid: int) -> None:
+    """Waits until it has a handler for SIGTERM: before that the system ends it."""
+    until = time.monotonic() + LATEST
+    while True:
+        status = Path(f"/proc/{pid}/status").read_text().split("SigCgt:")[1].split()[0]
+        if int(status, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def proxy(port: int, folder: Path, certs: Certificates) -> list[str]:
+    own = ["--cert", str(certs.server.cert_path), "--key", str(certs.server.key_path)]
+    return ["proxy", f"127.0.0.1:{port}", "127.0.0.1:1", *own, "--log-connections", "--drain", "1"]
+
+
+def bridge(port: int, folder: Path, certs: Certificates) -> list[str]:
+    return ["bridge", f"tcp-listen://127.0.0.1:{port}", "null:", "--stats", "0.01"]
+
+
+def server(port: int, folder: Path, certs: Certificates) -> list[str]:
+    return ["tunnel", "serve", "--port", str(port), "--state", str(folder / "state"), "--drain", "1"]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["people", "json"])
+@pytest.mark.parametrize("command", [proxy, bridge, server])
+def test_it_serves_and_ends_where_its_pipe_is_full(
+    command: Callable[[int, Path, Certificates], list[str]],
+    certs: Certificates,
+    tmp_path: Path,
+    *,
+    as_json: bool,
+) -> None:
+    port = programs.free_port()
+    words = [*command(port, tmp_path, certs), *(["--json"] if as_json else [])]
+    reading, writing = os.pipe()
+    try:
+        fill(writing)
+        running = subprocess.Popen(
+            [sys.executable, "-m", "sapper.cli", *words], stdout=writing, stderr=writing
+        )
+        try:
+            _connects(port)
+            _hears(running.pid)
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(LATEST) == 0
+        finally:
+            running.kill()
+            running.wait()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.fixture
+def full_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
+    """Standard error is a pipe that is full: its reading end, and what fills it."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "__stderr__", stream)
+        monkeypatch.setattr(_lines, "_streams", {})
+        yield reading, fill(writing)
+        os.close(reading)
+        _lines.finish()  # what still writes there has nobody to read it, and ends
+
+
+def test_what_has_no_room_is_counted_and_told(full_error: tuple[int, int]) -> None:
+    reading, filled = full_error
+    assert sys.__stderr__ is not None
+    line = "x" * 999 + "\n"
+    for _ in range(2 * _lines.MOST // len(line)):
+        _lines.put(line, sys.__stderr__, lambda count: json.dumps({"lost": count}) + "\n")
+    heard = b""
+    while b"lost" not in heard:  # now somebody reads
+        heard += os.read(reading, 1 << 16)
+    *told, last = heard[filled:].decode().splitlines()
+    assert all(one + "\n" == line for one in told)
+    assert len(told) + json.loads(last)["lost"] == 2 * _lines.MOST // len(line)
+    _lines.put("and on\n", sys.__stderr__, str)
+    assert os.read(reading, 100) == b"and on\n"
+
+
+def test_the_end_waits_for_who_reads_and_not_for_who_does_not(
+    full_error: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lines, "AT_THE_END", 0.05)
+    assert sys.__stderr__ is not None
+    _lines.put("nobody\n", sys.__stderr__, str)
+    _lines.finish()
+    assert not _lines.is_told(sys.__stderr__)
