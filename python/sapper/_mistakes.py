@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from sapper.errors import ConfigError, ErrorContext
+from dataclasses import replace
+from typing import TypeVar
 
-__all__ = ["config_error", "shown"]
+from sapper.errors import ConfigError, ErrorContext, SapperError
+
+__all__ = ["again", "config_error", "shown"]
 
 #: Characters of a wrong value that a message has.
 _LONGEST = 80
+
+_E = TypeVar("_E", bound=SapperError)
 
 
 def config_error(field: str | None, message: str, reason: str | None = None) -> ConfigError:
@@ -18,3 +23,11 @@ def config_error(field: str | None, message: str, reason: str | None = None) -> 
 def shown(text: str) -> str:
     """A wrong value in quotes, not longer than a line."""
     return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "…")
+
+
+def again(error: _E, message: str, field: str | None) -> _E:
+    """The same error in other words, with its notes."""
+    made = type(error)(message, replace(error.context, field=field))
+    for note in getattr(error, "__notes__", ()):
+        made.add_note(note)
+    return made

@@ -61,7 +61,7 @@ class RuleDict(TypedDict):
 class TlsDict(TypedDict):
     own: OwnDict | None
     more: Sequence[OwnDict]
-    psks: Sequence[tuple[bytes, bytes]] | None
+    psks: Sequence[tuple[bytes, bytes, PathLike[str] | None]] | None
     psk_lookup: tuple[Mailbox, int, float] | None
     psk_hash: Literal["sha256", "sha384"]
     roots: Material | Literal["system", "none"] | None

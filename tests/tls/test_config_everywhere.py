@@ -193,6 +193,27 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str], str]] = {
 }
 
 
+def test_what_is_for_a_client_alone_is_kept_from_the_server_beside_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ends of a bridge have one configuration on the command line."""
+    made: dict[str, Any] = {}
+
+    class Made(Exception):
+        pass
+
+    def caught(**arguments: Any) -> None:
+        made.update(arguments)
+        raise Made
+
+    monkeypatch.setattr(sys.modules["sapper.cli._run"], "create_bridge", caught)
+    own = ["--cert", str(folder / "chain"), "--key", str(folder / "key")]
+    words = ["bridge", *BOTH_ENDS, *own, "--danger-legacy-renegotiation"]
+    assert isinstance(CliRunner().invoke(app, words).exception, Made)
+    flags = {name: made[name].danger_legacy_renegotiation for name in ("credentials", "sink_credentials")}
+    assert flags == {"credentials": True, "sink_credentials": False}
+
+
 @pytest.mark.parametrize("option", MISTAKES)
 def test_a_mistake_is_named_in_the_words_of_who_made_it(option: str, tmp_path: Path) -> None:
     arguments, toml, words, named = MISTAKES[option]

@@ -129,9 +129,9 @@ def test_a_pkcs12_file_works_as_file_and_as_bytes(
 def test_a_pkcs12_file_that_does_not_open_is_named(certs: Certificates) -> None:
     content = a_pkcs12_file(certs.server, certs, b"opensesame")
     for given, password, field in [
-        (content, "wrong", "password"),
-        (content, None, "password"),
-        (b"garbage", None, "file"),
+        (content, "wrong", "credentials.password"),
+        (content, None, "credentials.password"),
+        (b"garbage", None, "credentials.file"),
     ]:
         with pytest.raises(ConfigError) as caught:
             TlsConfig(credentials=Credentials.pkcs12(given, password))
@@ -189,7 +189,7 @@ def test_a_server_shows_the_certificate_of_the_name_that_is_asked_for(
 
 @pytest.mark.parametrize(
     "more",
-    [{"roots": "system"}, {"pins": [bytes(32)]}, {"names": ["not a name"]}],
+    [{"roots": "system"}, {"pins": (bytes(32),)}, {"names": ["not a name"]}],
 )
 def test_a_further_certificate_is_checked(certs: Certificates, more: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -197,7 +197,7 @@ def test_a_further_certificate_is_checked(certs: Certificates, more: dict[str, A
             credentials=Credentials.certificate(certs.server.cert, certs.server.key),
             more_credentials=[Credentials.certificate(certs.wrong_name.cert, certs.wrong_name.key, **more)],
         )
-    assert caught.value.field == "more_credentials"
+    assert caught.value.field == f"more_credentials.0.{next(iter(more))}"
 
 
 # -- reload -------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_a_reload_changes_new_connections_and_garbage_changes_nothing(
     files.write(b"garbage", b"garbage")
     with pytest.raises(ConfigError) as caught:
         files.config.reload()
-    assert caught.value.field == "chain"
+    assert caught.value.field == "credentials.chain"
     assert str(tmp_path / "chain.pem") in str(caught.value)
     meet(Credentials.none(roots=made.authority), files.config)
     files.write(*second.server)
@@ -276,6 +276,24 @@ def test_a_pipe_is_read_once_and_in_place_of_a_file_it_keeps_nobody(
     meet(Credentials.none(roots=made.authority), files.config)
 
 
+async def test_a_watch_reads_the_file_of_a_pre_shared_key_again(tmp_path: Path) -> None:
+    (tmp_path / "tls.toml").write_text('[credentials]\nkind = "psk"\nidentity = "x"\nkey_file = "the.key"\n')
+    (tmp_path / "the.key").write_text("00" * 32)
+    config = TlsConfig.from_toml(tmp_path / "tls.toml")
+    heard: asyncio.Queue[SapperError | None] = asyncio.Queue()
+    async with asyncio.timeout(30):
+        with config.watch(on_reload=heard.put_nowait):
+            (tmp_path / "the.key").write_text("0011")
+            error = await heard.get()
+            assert isinstance(error, ConfigError)
+            assert error.field == "credentials.key_file"
+            assert str(tmp_path / "the.key") in str(error)
+            await asyncio.to_thread(meet, Credentials.psk("x", "00" * 32), config)
+            (tmp_path / "the.key").write_text("11" * 32 + "\n")
+            assert await heard.get() is None
+            await asyncio.to_thread(meet, Credentials.psk("x", "11" * 32), config)
+
+
 @pytest.mark.parametrize("read", [lambda path: Credentials.certificate(path, path), TlsConfig.from_toml])
 def test_a_device_without_end_is_no_file(read: Callable[[str], object]) -> None:
     with pytest.raises(ConfigError, match="File too large"):
@@ -292,7 +310,7 @@ async def test_a_watch_tells_the_event_loop_of_good_and_bad_files(
             files.write(b"garbage", made.server[1])
             error = await heard.get()
             assert isinstance(error, ConfigError)
-            assert error.field == "chain"
+            assert error.field == "credentials.chain"
             await asyncio.to_thread(meet, Credentials.none(roots=made.authority), files.config)
             files.write(*second.server)
             assert await heard.get() is None
@@ -420,7 +438,20 @@ async def test_rules_that_a_client_without_a_certificate_gets_past_are_refused(
             await serve(how, server, near, far)
         assert near.fileno() >= 0, "nothing was taken"
     # The proxy's TLS is one table of its options, with a name of its own.
-    assert caught.value.field == ("tls.peer_rules" if how in ("Proxy", "route") else "peer_rules")
+    assert caught.value.field == {"Proxy": "tls.", "route": "routes.0.tls."}.get(how, "") + "peer_rules"
+
+
+@pytest.mark.parametrize("how", [*_SERVERS, "TunnelServer"])
+async def test_what_is_for_a_client_alone_is_refused_at_a_server(certs: Certificates, how: str) -> None:
+    credentials = Credentials.certificate(certs.server.cert, certs.server.key)
+    server = TlsConfig(credentials=credentials, danger_legacy_renegotiation=True)
+    near, far = socket.socketpair()
+    with near, far:
+        with pytest.raises(ConfigError) as caught:
+            await serve(how, server, near, far)
+        assert near.fileno() >= 0, "nothing was taken"
+    table = {"Proxy": "tls.", "route": "routes.0.tls."}.get(how, "")
+    assert caught.value.field == f"{table}danger_legacy_renegotiation"
 
 
 @pytest.mark.parametrize(
@@ -428,7 +459,7 @@ async def test_rules_that_a_client_without_a_certificate_gets_past_are_refused(
     [
         ({"peer_rules": [{}]}, "peer_rules"),
         ({"peer_rules": [{"dns": "*"}]}, "peer_rules"),
-        ({"peer_rules": [{"ip": "10.0.0.0/40"}]}, "ip"),
+        ({"peer_rules": [{"ip": "10.0.0.0/40"}]}, "peer_rules"),
         ({"peer_rules": [{"pin": "00"}]}, "peer_rules.0.pin.0"),
         ({"peer_rules": [{"name": "x"}]}, "peer_rules.0.name"),
         ({"crls": ["/no/such/file"]}, "crls.0"),
@@ -436,7 +467,7 @@ async def test_rules_that_a_client_without_a_certificate_gets_past_are_refused(
         ({"ocsp": "maybe"}, "ocsp"),
         ({"ticket_lifetime": 0}, "ticket_lifetime"),
         ({"ticket_lifetime": 86_400}, "ticket_lifetime"),
-        ({"more_credentials": [{"kind": "none"}]}, "more_credentials.0"),
+        ({"more_credentials": [{"kind": "none"}]}, "more_credentials.0.kind"),
     ],
 )
 def test_a_mistake_names_its_field(made: ThrowawayCertificates, values: dict[str, Any], field: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import errno
 import os
 import resource
 import socket
@@ -462,7 +463,7 @@ def test_a_full_table_of_descriptors(made: ThrowawayCertificates, tmp_path: Path
             # Files cannot be read again: what was there stays.
             unread = table.meets(server.reload)
             assert isinstance(unread, ConfigError)
-            assert unread.field == "chain"
+            assert unread.field == "credentials.chain"
             # What runs goes on.
             running.exchange()
         # Nothing was taken.
@@ -470,6 +471,35 @@ def test_a_full_table_of_descriptors(made: ThrowawayCertificates, tmp_path: Path
         assert other.recv(10) == b"still ours"
         running.exchange()
     works(client, server)
+
+
+async def test_a_watch_does_not_call_files_bad_that_it_cannot_open(
+    made: ThrowawayCertificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "chain").write_bytes(made.server[0])
+    (tmp_path / "key").write_bytes(made.server[1])
+    server = TlsConfig(credentials=Credentials.certificate(tmp_path / "chain", tmp_path / "key"))
+    heard: asyncio.Queue[SapperError | None] = asyncio.Queue()
+
+    def warned() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.name == "sapper.tls.reload"]
+
+    async with asyncio.timeout(60):
+        with server.watch(on_reload=heard.put_nowait):
+            with FullTable() as table:
+                until = time.monotonic() + 2.0
+                while not warned() or time.monotonic() < until:  # it looks twice a second
+                    assert table.meets(server.reload).context.errno == errno.EMFILE
+                    await asyncio.sleep(0.01)
+            assert heard.empty(), "nothing that was there was bad"
+            assert len(warned()) == 1
+            assert "cannot be read now and are tried again" in warned()[0]
+            fresh = throwaway_certificates("localhost")
+            for name, content in zip(("chain", "key"), fresh.server, strict=True):
+                (tmp_path / name).write_bytes(content)
+            while (error := await heard.get()) is not None:  # between the two writes
+                assert error.field == "credentials.key"
+    works(TlsConfig(roots=fresh.authority), server)
 
 
 # -- files that become garbage ------------------------------------------
@@ -532,12 +562,13 @@ async def test_files_that_become_garbage_change_nothing_and_are_told(
                 spoil(tmp_path, made)
                 error = await heard.get()
                 assert isinstance(error, ConfigError)
-                assert error.field == field
+                assert error.field == f"credentials.{field}"
                 await asyncio.to_thread(running.exchange)
                 await asyncio.to_thread(works, client, server)
                 with pytest.raises(ConfigError) as caught:
                     server.reload()
-                assert caught.value.field == field
+                assert caught.value.field == f"credentials.{field}"
+                assert str(tmp_path) in str(caught.value)
                 # Whole again, and in use: nothing has to be started anew.
                 fresh = throwaway_certificates("localhost")
                 if (tmp_path / "chain").is_dir():

@@ -296,6 +296,59 @@ async def test_handshakes_that_stall_give_way(certs: Certificates, service: Echo
     assert error.reason == "too_many_handshakes"
 
 
+@pytest.mark.parametrize("said", [b"", b"\x16"], ids=["silent", "half a hello"])
+async def test_who_is_not_served_yet_gives_way_where_all_connections_are_taken(
+    certs: Certificates, service: Echo, said: bytes
+) -> None:
+    """Long before their deadline; whoever is served keeps its place."""
+    events: list[ProxyEvent] = []
+    options: dict[str, Any] = {"tls": own(certs.server), "on_event": events.append, "max_connections": 6}
+    async with Proxy(listen="127.0.0.1:0", to=service.to, handshake_timeout=600.0, **options) as proxy:
+        host, port = proxy.addresses[0].rsplit(":", 1)
+        served = await asyncio.open_connection(
+            host, int(port), ssl=trusting(certs), server_hostname="localhost"
+        )
+        assert await served[0].readline() == b"echo\n"
+        with contextlib.ExitStack() as stalled:
+            for _ in range(40):
+                stalled.enter_context(connect(proxy.addresses[0])).sendall(said)
+            for _ in range(3):
+                assert await asyncio.to_thread(talk, proxy.addresses[0], trusting(certs)) == b"echo\nhello"
+            assert proxy.stats().open <= 6
+            assert proxy.stats().limit_pauses > 0
+            outcome = "handshake" if said else "silent"
+            await until(lambda: proxy.stats().ended.get(outcome, 0) >= 30, "they gave way")
+            if said:
+                error = ends(events, "handshake")[0].error
+                assert isinstance(error, errors.ResourceLimit)
+                assert error.reason == "too_many_connections"
+            served[1].write(b"still there")
+            assert await served[0].readexactly(11) == b"still there"
+        served[1].close()
+        with contextlib.suppress(OSError):
+            await served[1].wait_closed()
+
+
+async def test_where_everybody_is_served_a_newcomer_waits(certs: Certificates, service: Echo) -> None:
+    options: dict[str, Any] = {"tls": own(certs.server), "max_connections": 1, "handshake_timeout": 600.0}
+    async with Proxy(listen="127.0.0.1:0", to=service.to, **options) as proxy:
+        host, port = proxy.addresses[0].rsplit(":", 1)
+        served = await asyncio.open_connection(
+            host, int(port), ssl=trusting(certs), server_hostname="localhost"
+        )
+        assert await served[0].readline() == b"echo\n"
+        waiting = asyncio.create_task(asyncio.to_thread(talk, proxy.addresses[0], trusting(certs)))
+        for _ in range(20):
+            served[1].write(b"x")
+            assert await served[0].readexactly(1) == b"x"
+        assert not waiting.done()
+        assert proxy.stats().accepted == 1
+        served[1].close()
+        with contextlib.suppress(OSError):
+            await served[1].wait_closed()
+        assert await waiting == b"echo\nhello"
+
+
 async def test_the_rate_of_one_address_is_limited(service: Echo) -> None:
     events: list[ProxyEvent] = []
     options: dict[str, Any] = {"rate": 0.001, "burst": 2, "on_event": events.append}
@@ -518,10 +571,28 @@ def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
     [
         ({"to": "localhost:1", "tls": TlsConfig()}, "tls.credentials"),
         ({"to": "tls://localhost:1", "upstream_name": "a b"}, "upstream_name"),
-        ({"to": "tls://localhost:1", "upstream_tls": Credentials.psks({"a": KEY, "b": KEY})}, "upstream_tls"),
+        (
+            {"to": "tls://localhost:1", "upstream_tls": Credentials.psks({"a": KEY, "b": KEY})},
+            "upstream_tls.credentials",
+        ),
         ({"to": "localhost:1", "proxy_from": "not-a-network"}, "proxy_from"),
-        ({"routes": (Route(names=("a b",), to=("localhost:1",), pass_through=True),)}, "names"),
-        ({"routes": (Route(names=("a.test",), to=("localhost:1",)),)}, "names"),
+        ({"routes": (Route(names=("a b",), to=("localhost:1",), pass_through=True),)}, "routes.0.names"),
+        ({"routes": (Route(names=("a.test",), to=("localhost:1",)),)}, "routes.0.names"),
+        ({"routes": (Route(names=("a.test",), to=("x:1",), tls=TlsConfig()),)}, "routes.0.tls.credentials"),
+        ({"routes": (Route(names=("a.test",), to=("x:1",)),), "tls": TlsConfig()}, "tls.credentials"),
+        (
+            {
+                "routes": (Route(names=("a.test",), to=("x:1",)),),
+                "to": "tls://localhost:1",
+                "tls": Credentials.psk("somebody", bytes(range(32))),
+                "upstream_name": "a b",
+            },
+            "upstream_name",
+        ),
+        (
+            {"to": "localhost:1", "tls": TlsConfig(danger_legacy_renegotiation=True)},
+            "tls.danger_legacy_renegotiation",
+        ),
         (
             {
                 "to": "tls://localhost:1",

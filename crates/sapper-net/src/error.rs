@@ -1,6 +1,7 @@
 //! One error type for the data plane. [`ErrorKind`] is closed: it gives the Python class, the HTTP
 //! status, the exit code of the command line and the reason in events.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
@@ -147,7 +148,7 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
-    field: Option<&'static str>,
+    field: Option<Cow<'static, str>>,
     phase: Option<Phase>,
     direction: Option<Direction>,
     alert: Option<u8>,
@@ -175,9 +176,9 @@ impl Error {
     }
 
     /// A wrong option: `field` is its name in the public API.
-    pub fn config(field: &'static str, message: impl Into<String>) -> Self {
+    pub fn config(field: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         let mut error = Self::new(ErrorKind::Config, message);
-        error.0.field = Some(field);
+        error.0.field = Some(field.into());
         error
     }
 
@@ -201,13 +202,20 @@ impl Error {
 
     /// Names the option that is to blame.
     pub fn with_field(mut self, field: &'static str) -> Self {
-        self.0.field.get_or_insert(field);
+        self.0.field.get_or_insert(Cow::Borrowed(field));
         self
     }
 
     /// The same error with another option to blame: what one layer calls one name another calls another.
     pub(crate) fn in_field(mut self, field: &'static str) -> Self {
-        self.0.field = Some(field);
+        self.0.field = Some(Cow::Borrowed(field));
+        self
+    }
+
+    /// The same error of an option of a table: `chain` of `credentials` is `credentials.chain`.
+    pub(crate) fn of_table(mut self, table: impl fmt::Display) -> Self {
+        let field = self.0.field.take().map(|field| Cow::Owned(format!("{table}.{field}")));
+        self.0.field = field;
         self
     }
 
@@ -286,8 +294,8 @@ impl Error {
         &self.0.message
     }
     /// The option to blame.
-    pub fn field(&self) -> Option<&'static str> {
-        self.0.field
+    pub fn field(&self) -> Option<&str> {
+        self.0.field.as_deref()
     }
     /// The phase, where there is one.
     pub fn phase(&self) -> Option<Phase> {
@@ -321,7 +329,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(field) = self.0.field {
+        if let Some(field) = &self.0.field {
             write!(f, "{field}: ")?;
         }
         f.write_str(&self.0.message)

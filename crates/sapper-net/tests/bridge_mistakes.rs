@@ -46,7 +46,7 @@ fn options(transport: impl Into<OwnedFd>, sink: impl Into<OwnedFd>) -> BridgeOpt
 fn refused(options: BridgeOptions) -> (ErrorKind, Option<&'static str>, Option<&'static str>) {
     let reply = Reply::new(Mailbox::new().unwrap(), 0);
     let error = Bridge::new(options, reply).err().expect("it must be refused");
-    (error.kind(), error.field(), error.reason())
+    (error.kind(), error.field().map(|field| &*field.to_owned().leak()), error.reason())
 }
 
 /// What ended a bridge without TLS.

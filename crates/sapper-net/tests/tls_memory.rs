@@ -71,7 +71,7 @@ fn kinds() -> Vec<Kind> {
         );
         let psk = || TlsOptions {
             credentials: Credentials::Psk {
-                identities: vec![PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]) }],
+                identities: vec![PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]).into() }],
                 hash: PskHash::Sha256,
             },
             ..TlsOptions::default()

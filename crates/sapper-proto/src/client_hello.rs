@@ -59,13 +59,13 @@ pub enum ClientHelloError {
     #[error("the ClientHello is longer than {LONGEST} bytes")]
     TooLong,
     /// A length inside points beyond what it is in, or leaves something over.
-    #[error("{0}: the length does not fit")]
+    #[error("the length of {0} in the ClientHello does not fit")]
     Length(&'static str),
     /// The name is none of a host.
-    #[error("server_name: is not the name of one host")]
+    #[error("the server name that the client asks for is not the name of one host")]
     ServerName,
     /// An extension occurs twice.
-    #[error("extension {0}: occurs twice")]
+    #[error("the ClientHello has extension {0} twice")]
     Twice(u16),
 }
 

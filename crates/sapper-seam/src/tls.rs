@@ -19,7 +19,7 @@ use crate::values::{seconds, word};
 pub struct TlsValues {
     own: Option<OwnValues>,
     more: Vec<OwnValues>,
-    psks: Option<Vec<(PyBackedBytes, PyBackedBytes)>>,
+    psks: Option<Vec<(PyBackedBytes, PyBackedBytes, Option<PathBuf>)>>,
     /// Who is asked for the keys of clients: what that is, only the binding knows whose it is.
     pub psk_lookup: Option<Py<PyAny>>,
     psk_hash: String,
@@ -120,7 +120,12 @@ impl RuleValues {
             dns: self.dns,
             uri: self.uri,
             email: self.email,
-            ip: self.ip.iter().map(|text| text.parse()).collect::<Result<_>>()?,
+            ip: self
+                .ip
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_>>()
+                .map_err(|error: Error| Error::config("peer_rules", format!("ip: {}", error.message())))?,
             cn: self.cn,
             ou: self.ou,
             pin: pins("peer_rules", &self.pin)?,
@@ -137,9 +142,9 @@ impl TlsValues {
             (None, Some(psks)) => Credentials::Psk {
                 identities: psks
                     .into_iter()
-                    .map(|(identity, key)| PskIdentity {
+                    .map(|(identity, key, file)| PskIdentity {
                         identity: identity.to_vec(),
-                        key: Secret::new(&*key),
+                        key: material((key, file)),
                     })
                     .collect(),
                 hash: word("hash", &self.psk_hash, &hashes)?,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
+from sapper._mistakes import again
 from sapper.cli._tls_options import tls_words
 from sapper.errors import SapperError
 
@@ -72,9 +72,17 @@ def named(error: SapperError, words: Mapping[str, str] | None = None) -> SapperE
         return known.get(match[1] or match[2], match[0])
 
     if field is not None and field not in ("A", "B"):
-        parts = re.split(r"[.[]", field)
-        field = known.get(field) or known.get(parts[0] if parts[0] != "credentials" else parts[-1], field)
+        field = known.get(field) or _typed(field, known) or field
     return again(error, _IN_TEXT.sub(word, error.message), field)
+
+
+def _typed(path: str, known: Mapping[str, str]) -> str | None:
+    """What is typed for a part of an option: the longest path that has a word, without places in lists."""
+    parts = [part for part in re.split(r"[.[\]]", path) if part and not part.isdecimal()]
+    # A table that the command line has no word for: its options stand for themselves.
+    parts = [part for part in parts[:-1] if part != "credentials"] + parts[-1:]
+    tries = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((known[one] for one in tries if one in known), None)
 
 
 @contextmanager
@@ -99,14 +107,6 @@ def of_file(error: SapperError, table: str) -> SapperError:
     """The error of a file's table, in the file's own names."""
     where = f"[{table}]" if error.field in (None, table) else f"[{table}] {error.field}"
     return again(error, f"{where}: {error.message}", "--config")
-
-
-def again(error: SapperError, message: str, field: str | None) -> SapperError:
-    """The same error in other words, with its notes."""
-    made = type(error)(message, replace(error.context, field=field))
-    for note in getattr(error, "__notes__", ()):
-        made.add_note(note)
-    return made
 
 
 class Words:

@@ -230,7 +230,7 @@ class TypedTls:
             "min_version": _version(given.get("min-tls")),
             "max_version": _version(given.get("max-tls")),
         }
-        made_of_several = {"cert", "key", "pkcs12", "ocsp-response", "psk-identity", "psk-file"}
+        made_of_several = {"cert", "key", "pkcs12", "ocsp-response", "psk-identity", "psk-file", "more-key"}
         for one in TLS_OPTIONS:
             if one.name in given and one.name not in made_of_several and one.fields:
                 own.setdefault(one.fields[0], given[one.name])
@@ -327,11 +327,9 @@ def _version(typed: str | None) -> str | None:
 
 
 def _key_in(file: Path, name: str) -> bytes:
-    from sapper.tls.config import key_in
+    from sapper.tls.material import PskBytes
 
     try:
-        return key_in(file.read_bytes())
-    except OSError as error:
-        raise config_error(name, f"cannot read {file}: {error.strerror}") from None
+        return PskBytes.of_file(file)
     except ValueError as error:
-        raise config_error(name, f"{file}: {error}") from None
+        raise config_error(name, str(error)) from None

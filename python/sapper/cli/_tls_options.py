@@ -70,7 +70,7 @@ TLS_OPTIONS = (
         ("more_credentials",),
         "server",
     ),
-    TlsOption("more-key", _Paths, "Its key, in the same order.", (), "server"),
+    TlsOption("more-key", _Paths, "Its key, in the same order.", ("more_credentials.key",), "server"),
     TlsOption("roots", str | None, "Whom to believe: a file of certificates, or 'system'.", ("roots",)),
     TlsOption("pin", _Texts, "SHA-256 of a public key that the peer must have; repeatable.", ("pins",)),
     TlsOption(
@@ -104,7 +104,7 @@ TLS_OPTIONS = (
         "psk-file",
         Path | None,
         "File with the key, hexadecimal or raw; without it {psk}, hexadecimal.",
-        ("identities",),
+        ("identities", "key_file"),
     ),
     TlsOption("alpn", str | None, "Application protocols, comma-separated, best first.", ("alpn",)),
     TlsOption("min-tls", _Version, "Oldest version.", ("min_version",)),

@@ -16,7 +16,6 @@ from sapper.cli._names import Words, in_file
 from sapper.cli._output import EXIT_CODES
 from sapper.cli._serve import Journal, serve, show_status
 from sapper.cli._tls import TlsFlags, TypedTls, with_tls
-from sapper.cli._tls_options import tls_words
 from sapper.pump import Upgrade
 from sapper.tls import ProxyOptions
 
@@ -142,7 +141,8 @@ def run(
     words = Words(
         {name: f"--{name.replace('_', '-')}" for name in ProxyOptions.model_fields}
         | _WORDS
-        | tls.words()
+        | _in_table("tls", tls)
+        | _in_table("upstream_tls", upstream_tls)
         # Of what is wrong with TLS as a whole.
         | {"tls": tls.first or "--cert", "upstream_tls": upstream_tls.first or "--upstream-roots"},
         "proxy",
@@ -180,7 +180,7 @@ def run(
             "log_connections": log_connections,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        words.in_file = _said_by(kept.keys() - given.keys())
+        words.in_file = kept.keys() - given.keys()
         with words:
             return ProxyOptions(**{**kept, **given})
 
@@ -223,10 +223,9 @@ def _of_file(path: Path) -> dict[str, Any]:
     return {name: getattr(base, name) for name in base.model_fields_set}
 
 
-def _said_by(options: set[str]) -> set[str]:
-    """These options, and what is found wrong with their parts natively, which has names of its own."""
-    parts = {"routes": {"names"}, "tls": tls_words().keys()}
-    return options.union(*(parts[name] for name in options & parts.keys()))
+def _in_table(table: str, typed: TypedTls) -> dict[str, str]:
+    """What is typed for the options of one side's TLS."""
+    return {f"{table}.{field}": word for field, word in typed.words().items()}
 
 
 def _only_proxy(path: Path) -> None:

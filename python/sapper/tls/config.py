@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from sapper import _native
+from sapper._mistakes import again
 from sapper._options import Options, config_error
+from sapper.errors import ConfigError
 from sapper.tls.credentials import (
     AnyCredentials,
     CertificateCredentials,
@@ -204,10 +206,22 @@ class TlsConfig(Options):
         """The parsed form, for the binding."""
         try:
             return _native.TlsConfig(self.native_values())
-        except BaseException:
+        except BaseException as error:
             if self.psk_answers is not None:
                 self.psk_answers.cancel()
+            if isinstance(error, ConfigError):
+                raise self._where_said(error) from None
             raise
+
+    def _where_said(self, error: ConfigError) -> ConfigError:
+        """The error of native code, with the path of what is wrong as it was given here."""
+        field, credentials = error.field or "", self.credentials
+        table, _, rest = field.partition(".")
+        if table in ("roots", "pins") and getattr(self, table, None) in (None, ()):
+            field = f"credentials.{field}" if getattr(credentials, table, None) else field
+        elif table == "credentials" and isinstance(credentials, PskCredentials):
+            field = f"credentials.{credentials.said(rest)}" if rest else field
+        return again(error, error.message, field or None)
 
     @classmethod
     def of(cls, value: object, *, field: str = "credentials", early_data: bool = False) -> TlsConfig:
@@ -276,7 +290,10 @@ class TlsConfig(Options):
         return {
             "own": credentials._native_values() if isinstance(credentials, OwnCertificate) else None,
             "more": [one._native_values() for one in self.more_credentials],
-            "psks": [(name, key.get_secret_value()) for name, key in credentials.identities.items()]
+            "psks": [
+                (name, bytes(key.get_secret_value()), getattr(key.get_secret_value(), "path", None))
+                for name, key in credentials.identities.items()
+            ]
             if isinstance(credentials, PskCredentials)
             else None,
             "psk_lookup": self.psk_answers.taken() if self.psk_answers is not None else None,
@@ -339,7 +356,10 @@ class TlsConfig(Options):
         Raises:
             ConfigError: What is there now cannot be used; what was there stays in use.
         """
-        return self.native.reload()
+        try:
+            return self.native.reload()
+        except ConfigError as error:
+            raise self._where_said(error) from None
 
     def watch(self, on_reload: ReloadCallback | None = None) -> TlsWatch:
         """Does :meth:`reload` by itself when the files change, until the watch is closed.
@@ -352,14 +372,15 @@ class TlsConfig(Options):
         Raises:
             ConfigError: Nothing came from a file.
         """
-        return TlsWatch(self.native, on_reload)
+        return TlsWatch(self.native, on_reload, self._where_said)
 
     @model_validator(mode="after")
     def _default_for_more(self) -> Self:
-        for one in self.more_credentials:
+        for index, one in enumerate(self.more_credentials):
             for name in ("roots", "pins"):
                 if getattr(one, name):
-                    raise config_error("more_credentials", f"{name} belong to the configuration as a whole")
+                    where = f"more_credentials.{index}.{name}"
+                    raise config_error(where, f"{name} belong to the configuration as a whole")
         return self
 
     @classmethod

@@ -14,20 +14,19 @@ from pydantic import Field, PlainValidator, SecretBytes, model_validator
 
 from sapper import _arguments, _native
 from sapper._options import Options, config_error
-from sapper.errors import ConfigError
 from sapper.tls.lookup import PskFinder
 from sapper.tls.material import (
     Material,
     Pin,
+    PskBytes,
     PskKey,
     Public,
     Response,
     Roots,
     Secret,
     Word,
-    key_in,
     native_material,
-    read_secret,
+    read_psk,
 )
 
 __all__ = [
@@ -70,12 +69,7 @@ class Credentials(Options):
             ConfigError: An argument is of a wrong type, or the key is no hexadecimal text.
         """
         name = _identity(identity, "identity")
-        try:
-            return PskCredentials.from_mapping({"identities": {name: key}, "hash": hash})
-        except ConfigError as error:
-            if not (error.field or "").startswith("identities"):
-                raise
-            raise config_error("key", error.message, error.reason) from None
+        return PskCredentials.from_mapping({"identity": name, "key": key, "hash": hash})
 
     @staticmethod
     def psks(
@@ -239,22 +233,48 @@ class PskCredentials(Unpicklable, Credentials):
     @classmethod
     def _one_identity(cls, values: Any) -> Any:
         """A TOML table may say ``identity`` and ``key`` (or ``key_file``) in place of ``identities``."""
-        if isinstance(values, dict) and "identity" in values:
-            if "identities" in values:
-                raise ValueError("has an identity of its own and identities: put it among them")
-            values = dict(values)
-            identity = values.pop("identity")
-            key = values.pop("key", None)
-            if key is None and "key_file" in values:
-                key = _read_key_file(values.pop("key_file"))
-            if key is None:
-                raise ValueError("a pre-shared key needs key or key_file beside identity")
-            values["identities"] = {identity: key}
+        if not isinstance(values, dict):
+            return values
+        if "identity" not in values:
+            for name in ("key", "key_file"):
+                if name in values:
+                    raise config_error(name, "is the key of one identity: say identity too")
+            return values
+        if "identities" in values:
+            raise config_error("identity", "there are identities too: put it among them")
+        values = dict(values)
+        identity = values.pop("identity")
+        if not isinstance(identity, str | bytes):
+            raise _arguments.wrong_type("identity", "text or bytes", identity)
+        if "key" in values and "key_file" in values:
+            raise config_error("key_file", "there is a key too: give one of them")
+        values["identities"] = {identity: _only_key(values)}
         return values
 
+    def said(self, field: str) -> str:
+        """What native code calls ``field`` of these keys, as it was said."""
+        how = [getattr(key.get_secret_value(), "said", "identities") for key in self.identities.values()]
+        if how == ["identities"] or len(how) != 1 or not field.startswith("identities"):
+            return field
+        return "identity" if field == "identities" else how[0]
 
-def _read_key_file(path: object) -> bytes:
-    return key_in(read_secret(path))
+
+def _only_key(values: dict[str, Any]) -> SecretBytes:
+    """Takes the key of the only identity out of a table."""
+    for name in ("key", "key_file"):
+        if name not in values:
+            continue
+        given = values.pop(name)
+        try:
+            if name == "key_file":
+                return SecretBytes(PskBytes.of_file(given))
+            read = given if isinstance(given, PskBytes) else PskBytes(read_psk(given).get_secret_value())
+        except ValueError as error:
+            raise config_error(name, str(error)) from None
+        if read.path is None:
+            read.said = "key"
+        return SecretBytes(read)
+    raise config_error("key", "is required beside identity, or key_file")
 
 
 def _must_be_callable(value: object) -> object:
@@ -341,8 +361,36 @@ class NoCredentials(Credentials):
     """SHA-256 of the public keys of which the peer's chain must have one."""
 
 
+_KINDS: dict[str, type[Credentials]] = {
+    "psk": PskCredentials,
+    "psk_lookup": PskLookupCredentials,
+    "certificate": CertificateCredentials,
+    "pkcs12": Pkcs12Credentials,
+    "none": NoCredentials,
+}
+
+
+def _of_kind(*kinds: str) -> PlainValidator:
+    """Reads a table by its ``kind``. Not by pydantic, in whose errors the kind is a part of the path."""
+    classes = tuple(_KINDS[kind] for kind in kinds)
+
+    def read(value: object) -> Credentials:
+        if isinstance(value, classes):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a table or Credentials, not {type(value).__name__}")
+        kind, words = value.get("kind"), ", ".join(kinds)
+        if kind is None:
+            raise config_error("kind", f"is required: one of {words}")
+        if not isinstance(kind, str) or kind not in kinds:
+            raise config_error("kind", f"must be one of {words}")
+        return _KINDS[kind].from_mapping(value)
+
+    return PlainValidator(read)
+
+
 AnyCredentials = Annotated[
     PskCredentials | PskLookupCredentials | CertificateCredentials | Pkcs12Credentials | NoCredentials,
-    Field(discriminator="kind"),
+    _of_kind("psk", "psk_lookup", "certificate", "pkcs12", "none"),
 ]
-OneMore = Annotated[CertificateCredentials | Pkcs12Credentials, Field(discriminator="kind")]
+OneMore = Annotated[CertificateCredentials | Pkcs12Credentials, _of_kind("certificate", "pkcs12")]

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict
 from sapper import _native
 from sapper._files import read_whole
 
-__all__ = ["FileBytes", "Material", "key_in"]
+__all__ = ["FileBytes", "Material", "PskBytes", "key_in"]
 
 #: PEM or DER: the bytes themselves, PEM text, or the path of a file.
 Material = bytes | str | PathLike[str]
@@ -55,6 +55,34 @@ def _file_bytes(content: bytes, path: Path) -> FileBytes:
     return self
 
 
+class PskBytes(bytes):
+    """A pre-shared key, with how it was said. Equal to the same bytes without.
+
+    Attributes:
+        said: The option that it was given by: ``"identities"``, or ``"key"`` or ``"key_file"`` beside
+            ``identity``.
+        path: The file that it was read from, which a reload reads again.
+    """
+
+    said: Literal["identities", "key", "key_file"] = "identities"
+    path: Path | None = None
+
+    @classmethod
+    def of_file(cls, path: Path) -> PskBytes:
+        """Reads a file that a person named.
+
+        Raises:
+            ValueError: It cannot be read, or holds half a byte.
+        """
+        content = read_secret(path)
+        try:
+            self = cls(key_in(content))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        self.said, self.path = "key_file", getattr(content, "path", None)
+        return self
+
+
 def read_material(value: object) -> bytes:
     """Bytes and PEM text as they are, a path by what the file holds."""
     if isinstance(value, SecretBytes):
@@ -85,14 +113,18 @@ def _read_secret_bytes(value: object) -> SecretBytes:
     return SecretBytes(read_secret(value))
 
 
-def read_psk(value: object) -> object:
+def read_psk(value: object) -> SecretBytes:
     """Bytes as they are, text as hexadecimal."""
+    if isinstance(value, SecretBytes):
+        return value
     if isinstance(value, str):
         try:
-            return bytes.fromhex(value)
+            value = bytes.fromhex(value)
         except ValueError:
             raise ValueError("a key given as text must be hexadecimal") from None
-    return value
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"must be bytes or hexadecimal text, not {type(value).__name__}")
+    return SecretBytes(value if isinstance(value, bytes) else bytes(value))
 
 
 def read_pin(value: object) -> object:
@@ -149,7 +181,7 @@ Content = Annotated[bytes, PlainValidator(read_material)]
 Public = Annotated[bytes, PlainValidator(read_material), Field(repr=False)]
 Response = Annotated[bytes | None, PlainValidator(_read_if_given), Field(repr=False)]
 Secret = Annotated[SecretBytes, PlainValidator(_read_secret_bytes)]
-PskKey = Annotated[SecretBytes, BeforeValidator(read_psk)]
+PskKey = Annotated[SecretBytes, PlainValidator(read_psk)]
 Pin = Annotated[bytes, BeforeValidator(read_pin)]
 Word = Annotated[bytes, BeforeValidator(_as_bytes)]
 Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]

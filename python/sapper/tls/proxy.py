@@ -239,8 +239,10 @@ class Proxy:
                     mailbox,
                     self._key,
                 )
-            except BaseException:
+            except BaseException as error:
                 post.unsubscribe(self._key)
+                if isinstance(error, ConfigError):
+                    raise self._options.where_said(error) from None
                 raise
         finally:
             for fd in inherited:  # the proxy has duplicates
@@ -282,7 +284,10 @@ class Proxy:
             self._options.native_listener()
         ):
             raise config_error("listen", "where and how a proxy listens is changed by a restart")
-        native.reload(options.native_service())
+        try:
+            native.reload(options.native_service())
+        except ConfigError as error:
+            raise options.where_said(error) from None
         self._options = options
         self._watch()
         return True

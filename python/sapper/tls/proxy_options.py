@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from sapper import _native
+from sapper._mistakes import again
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
+from sapper.errors import ConfigError
 from sapper.pump import Upgrade
 from sapper.tls.bridge import with_protocol
 from sapper.tls.config import TlsConfig
@@ -146,7 +148,8 @@ class ProxyOptions(Options):
     """Who is believed about the client behind it: networks, or ``"unix"`` for clients of Unix sockets. Their
     connections must begin with a PROXY header."""
     max_connections: _Whole = Field(default=10_000, ge=1, le=2**31)
-    """Open connections; at the limit accepting waits."""
+    """Open connections. At the limit one whose handshake is not done gives way to a newcomer, as beyond
+    ``max_handshakes``; where all are served, accepting waits."""
     max_handshakes: _Whole = Field(default=256, ge=1, le=2**31)
     """Clients' handshakes under way. Beyond it, of the sender that has most of them, the one that said least
     gives way to a newcomer."""
@@ -274,6 +277,17 @@ class ProxyOptions(Options):
             "idle_timeout": self.idle_timeout,
             "tell_connections": self.log_connections,
         }
+
+    def where_said(self, error: ConfigError) -> ConfigError:
+        """The error of native code, which numbers all ways, with the path as it was given."""
+        found = re.match(r"routes\.(\d+)\.((\w+).*)", error.field or "")
+        if found is None:
+            return error
+        number, field, table = int(found[1]), found[2], found[3]
+        own = number < len(self.routes)
+        if own and not (table in ("tls", "upstream_tls") and getattr(self.routes[number], table) is None):
+            return error
+        return again(error, error.message, field)
 
     def native_listener(self) -> _native.ProxyListenerDict:
         """How to listen, as the binding takes it."""

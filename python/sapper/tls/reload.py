@@ -13,7 +13,7 @@ from typing import Any, Self
 from sapper import _arguments, _native
 from sapper._loop import current_loop, post_of
 from sapper._owned import dropped, subscribe
-from sapper.errors import SapperError
+from sapper.errors import ConfigError, SapperError
 
 __all__ = ["ReloadCallback", "TlsWatch"]
 
@@ -29,10 +29,16 @@ class TlsWatch:
     Dropped, it ends, with a ResourceWarning.
     """
 
-    def __init__(self, config: _native.TlsConfig, on_reload: ReloadCallback | None) -> None:
+    def __init__(
+        self,
+        config: _native.TlsConfig,
+        on_reload: ReloadCallback | None,
+        where_said: Callable[[ConfigError], ConfigError],
+    ) -> None:
         _arguments.callback(on_reload, "on_reload")
         self._post = post_of(current_loop())
         self._on_reload = on_reload
+        self._where_said = where_said
         self._native: _native.TlsWatch | None = None
         mailbox, self._key = subscribe(self._post, self._hear)
         try:
@@ -70,6 +76,8 @@ class TlsWatch:
     def _hear(self, tag: str, value: Any) -> None:
         if tag != "reloaded":  # of events that were lost there is nothing to say: the next one tells
             return
+        if isinstance(value, ConfigError):
+            value = self._where_said(value)
         if self._on_reload is not None:
             self._post.run(self._on_reload, value)
         elif value is not None:

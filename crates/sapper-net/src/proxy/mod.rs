@@ -200,36 +200,14 @@ impl Service {
         if let Some(rate) = &rate {
             rate.check()?;
         }
-        for route in &routes {
-            check_upgrades(upgrade, route)?;
-            if let Inbound::Tls(config) = &route.inbound {
-                config.check(&Role::Server).map_err(of_clients)?;
-            }
-            if let Some(tls) = &route.upstream_tls {
-                if matches!(route.inbound, Inbound::PassThrough) {
-                    return Err(Error::config(
-                        "pass_through",
-                        "the client's TLS goes to the service: no other TLS around it",
-                    ));
-                }
-                for upstream in &route.upstreams {
-                    let name = match (&tls.server_name, upstream) {
-                        (Some(name), _) | (None, Upstream::Tcp { host: name, .. }) => name.clone(),
-                        // Known when a client asks for one; where none does, its connection ends.
-                        (None, Upstream::Unix(_) | Upstream::Original) => continue,
-                    };
-                    let role = Role::Client { server_name: Some(name) };
-                    tls.config.check(&role).map_err(of_upstream)?;
-                }
-            }
-            if route.upstreams.is_empty() || route.upstreams.len() > MAX_UPSTREAMS {
-                return Err(Error::config("to", format!("names 1 to {MAX_UPSTREAMS} services")));
-            }
-            for upstream in &route.upstreams {
-                if let Upstream::Unix(address) = upstream {
-                    address.to_system().map_err(|error| error.with_field("to"))?;
-                }
-            }
+        for (index, route) in routes.iter().enumerate() {
+            let of_route = |error: Error| error.of_table(format_args!("routes.{index}"));
+            check_upgrades(upgrade, route).map_err(|error| match error.field() {
+                // One for all ways.
+                Some("upgrade") => error,
+                _ => of_route(error),
+            })?;
+            check_route(route).map_err(of_route)?;
         }
         let original = |route: &RouteOptions| route.upstreams.contains(&Upstream::Original);
         let goes_to_original = routes.iter().any(original);
@@ -248,20 +226,50 @@ impl Service {
     }
 }
 
+/// Finds what is wrong with one way; the field is as in a table of the ways.
+fn check_route(route: &RouteOptions) -> Result<()> {
+    if let Inbound::Tls(config) = &route.inbound {
+        config.check(&Role::Server).map_err(of_clients)?;
+    }
+    if let Some(tls) = &route.upstream_tls {
+        if matches!(route.inbound, Inbound::PassThrough) {
+            return Err(Error::config(
+                "pass_through",
+                "the client's TLS goes to the service: no other TLS around it",
+            ));
+        }
+        for upstream in &route.upstreams {
+            let name = match (&tls.server_name, upstream) {
+                (Some(name), _) | (None, Upstream::Tcp { host: name, .. }) => name.clone(),
+                // Known when a client asks for one; where none does, its connection ends.
+                (None, Upstream::Unix(_) | Upstream::Original) => continue,
+            };
+            let role = Role::Client { server_name: Some(name) };
+            tls.config.check(&role).map_err(of_upstream)?;
+        }
+    }
+    if route.upstreams.is_empty() || route.upstreams.len() > MAX_UPSTREAMS {
+        return Err(Error::config("to", format!("names 1 to {MAX_UPSTREAMS} services")));
+    }
+    for upstream in &route.upstreams {
+        if let Upstream::Unix(address) = upstream {
+            address.to_system().map_err(|error| error.with_field("to"))?;
+        }
+    }
+    Ok(())
+}
+
 /// A mistake of the TLS with clients, which is a table of its own.
 fn of_clients(error: Error) -> Error {
-    let field = match error.field() {
-        Some("credentials") => "tls.credentials",
-        Some("peer_rules") => "tls.peer_rules",
-        _ => "tls",
-    };
-    error.in_field(field)
+    error.of_table("tls").with_field("tls")
 }
 
 /// A mistake of the TLS to services, whose options are called as those of the TLS with clients are.
 fn of_upstream(error: Error) -> Error {
-    let is_name = error.field() == Some("server_hostname");
-    error.in_field(if is_name { "upstream_name" } else { "upstream_tls" })
+    match error.field() {
+        Some("server_hostname") => error.in_field("upstream_name"),
+        _ => error.of_table("upstream_tls").with_field("upstream_tls"),
+    }
 }
 
 /// Upgrades belong to TLS that begins or ends here, and both sides speak one protocol.

@@ -30,9 +30,10 @@ impl Routes {
                 "clients without TLS name no server: there is one way for all of them",
             ));
         }
-        for route in routes.into_iter().map(Arc::new) {
+        for (index, route) in routes.into_iter().map(Arc::new).enumerate() {
+            let of_route = |error: Error| error.of_table(format_args!("routes.{index}"));
             if plain(&route) && !route.names.is_empty() {
-                return Err(Error::config("names", "clients without TLS name no server"));
+                return Err(of_route(Error::config("names", "clients without TLS name no server")));
             }
             // What is passed on is looked at too: so a stranger is told here that this is TLS.
             all.by_hello |= !route.names.is_empty() || matches!(route.inbound, Inbound::PassThrough);
@@ -40,12 +41,12 @@ impl Routes {
                 return Err(Error::config("routes", "two ways are for those that no other one wants"));
             }
             for name in &route.names {
-                let (table, name) = match normal(name)? {
+                let (table, name) = match normal(name).map_err(of_route)? {
                     (true, suffix) => (&mut all.wildcard, suffix),
                     (false, name) => (&mut all.exact, name),
                 };
                 if table.insert(name, Arc::clone(&route)).is_some() {
-                    return Err(Error::config("names", "a name has two ways"));
+                    return Err(of_route(Error::config("names", "a name has two ways")));
                 }
             }
         }
@@ -127,13 +128,13 @@ mod tests {
         for (routes, field) in [
             (vec![], "to"),
             (vec![route(&[], 1), route(&[], 2)], "routes"),
-            (vec![route(&["a.test"], 1), route(&["A.test"], 2)], "names"),
-            (vec![route(&["*.*.test"], 1)], "names"),
-            (vec![route(&["a b"], 1)], "names"),
+            (vec![route(&["a.test"], 1), route(&["A.test"], 2)], "routes.1.names"),
+            (vec![route(&["*.*.test"], 1)], "routes.0.names"),
+            (vec![route(&["a b"], 1)], "routes.0.names"),
             (vec![route(&["x.test"], 1), plain.clone()], "routes"),
-            (vec![RouteOptions { names: vec!["a.test".to_owned()], ..plain }], "names"),
+            (vec![RouteOptions { names: vec!["a.test".to_owned()], ..plain }], "routes.0.names"),
         ] {
-            assert_eq!(Routes::new(routes).err().and_then(|error| error.field()), Some(field));
+            assert_eq!(Routes::new(routes).err().unwrap().field(), Some(field));
         }
     }
 }

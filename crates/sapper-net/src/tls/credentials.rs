@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 /// OpenSSL's own limits (PSK_MAX_IDENTITY_LEN, PSK_MAX_PSK_LEN).
 const MAX_IDENTITY: usize = 256;
 const MAX_PSK: usize = 512;
+/// Where they are in the public API.
+const IDENTITIES: &str = "credentials.identities";
 /// Shorter keys can be guessed (RFC 9257, section 6 asks for 128 bits).
 const MIN_PSK: usize = 16;
 
@@ -45,10 +47,14 @@ impl CertifiedCredentials {
         if !public.public_eq(&key) {
             // public_eq leaves a message behind when the kinds of the keys differ.
             let _ = ErrorStack::get();
-            return Err(Error::config(
-                "key",
-                "the key does not belong to the first certificate of the chain",
-            ));
+            let text = "the key does not belong to the first certificate of the chain";
+            return Err(match &own.source {
+                CertificateSource::Pair { chain, key } => {
+                    let of = chain.file().map(|file| format!(", {}", file.display()));
+                    key.blame(Error::config("key", format!("{text}{}", of.unwrap_or_default())))
+                }
+                CertificateSource::Pkcs12(file) => file.blame(Error::config("file", text)),
+            });
         }
         Ok(Self { chain, key })
     }
@@ -98,22 +104,22 @@ impl PskCredentials {
         }
         for (index, psk) in identities.iter().enumerate() {
             if psk.identity.contains(&0) {
-                return Err(Error::config("identity", "an identity cannot contain a zero byte"));
+                return Err(Error::config(IDENTITIES, "an identity cannot contain a zero byte"));
             }
             if psk.identity.len() > MAX_IDENTITY {
                 return Err(Error::config(
-                    "identity",
+                    IDENTITIES,
                     format!("an identity has at most {MAX_IDENTITY} bytes, not {}", psk.identity.len()),
                 ));
             }
             if psk.identity.is_empty() && tls13_only {
                 return Err(Error::config(
-                    "identity",
+                    IDENTITIES,
                     "TLS 1.3 forbids an empty identity; set max_version to TLSv1.2 or name the key",
                 ));
             }
             if identities[..index].iter().any(|other| other.identity == psk.identity) {
-                return Err(Error::config("identity", "the same identity was given twice"));
+                return Err(Error::config(IDENTITIES, "the same identity was given twice"));
             }
             // Which one: identities are no secret, they are sent in clear.
             let whose = match identities {
@@ -122,19 +128,19 @@ impl PskCredentials {
             };
             let len = psk.key.expose().len();
             if len == 0 || len > MAX_PSK {
-                return Err(Error::config(
-                    "key",
+                return Err(psk.key.blame(Error::config(
+                    psk.field(),
                     format!("the pre-shared key{whose} has {len} bytes: it must have 1 to {MAX_PSK}"),
-                ));
+                )));
             }
             if len < MIN_PSK && !short_keys {
-                return Err(Error::config(
-                    "key",
+                return Err(psk.key.blame(Error::config(
+                    psk.field(),
                     format!(
                         "the pre-shared key{whose} has {len} bytes and can be guessed; use at least {MIN_PSK} \
                          random bytes, or allow it by danger_short_psk"
                     ),
-                ));
+                )));
             }
         }
         Ok(Self { identities: identities.to_vec(), hash, lookup: None, short_keys })
@@ -148,7 +154,10 @@ impl PskCredentials {
     /// The key of an identity. It may block where there is a look-up.
     pub(crate) fn find(&self, identity: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let found = match &self.lookup {
-            None => self.identities.iter().find(|psk| psk.identity == identity).map(|psk| psk.key.clone()),
+            None => {
+                let known = self.identities.iter().find(|psk| psk.identity == identity);
+                known.map(|psk| Secret::new(psk.key.expose()))
+            }
             Some(_) if identity.len() > MAX_IDENTITY => None,
             Some(lookup) => lookup.0.find(identity).filter(|key| {
                 let shortest = if self.short_keys { 1 } else { MIN_PSK };

@@ -236,7 +236,7 @@ fn configurations() -> &'static [(TlsConfig, TlsConfig)] {
         let made = dev_certificates(&[BENCH_SERVER_NAME], Duration::from_secs(86_400)).expect("certificates");
         let server =
             Credentials::Certificate(OwnCertificate::pair(made.server.chain.into_bytes(), made.server.key));
-        let identity = PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]) };
+        let identity = PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]).into() };
         let psk = Credentials::Psk { identities: vec![identity], hash: PskHash::Sha256 };
         let roots = Roots::Own(made.authority.into_bytes().into());
         let mut configurations = Vec::new();

@@ -3,8 +3,12 @@
 //! What is not here: what the bytes mean ([`super::credentials`], [`super::revocation`]), and when files
 //! are read again ([`super::reload`]).
 
+use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
 
 use super::options::Secret;
 use crate::error::{Error, Result};
@@ -27,10 +31,15 @@ impl Material {
     }
 
     /// Reads a file; an error names `field`.
-    pub fn read(file: impl Into<PathBuf>, field: &'static str) -> Result<Self> {
-        let file = file.into();
-        let fail = |what: &str| Error::config(field, format!("cannot read {}: {what}", file.display()));
-        let known = std::fs::metadata(&file).map_err(|e| fail(&e.to_string()))?;
+    pub fn read(file: impl Into<PathBuf>, field: impl Into<Cow<'static, str>>) -> Result<Self> {
+        let (file, field) = (file.into(), field.into());
+        let fail =
+            |what: &str| Error::config(field.clone(), format!("cannot read {}: {what}", file.display()));
+        let denied = |source: io::Error| {
+            let error = fail(&source.to_string());
+            source.raw_os_error().map_or(error.clone(), |errno| error.with_errno(errno))
+        };
+        let known = std::fs::metadata(&file).map_err(denied)?;
         if !known.is_file() {
             // A pipe would have us wait, a device would never end.
             return Err(fail("it is no regular file"));
@@ -38,16 +47,34 @@ impl Material {
         if known.len() > MAX_FILE {
             return Err(fail("it is larger than any certificate, key or list"));
         }
-        let bytes = std::fs::read(&file).map_err(|e| fail(&e.to_string()))?;
+        let bytes = std::fs::read(&file).map_err(denied)?;
         Ok(Self { bytes: Secret::new(bytes), file: Some(file) })
     }
 
     /// The same, read again where it came from a file.
-    pub(crate) fn again(&self, field: &'static str) -> Result<Self> {
+    pub(crate) fn again(&self, field: impl Into<Cow<'static, str>>) -> Result<Self> {
         match &self.file {
             Some(file) => Self::read(file, field),
             None => Ok(self.clone()),
         }
+    }
+
+    /// A pre-shared key's file, read again: hexadecimal digits, otherwise the key itself.
+    pub(crate) fn key_again(&self, field: &str) -> Result<Self> {
+        let Some(file) = &self.file else { return Ok(self.clone()) };
+        let read = Self::read(file, field.to_owned())?;
+        let text = read.expose();
+        if !text.iter().all(|byte| byte.is_ascii_hexdigit() || byte.is_ascii_whitespace()) {
+            return Ok(read);
+        }
+        let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|digit| digit as u8);
+        let digits = Zeroizing::new(text.iter().filter_map(digit).collect::<Vec<_>>());
+        if digits.len() % 2 != 0 {
+            let text = format!("{} hexadecimal digits are no whole number of bytes", digits.len());
+            return Err(read.blame(Error::config(field.to_owned(), text)));
+        }
+        let key: Vec<u8> = digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+        Ok(Self { bytes: Secret::new(key), file: read.file })
     }
 
     /// The bytes.
@@ -60,7 +87,7 @@ impl Material {
     pub(crate) fn blame(&self, error: Error) -> Error {
         match (&self.file, error.field()) {
             (Some(file), Some(field)) => {
-                Error::config(field, format!("{}: {}", file.display(), error.message()))
+                Error::config(field.to_owned(), format!("{}: {}", file.display(), error.message()))
             }
             _ => error,
         }

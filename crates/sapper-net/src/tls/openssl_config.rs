@@ -70,11 +70,11 @@ pub(crate) fn context(settings: &Settings, is_client: bool) -> Result<SslContext
             }
         }
         OurCredentials::Certificate(own) => {
-            builder.set_certificate(&own.chain[0]).map_err(refused("chain"))?;
+            builder.set_certificate(&own.chain[0]).map_err(refused("credentials.chain"))?;
             for above in &own.chain[1..] {
-                builder.add_extra_chain_cert(above.clone()).map_err(refused("chain"))?;
+                builder.add_extra_chain_cert(above.clone()).map_err(refused("credentials.chain"))?;
             }
-            builder.set_private_key(&own.key).map_err(refused("key"))?;
+            builder.set_private_key(&own.key).map_err(refused("credentials.key"))?;
             set_verification(&mut builder, settings, is_client)?;
         }
         OurCredentials::None => set_verification(&mut builder, settings, is_client)?,

@@ -136,8 +136,15 @@ impl Eq for PskLookup {}
 pub struct PskIdentity {
     /// Its name, sent in clear. TLS 1.2 allows an empty one; zero bytes cannot be used.
     pub identity: Vec<u8>,
-    /// The key.
-    pub key: Secret,
+    /// The key; of a file in hexadecimal, what that says.
+    pub key: Material,
+}
+
+impl PskIdentity {
+    /// What the public API calls its key.
+    pub(crate) fn field(&self) -> String {
+        format!("credentials.identities.{}", String::from_utf8_lossy(&self.identity))
+    }
 }
 
 /// Hash that a pre-shared key was made for (RFC 8446, section 4.2.11).
@@ -345,44 +352,54 @@ impl TlsOptions {
             *material = material.again(field)?;
             Ok(())
         })?;
+        for psk in fresh.psks() {
+            psk.key = psk.key.key_again(&psk.field())?;
+        }
         Ok(fresh)
     }
 
     /// The files that anything was read from.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
+        let (mut all, mut files) = (self.clone(), Vec::new());
         // Nothing here can fail.
-        let _ = self.clone().each_material(|material, _| {
+        let _ = all.each_material(|material, _| {
             files.extend(material.file().map(Into::into));
             Ok(())
         });
+        files.extend(all.psks().iter().filter_map(|psk| psk.key.file().map(Into::into)));
         files
     }
 
-    fn each_material(
-        &mut self,
-        mut act: impl FnMut(&mut Material, &'static str) -> Result<()>,
-    ) -> Result<()> {
+    fn psks(&mut self) -> &mut [PskIdentity] {
+        match &mut self.credentials {
+            Credentials::Psk { identities, .. } => identities,
+            _ => &mut [],
+        }
+    }
+
+    fn each_material(&mut self, mut act: impl FnMut(&mut Material, String) -> Result<()>) -> Result<()> {
         if let Roots::Own(roots) = &mut self.roots {
-            act(roots, "roots")?;
+            act(roots, "roots".to_owned())?;
         }
         for crl in &mut self.crls {
-            act(crl, "crls")?;
+            act(crl, "crls".to_owned())?;
         }
         let own = match &mut self.credentials {
-            Credentials::Certificate(own) => Some(own),
+            Credentials::Certificate(own) => Some(("credentials".to_owned(), own)),
             _ => None,
         };
-        for own in own.into_iter().chain(&mut self.more_certificates) {
+        let more = self.more_certificates.iter_mut().enumerate();
+        let more = more.map(|(index, own)| (format!("more_credentials.{index}"), own));
+        for (table, own) in own.into_iter().chain(more) {
             match &mut own.source {
                 CertificateSource::Pair { chain, key } => {
-                    act(chain, "chain")?;
-                    act(key, "key")?;
+                    act(chain, format!("{table}.chain"))?;
+                    act(key, format!("{table}.key"))?;
                 }
-                CertificateSource::Pkcs12(file) => act(file, "file")?,
+                CertificateSource::Pkcs12(file) => act(file, format!("{table}.file"))?,
             }
             if let Some(response) = &mut own.ocsp_response {
-                act(response, "ocsp_response")?;
+                act(response, format!("{table}.ocsp_response"))?;
             }
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Files are looked at twice a second by a thread of its own: their owner may replace a link in the middle
 //! of a path, or a whole folder, and that cannot be subscribed to. A change counts when nothing has moved
-//! for one more look, so that a certificate and its key are not read between the two writes.
+//! for one more look, so that a certificate and its key are not read between the two writes. Where the system has
+//! no room to open one they are tried again, and nobody is told of a bad reload: what is there may be good.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -62,6 +63,7 @@ impl Shared {
         let mut seen: Vec<Option<Stamp>> = files.iter().map(Stamp::of).collect();
         // What changed between their reading and now is found by reading them once more.
         let mut changed = true;
+        let mut warned = false;
         while self.wait() {
             let now: Vec<_> = files.iter().map(Stamp::of).collect();
             if now != seen {
@@ -69,6 +71,17 @@ impl Shared {
                 changed = true;
             } else if std::mem::take(&mut changed) {
                 let result = config.reload();
+                if let Err(error) = &result
+                    && is_exhausted(error)
+                {
+                    // That says nothing about the files: they are read at the next look.
+                    changed = true;
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!(%error, "TLS files cannot be read now and are tried again");
+                    }
+                    continue;
+                }
+                warned = false;
                 let closed = self.lock();
                 if *closed {
                     return;
@@ -87,6 +100,11 @@ impl Shared {
         let waited = self.wake.wait_timeout_while(self.lock(), INTERVAL, |closed| !*closed);
         !*waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
     }
+}
+
+/// The system has no room to open a file.
+fn is_exhausted(error: &Error) -> bool {
+    matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// What changes when a file does, whoever writes it and however.

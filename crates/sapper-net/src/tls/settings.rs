@@ -166,6 +166,10 @@ impl Settings {
 
     pub(super) fn check_name_and_credentials(&self, role: &Role) -> Result<Option<ServerName<'static>>> {
         match (role, &self.credentials) {
+            (Role::Server, _) if self.legacy_renegotiation => Err(Error::config(
+                "danger_legacy_renegotiation",
+                "is for a client: it has no use at a server",
+            )),
             (Role::Server, OurCredentials::None) => {
                 Err(Error::config("credentials", "a server needs a certificate or a pre-shared key"))
             }
@@ -211,7 +215,8 @@ fn load_credentials(options: &TlsOptions) -> Result<OurCredentials> {
     Ok(match &options.credentials {
         Credentials::None => OurCredentials::None,
         Credentials::Certificate(own) => {
-            OurCredentials::Certificate(Arc::new(CertifiedCredentials::load(own)?))
+            let loaded = CertifiedCredentials::load(own).map_err(|error| error.of_table("credentials"))?;
+            OurCredentials::Certificate(Arc::new(loaded))
         }
         Credentials::Psk { identities, hash } => OurCredentials::Psk(Arc::new(PskCredentials::check(
             identities,
@@ -264,8 +269,8 @@ fn load_shown(
     if wants_openssl {
         for (field, given) in [
             ("more_credentials", !options.more_certificates.is_empty()),
-            ("ocsp_response", own.ocsp_response.is_some()),
-            ("names", !own.names.is_empty()),
+            ("credentials.ocsp_response", own.ocsp_response.is_some()),
+            ("credentials.names", !own.names.is_empty()),
         ] {
             if given {
                 return Err(Error::config(
@@ -276,14 +281,11 @@ fn load_shown(
         }
         return Ok(None);
     }
-    let mut shown = ShownCertificates::new(certified, own)?;
+    let shown = ShownCertificates::new(certified, own);
+    let mut shown = shown.map_err(|error| error.of_table("credentials"))?;
     for (index, own) in options.more_certificates.iter().enumerate() {
         let added = CertifiedCredentials::load(own).and_then(|certified| shown.add(&certified, own));
-        added.map_err(|error| {
-            let field = error.field().unwrap_or("certificate");
-            let text = format!("number {}: {field}: {}", index + 1, error.message());
-            Error::config("more_credentials", text)
-        })?;
+        added.map_err(|error| error.of_table(format_args!("more_credentials.{index}")))?;
     }
     Ok(Some(Arc::new(shown)))
 }

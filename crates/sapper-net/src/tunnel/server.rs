@@ -170,7 +170,7 @@ impl ServerOptions {
             ("lease_file", self.lease_file == other.lease_file),
         ];
         match fields.iter().find(|(_, same)| !same) {
-            Some((field, _)) => Err(Error::config(field, "cannot be changed while the server runs")),
+            Some((field, _)) => Err(Error::config(*field, "cannot be changed while the server runs")),
             None => Ok(()),
         }
     }

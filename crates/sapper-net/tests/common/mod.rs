@@ -41,7 +41,7 @@ pub struct Configs {
 pub fn psk() -> Configs {
     let options = TlsOptions {
         credentials: Credentials::Psk {
-            identities: vec![PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]) }],
+            identities: vec![PskIdentity { identity: b"x".to_vec(), key: Secret::new([7; 32]).into() }],
             hash: Default::default(),
         },
         ..TlsOptions::default()

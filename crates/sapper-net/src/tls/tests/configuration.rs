@@ -69,7 +69,7 @@ fn encrypted_keys_need_their_password_and_nobody_is_asked_on_the_terminal() {
         works(&credentials(chain.as_bytes(), encrypted.clone(), Some("right")));
         for password in [None, Some("wrong"), Some(""), Some("with\0zero")] {
             let error = refused(&credentials(chain.as_bytes(), encrypted.clone(), password));
-            assert_eq!(error.field(), Some("password"), "{password:?}: {error}");
+            assert_eq!(error.field(), Some("credentials.password"), "{password:?}: {error}");
         }
     }
     // A password for a key that needs none does no harm.
@@ -117,15 +117,15 @@ fn keys_that_an_engine_refuses_are_named() {
     let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::SECP256K1).unwrap();
     let strange = PKey::from_ec_key(openssl::ec::EcKey::generate(&group).unwrap()).unwrap();
     let error = refused(&credentials(self_signed(&strange), strange.private_key_to_pkcs8().unwrap(), None));
-    assert_eq!(error.field(), Some("key"), "{error}");
+    assert_eq!(error.field(), Some("credentials.key"), "{error}");
     // OpenSSL's security level allows no such key, unless that is lowered.
     let small = PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap();
     let options = TlsOptions {
-        danger_legacy_renegotiation: true,
+        danger_legacy_suites: true,
         ..credentials(self_signed(&small), small.private_key_to_pkcs8().unwrap(), None)
     };
     let error = TlsConfig::new(&options).unwrap().engine(&Role::Server).err().unwrap();
-    assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("chain")), "{error}");
+    assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("credentials.chain")), "{error}");
     assert!(error.message().contains("too small"), "{error}");
     let options = TlsOptions { danger_security_level_0: true, ..options };
     TlsConfig::new(&options).unwrap().engine(&Role::Server).unwrap();
@@ -137,16 +137,16 @@ fn what_cannot_be_read_is_named() {
     let other = certificates().client.key.expose().to_vec();
     let rsa = Rsa::generate(2048).unwrap().private_key_to_pem().unwrap();
     for (options, field) in [
-        (credentials("", key.clone(), None), "chain"),
-        (credentials("no certificate", key.clone(), None), "chain"),
-        (credentials([0x30, 0x03, 1, 2, 3], key.clone(), None), "chain"),
-        (credentials(chain.replace("MII", "XXX"), key.clone(), None), "chain"),
-        (credentials(chain.clone(), "", None), "key"),
-        (credentials(chain.clone(), "no key", None), "key"),
-        (credentials(chain.clone(), chain.clone(), None), "key"),
-        (credentials(chain.clone(), [0x30, 0x03, 1, 2, 3], None), "key"),
-        (credentials(chain.clone(), other, None), "key"),
-        (credentials(chain.clone(), rsa, None), "key"),
+        (credentials("", key.clone(), None), "credentials.chain"),
+        (credentials("no certificate", key.clone(), None), "credentials.chain"),
+        (credentials([0x30, 0x03, 1, 2, 3], key.clone(), None), "credentials.chain"),
+        (credentials(chain.replace("MII", "XXX"), key.clone(), None), "credentials.chain"),
+        (credentials(chain.clone(), "", None), "credentials.key"),
+        (credentials(chain.clone(), "no key", None), "credentials.key"),
+        (credentials(chain.clone(), chain.clone(), None), "credentials.key"),
+        (credentials(chain.clone(), [0x30, 0x03, 1, 2, 3], None), "credentials.key"),
+        (credentials(chain.clone(), other, None), "credentials.key"),
+        (credentials(chain.clone(), rsa, None), "credentials.key"),
         (TlsOptions { roots: Roots::Own(Vec::new().into()), ..TlsOptions::default() }, "roots"),
         (TlsOptions { roots: Roots::Own(b"none".to_vec().into()), ..TlsOptions::default() }, "roots"),
         (

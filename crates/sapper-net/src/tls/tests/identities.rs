@@ -49,12 +49,12 @@ fn a_pkcs12_file_is_a_chain_and_its_key() {
 fn a_pkcs12_file_that_does_not_open_is_named() {
     let chain = certificates().server.chain.clone();
     for (file, password, field) in [
-        (pkcs12("right", true), None, "password"),
-        (pkcs12("right", true), Some("wrong"), "password"),
-        (pkcs12("right", true), Some("with\0zero"), "password"),
-        (chain.into_bytes(), None, "file"),
-        (Vec::new(), None, "file"),
-        (pkcs12("right", true)[..200].to_vec(), Some("right"), "file"),
+        (pkcs12("right", true), None, "credentials.password"),
+        (pkcs12("right", true), Some("wrong"), "credentials.password"),
+        (pkcs12("right", true), Some("with\0zero"), "credentials.password"),
+        (chain.into_bytes(), None, "credentials.file"),
+        (Vec::new(), None, "credentials.file"),
+        (pkcs12("right", true)[..200].to_vec(), Some("right"), "credentials.file"),
     ] {
         let error = TlsConfig::new(&from_pkcs12(file, password)).unwrap_err();
         assert_eq!(error.field(), Some(field), "{password:?}: {error}");
@@ -148,17 +148,16 @@ fn certificates_that_cannot_be_chosen_are_refused() {
         ..identity(&["x.example"])
     };
     let with = |more: Vec<OwnCertificate>| TlsOptions { more_certificates: more, ..server_options() };
-    for (options, words) in [
-        (with(vec![identity(&[])]), "number 1: names"),
-        (with(vec![named(&["x.example"]), named(&["*"])]), "number 2: names"),
-        (with(vec![named(&["a.*.example"])]), "names"),
-        (with(vec![OwnCertificate::default()]), "chain"),
-        (TlsOptions { danger_security_level_0: true, ..with(vec![named(&[])]) }, "legacy"),
-        (TlsOptions { more_certificates: vec![named(&[])], ..client_options() }, "credentials"),
+    for (options, field) in [
+        (with(vec![identity(&[])]), "more_credentials.0.names"),
+        (with(vec![named(&["x.example"]), named(&["*"])]), "more_credentials.1.names"),
+        (with(vec![named(&["a.*.example"])]), "more_credentials.0.names"),
+        (with(vec![OwnCertificate::default()]), "more_credentials.0.chain"),
+        (TlsOptions { danger_security_level_0: true, ..with(vec![named(&[])]) }, "more_credentials"),
+        (TlsOptions { more_certificates: vec![named(&[])], ..client_options() }, "more_credentials"),
     ] {
         let error = TlsConfig::new(&options).unwrap_err();
-        assert_eq!(error.field(), Some("more_credentials"), "{error}");
-        assert!(error.message().contains(words), "{error}");
+        assert_eq!(error.field(), Some(field), "{error}");
     }
 }
 

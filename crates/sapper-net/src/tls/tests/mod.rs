@@ -56,7 +56,7 @@ pub(super) fn client_options() -> TlsOptions {
 }
 
 pub(super) fn psk(identity: &[u8], key: &[u8]) -> PskIdentity {
-    PskIdentity { identity: identity.to_vec(), key: Secret::new(key) }
+    PskIdentity { identity: identity.to_vec(), key: Secret::new(key).into() }
 }
 
 pub(super) fn psk_options(identity: &[u8], key: &[u8]) -> TlsOptions {

@@ -28,7 +28,7 @@ impl Files {
         let read = |name, field| Material::read(self.folder.path().join(name), field).unwrap();
         TlsOptions {
             credentials: Credentials::Certificate(OwnCertificate::pair(
-                read("chain.pem", "chain"),
+                read("chain.pem", "credentials.chain"),
                 read("key.pem", "key"),
             )),
             ..TlsOptions::default()
@@ -71,9 +71,9 @@ fn garbage_is_refused_and_the_old_files_stay_in_use() {
     let server = TlsConfig::new(&files.options()).unwrap();
     let garbage = |chain: &str, key: &[u8]| DevIdentity { chain: chain.to_owned(), key: Secret::new(key) };
     for (identity, field) in [
-        (garbage("garbage", first.server.key.expose()), "chain"),
-        (garbage(&first.server.chain, b""), "key"),
-        (garbage(&second.server.chain, first.server.key.expose()), "key"),
+        (garbage("garbage", first.server.key.expose()), "credentials.chain"),
+        (garbage(&first.server.chain, b""), "credentials.key"),
+        (garbage(&second.server.chain, first.server.key.expose()), "credentials.key"),
     ] {
         files.write(&identity);
         assert_eq!(server.reload().unwrap_err().field(), Some(field));
@@ -81,11 +81,59 @@ fn garbage_is_refused_and_the_old_files_stay_in_use() {
     }
     std::fs::remove_file(files.folder.path().join("key.pem")).unwrap();
     let error = server.reload().unwrap_err();
-    assert_eq!(error.field(), Some("key"));
+    assert_eq!(error.field(), Some("credentials.key"));
     assert!(error.message().contains("key.pem"), "{error}");
     files.write(&second.server);
     assert!(server.reload().unwrap());
     connect(&server, &second.authority).unwrap();
+}
+
+#[test]
+fn a_key_of_another_certificate_is_told_with_both_files() {
+    let (first, second) = (certificates(), other());
+    let files = Files::new(&first.server);
+    let server = TlsConfig::new(&files.options()).unwrap();
+    files.write(&DevIdentity { chain: second.server.chain.clone(), ..first.server.clone() });
+    let error = server.reload().unwrap_err();
+    for name in ["chain.pem", "key.pem"] {
+        assert!(error.message().contains(files.folder.path().join(name).to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
+fn a_pre_shared_keys_file_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    let options = |key: Material| TlsOptions {
+        credentials: Credentials::Psk {
+            identities: vec![PskIdentity { identity: b"x".to_vec(), key }],
+            hash: PskHash::Sha256,
+        },
+        ..TlsOptions::default()
+    };
+    std::fs::write(&path, [7; 32]).unwrap();
+    let server = TlsConfig::new(&options(Material::read(&path, "key").unwrap())).unwrap();
+    assert_eq!(server.files(), std::slice::from_ref(&path));
+    let fits = |key: &[u8]| {
+        let client = TlsConfig::new(&options(key.to_vec().into())).unwrap();
+        let client = client.engine(&Role::Client { server_name: None }).unwrap();
+        EnginePair::new(client, server.engine(&Role::Server).unwrap()).shake_hands().is_ok()
+    };
+    assert!(fits(&[7; 32]) && !server.reload().unwrap());
+    for (content, key) in
+        [("0a".repeat(32) + "\n", vec![10; 32]), ("no digits, but 16".into(), b"no digits, but 16".to_vec())]
+    {
+        std::fs::write(&path, &content).unwrap();
+        assert!(server.reload().unwrap());
+        assert!(fits(&key) && !fits(&[7; 32]), "{content}");
+    }
+    for content in ["0a".repeat(32) + "0", "0a".to_owned()] {
+        std::fs::write(&path, content).unwrap();
+        let error = server.reload().unwrap_err();
+        assert_eq!(error.field(), Some("credentials.identities.x"));
+        assert!(error.message().starts_with(path.to_str().unwrap()), "{error}");
+        assert!(fits(b"no digits, but 16"));
+    }
 }
 
 #[test]
@@ -126,7 +174,7 @@ fn a_watch_reloads_by_itself_and_says_why_not() {
     reloaded();
     connect(&server, &second.authority).unwrap();
     files.write(&DevIdentity { chain: "garbage".to_owned(), ..first.server.clone() });
-    assert_eq!(heard().unwrap_err().field(), Some("chain"));
+    assert_eq!(heard().unwrap_err().field(), Some("credentials.chain"));
     connect(&server, &second.authority).unwrap();
     // A whole new file in the place of the old one, as tools that renew certificates do it.
     let folder = files.folder.path();

@@ -150,8 +150,8 @@ fn what_cannot_be_checked_is_named() {
         (TlsOptions { crls: list(), ..psk_options(b"x", &[7; 32]) }, "crls"),
         (TlsOptions { ocsp: Some(OcspCheck::Required), danger_security_level_0: true, ..own() }, "ocsp"),
         (TlsOptions { ocsp: Some(OcspCheck::IfStapled), roots: Roots::DangerNone, ..own() }, "ocsp"),
-        (stapling(b"garbage"), "ocsp_response"),
-        (TlsOptions { danger_security_level_0: true, ..stapling(b"garbage") }, "ocsp_response"),
+        (stapling(b"garbage"), "credentials.ocsp_response"),
+        (TlsOptions { danger_security_level_0: true, ..stapling(b"garbage") }, "credentials.ocsp_response"),
     ] {
         let error = TlsConfig::new(&options).unwrap_err();
         assert_eq!(error.field(), Some(field), "{error}");
