@@ -304,6 +304,8 @@ class TypedTls:
             self._flags.variable(PSK),
         )
         secret = os.environ.get(from_environment) if file is None else _key_in(file, name)
+        if file is not None and not secret:
+            raise config_error(name, f"{file} holds no key")
         if not secret:
             raise config_error(name, f"a pre-shared key comes from {name} or from {from_environment}")
         with naming(self.words()):
