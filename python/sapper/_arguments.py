@@ -23,6 +23,7 @@ __all__ = [
     "flag",
     "host_name",
     "named",
+    "said_path",
     "seconds",
     "text",
     "whole",
@@ -133,6 +134,17 @@ def file_path(value: object, name: str) -> Path:
         raise wrong_type(name, "a path", value)
     if not path:
         raise config_error(name, "must not be empty")
-    if "\0" in path:
+    return said_path(Path(path), name)
+
+
+def said_path(path: Path, name: str) -> Path:
+    """A path that the system can be asked for. Its bytes need not be UTF-8."""
+    if "\0" in str(path):
         raise config_error(name, "a path holds a zero byte")
-    return Path(path)
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise config_error(
+            name, "a path holds a character that is none (a lone surrogate)", "not_text"
+        ) from None
+    return path

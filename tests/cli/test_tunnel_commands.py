@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import signal
 import socket
 import ssl
@@ -498,6 +499,22 @@ def test_what_is_typed_is_named_as_it_was_typed(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "error: --deny: " in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--allow", "--deny"])
+def test_what_is_no_text_is_named(option: str, tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--host", "127.0.0.1", "--port", "0", "--state", str(tmp_path))
+    done = subprocess.run([*SAPPER, *serve, option, b"\xff"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"error: {option}: ".encode() in done.stderr
+
+
+def test_a_token_that_is_no_text_is_named_by_its_variable() -> None:
+    expose = ("expose", "3000", "--to", "127.0.0.1:1", "--no-reconnect")
+    said = {**os.environb, b"SAPPER_TUNNEL_TOKEN": b"\xff"}
+    done = subprocess.run([*SAPPER, *expose], capture_output=True, timeout=60, check=False, env=said)
+    assert done.returncode == 2
+    assert b"error: SAPPER_TUNNEL_TOKEN: is not UTF-8" in done.stderr
 
 
 def test_people_hear_of_errors_too(web: int, tmp_path: Path) -> None:

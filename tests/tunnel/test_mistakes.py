@@ -148,6 +148,53 @@ def test_numbers_of_seconds_are_numbers(value: Any) -> None:
     assert ServerOptions(grace=5, visitor_rate=2).grace == 5
 
 
+@pytest.mark.parametrize("name", ["allow_visitors", "deny_visitors"])
+def test_lists_of_visitors_are_text(name: str) -> None:
+    for odd in ("\udcff", "\ud800"):
+        assert wrong(ServerOptions, **{name: ["127.0.0.1", odd]}).field == f"{name}.1"
+    assert wrong(ServerOptions, asked_hosts=["fe80::1%\udcff"]).field == "asked_hosts.0"
+
+
+def test_paths_can_be_asked_for() -> None:
+    for odd in ("/\ud800", "/\0"):
+        assert wrong(ServerOptions, lease_file=odd).field == "lease_file"
+        assert wrong(Service, path=odd).field == "path"
+        assert wrong(TunnelClient, "localhost", 9000, local_service_path=odd).field == "local_service_path"
+    # What is replaced in it would take the other bytes along.
+    assert wrong(ServerOptions, lease_file="/\udcff/{port}").field == "lease_file"
+    several = [Service(port=80), Service(path=Path("/\udcff"))]
+    assert wrong(TunnelClient, "localhost", 9000, services=several).field == "services[1].name"
+
+
+async def test_paths_of_any_bytes(tmp_path: Path, leak_check: None) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here")
+        writer.close()
+        await writer.wait_closed()
+
+    path = tmp_path / "\udcff"
+    leases = tmp_path / "leases\udcff"
+    running = TunnelServer(options=ServerOptions(lease_file=leases))
+    service = await asyncio.start_unix_server(answer, path)
+    port = await running.start(0)
+    try:
+        ways: list[dict[str, Any]] = [
+            {"local_service_path": path},
+            {"services": [Service(port=1), Service(path=path, name="named")]},
+        ]
+        for way in ways:
+            async with asyncio.timeout(20), TunnelClient("127.0.0.1", port, **way) as exposed:
+                reader, writer = await asyncio.open_connection("127.0.0.1", exposed.assigned_ports[-1])
+                assert await reader.read() == b"here"
+                writer.close()
+                await writer.wait_closed()
+    finally:
+        await running.stop()
+        service.close()
+        await service.wait_closed()
+    assert leases.exists()
+
+
 def test_events_have_names() -> None:
     for name in ("nope", 5, ["error"], None):
         assert wrong(TunnelServer().on, name, print).field == "name"

@@ -463,6 +463,10 @@ def _with_token(values: dict[str, Any]) -> dict[str, Any]:
     token = os.environ.get(TOKEN_VARIABLE)
     if not token or values.get("token_file") is not None or values.get("credentials") is not None:
         return values
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise config_error(TOKEN_VARIABLE, "is not UTF-8", "not_text") from None
     return {**values, "credentials": {"token": token}}
 
 

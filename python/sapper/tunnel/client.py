@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
-from sapper._arguments import file_path, flag, host_name, named, seconds, whole, wrong_type
+from sapper._arguments import file_path, flag, host_name, named, seconds, text, whole, wrong_type
 from sapper._loop import running_post
 from sapper._mistakes import config_error, shown
 from sapper.errors import ClosedError, ConfigError
@@ -299,6 +299,8 @@ def _exposed(
             if not isinstance(one, Service):
                 raise config_error(f"services[{at}]", "must be a Service", "wrong_type")
         found.append(one._native(first=at == 0))
+        # A path need not be text; the name that a service has of it goes to the server.
+        text(found[at]["name"], f"services[{at}].name")
         if any(found[at]["name"] == other["name"] for other in found[:at]):
             raise config_error(
                 f"services[{at}].name", f"{shown(found[at]['name'])} is the name of another one"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
 from sapper import _native
-from sapper._arguments import host_name, whole
+from sapper._arguments import host_name, said_path, text, whole
 from sapper._mistakes import shown
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
@@ -25,12 +25,20 @@ _Port = Annotated[int, Strict(), Field(ge=1, le=65_535)]
 _Flag = Annotated[bool, Strict()]
 
 
-def _is_address(text: str) -> str:
+def _is_text(said: str) -> str:
+    return text(said, "")
+
+
+def _is_path(path: Path) -> Path:
+    return said_path(path, "")
+
+
+def _is_address(said: str) -> str:
     try:
-        ip_address(text)
+        ip_address(text(said, ""))
     except ValueError:
-        raise config_error(None, f"{shown(text)} is no IP address") from None
-    return text
+        raise config_error(None, f"{shown(said)} is no IP address") from None
+    return said
 
 
 def _is_said(value: object) -> object:
@@ -54,6 +62,13 @@ def _ports(value: object) -> int | tuple[int, int] | None:
     return whole(value[0], "", 1, 65_535), whole(value[1], "", 1, 65_535)
 
 
+def _holds_port(path: Path) -> Path:
+    """One in which ``{port}`` is replaced: that is done in text."""
+    if "{port}" in str(path):
+        text(str(path), "")
+    return path
+
+
 def _at_most(most: int) -> AfterValidator:
     """What a server passes over where it is longer."""
 
@@ -65,6 +80,8 @@ def _at_most(most: int) -> AfterValidator:
     return AfterValidator(check)
 
 
+_Text = Annotated[str, AfterValidator(_is_text)]
+_Path = Annotated[Path, AfterValidator(_is_path)]
 _Address = Annotated[str, AfterValidator(_is_address)]
 _Host = Annotated[str, BeforeValidator(_is_host)]
 _Ports = Annotated[int | tuple[int, int] | None, PlainValidator(_ports)]
@@ -138,7 +155,7 @@ class Service(Options):
     """The service's port, on 127.0.0.1 or ::1, whichever listens; or at ``host``."""
     host: _Host | None = None
     """The service's host, where it is not this machine."""
-    path: Annotated[Path | None, BeforeValidator(_is_said)] = None
+    path: Annotated[_Path | None, BeforeValidator(_is_said)] = None
     """A Unix socket instead of a port."""
     name: Annotated[str, _at_most(128)] | None = None
     """What the server calls it, and whose public port it gets again. Without one the first service of a
@@ -258,10 +275,10 @@ class ServerOptions(_Common):
     """Services of one client; with more it gets none."""
     filter_timeout: _Seconds = 10.0
     """Seconds that a filter has for an answer. Without one nobody is let in, and who is ours comes again."""
-    allow_visitors: tuple[str, ...] | None = None
+    allow_visitors: tuple[_Text, ...] | None = None
     """Who may visit: addresses, networks (``10.0.0.0/8``), wildcards (``192.168.*``), ranges
     (``10.0.0.5-10.0.0.9``). ``None`` is everybody."""
-    deny_visitors: tuple[str, ...] = ()
+    deny_visitors: tuple[_Text, ...] = ()
     """Who may not, whatever ``allow_visitors`` says."""
     visitor_rate: _Rate | None = None
     """Visits of one address (IPv6: of one /64) a second, to all tunnels together; ``None`` is no limit."""
@@ -282,7 +299,7 @@ class ServerOptions(_Common):
     """What may pass for one client: all tunnels, now and later, with the same credentials."""
     service_limits: Limits = Limits()
     """What may pass to one service. Limits in all are of one tunnel."""
-    lease_file: Path | None = None
+    lease_file: Annotated[_Path, AfterValidator(_holds_port)] | None = None
     """Where it is kept which public port belongs to whom, so that a restart changes nothing. ``{port}`` in
     it is the main port. One server alone has it at a time."""
     lease_time: _Seconds = 604_800.0
