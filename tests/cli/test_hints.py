@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from sapper.cli import app
-from sapper.cli._hints import HINTS, hint, offered
+from sapper.cli._hints import HINTS, OF_REASON, hint, offered
 from sapper.errors import ErrorKind
 from support.tunnels import server
 
@@ -35,14 +35,14 @@ def commands(command: Any = None, words: tuple[str, ...] = ()) -> Iterator[tuple
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
 def test_a_hint_names_options_of_its_command_alone(words: tuple[str, ...]) -> None:
     options = offered((*words, "an argument", "--an-option"))
-    for kind in HINTS:
-        named = set(re.findall(r"--[a-z][a-z0-9-]*", hint(kind, options) or ""))
+    for kind, reason in (*((one, None) for one in HINTS), *OF_REASON):
+        named = set(re.findall(r"--[a-z][a-z0-9-]*", hint(kind, options, reason) or ""))
         assert named <= options, (kind, named - options)
 
 
 def test_every_option_in_a_hint_is_some_command_s() -> None:
     known = set[str]().union(*(offered(words) for words in commands()))
-    for parts in HINTS.values():
+    for parts in (*HINTS.values(), *OF_REASON.values()):
         for part in parts:
             assert isinstance(part, str) or set(part[1:]) <= known, part
 
@@ -83,3 +83,30 @@ def test_a_hint_is_told(tmp_path: Path) -> None:
     done = subprocess.run([*SAPPER, *expose], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 5
     assert "try: check that the peer listens there" in done.stderr
+
+
+def hints_of(*arguments: str) -> list[str]:
+    done = subprocess.run([*SAPPER, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return [line for line in done.stderr.splitlines() if line.startswith("try: ")]
+
+
+@pytest.mark.parametrize("way", ["A", "B"])
+@pytest.mark.parametrize("listener", ["tcp-listen://127.0.0.1:0", "unix-listen:{folder}/socket"])
+def test_where_nobody_came_the_peer_is_to_come(listener: str, way: str, tmp_path: Path) -> None:
+    ends = [listener.format(folder=tmp_path), "null:"]
+    bridge = ("bridge", *(ends if way == "A" else ends[::-1]), "--accept-timeout", "0.1")
+    (told,) = hints_of(*bridge)
+    assert "--accept-timeout" in told
+    assert "--connect-timeout" not in told
+
+
+def test_a_way_that_is_not_found_in_time_is_to_be_made() -> None:
+    told = hint(ErrorKind.CONNECT_DEADLINE, offered(("bridge",))) or ""
+    assert "--connect-timeout" in told
+    assert "--accept-timeout" not in told
+
+
+def test_a_name_that_is_not_found_is_to_be_checked() -> None:
+    told = hint(ErrorKind.CONNECT, offered(("bridge",)), "name") or ""
+    assert "name" in told
+    assert "listens" not in told

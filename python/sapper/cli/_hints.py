@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from sapper.errors import ErrorKind
 
-__all__ = ["HINTS", "hint", "offered"]
+__all__ = ["HINTS", "OF_REASON", "hint", "offered"]
 
 #: A text, or one with ``{}`` and what it may be called: the first of those that the command has.
 Part = str | tuple[str, ...]
@@ -22,7 +22,6 @@ HINTS: dict[ErrorKind, tuple[Part, ...]] = {
     ErrorKind.CONNECT_DEADLINE: (
         "check the address",
         ("wait longer: {}", "--connect-timeout"),
-        ("wait longer: {}", "--accept-timeout"),
     ),
     ErrorKind.UNREACHABLE: ("check the route and the address family",),
     ErrorKind.HANDSHAKE_DEADLINE: (
@@ -48,6 +47,13 @@ HINTS: dict[ErrorKind, tuple[Part, ...]] = {
     ErrorKind.LOCAL_PROTOCOL: ("this is a defect of sapper: please report it",),
 }
 
+#: In place of those, where the reason says more.
+OF_REASON: dict[tuple[ErrorKind, str], tuple[Part, ...]] = {
+    (ErrorKind.CONNECT, "name"): (
+        "check how the host's name is spelt",
+        "whether this machine can look names up",
+    ),
+}
 
 #: Options that have nothing to do with an error of this reason: what a tunnel's server refuses has come to
 #: it, through TLS where there is any.
@@ -58,7 +64,7 @@ def hint(kind: ErrorKind, options: Collection[str], reason: str | None = None) -
     """What to do next, where the command has these options; ``None`` where there is nothing to say."""
     said = []
     options = set(options) - _NOT_IT.get(reason or "", frozenset())
-    for part in HINTS.get(kind, ()):
+    for part in OF_REASON.get((kind, reason or ""), HINTS.get(kind, ())):
         if isinstance(part, str):
             said.append(part)
         else:

@@ -27,8 +27,8 @@ from sapper.cli._output import (
     stats_values,
     tell_json,
 )
-from sapper.endpoint import Endpoint, File, TcpListen, Tls, TlsListen
-from sapper.errors import ClosedError, SapperError
+from sapper.endpoint import Endpoint, Fd, File, TcpListen, Tls, TlsListen, UnixListen
+from sapper.errors import ClosedError, ErrorKind, SapperError
 from sapper.metrics import MetricsServer
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import Bridge, HandshakeInfo, TlsConfig, create_bridge
@@ -177,6 +177,7 @@ async def _run(
             raise
     except SapperError as failure:
         error = named(failure, names)
+        _who_waited(error, ends)
     await pump.stop()
     report.closed(pump, error)
     if cut.twice:
@@ -185,6 +186,16 @@ async def _run(
         return 0
     # With --json the last line has told it.
     return error.kind.exit_code if report.as_json else fail(error, as_json=False)
+
+
+def _who_waited(error: SapperError, ends: tuple[Endpoint, Endpoint]) -> None:
+    """A connection that was awaited, not made: what is usual to try is about the other case."""
+    at_fault = dict(zip("AB", ends, strict=True)).get(error.field or "")
+    # A descriptor is connected already, or listens.
+    if error.kind is ErrorKind.CONNECT_DEADLINE and isinstance(
+        at_fault, TcpListen | TlsListen | UnixListen | Fd
+    ):
+        error.add_note("check that the peer connects to this address, or wait longer: --accept-timeout")
 
 
 def _stop_on_signals(pump: Pump, drain: float, report: Report) -> _Cut:
