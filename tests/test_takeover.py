@@ -17,6 +17,7 @@ import pytest
 from sapper.endpoint import Fd
 from sapper.errors import ConfigError, SapperError
 from sapper.pump import Pump, PumpOptions, connect
+from sapper.tls import Credentials, create_bridge
 from support.certs import Certificates
 from support.transports import InMemory
 
@@ -365,6 +366,32 @@ async def test_what_becomes_ours_cannot_be_given_twice(leak_check: None) -> None
     assert (caught.value.field, caught.value.reason) == ("sink", "same")
     assert is_open(ours.fileno())
     ours.close()
+
+
+@pytest.mark.parametrize("left", ["is_closing", "can_write_eof", "abort"])
+async def test_a_transport_that_is_not_finished_is_refused(left: str, leak_check: None) -> None:
+    class Nothing(asyncio.Transport):
+        pass
+
+    unfinished = type("Unfinished", (InMemory,), {left: getattr(asyncio.Transport, left)})
+    ours, near = socket.socketpair()
+    with ours, near:
+        transport = unfinished(ours, asyncio.Protocol())
+        for one, method in ((transport, left), (Nothing(), "is_closing")):
+            with pytest.raises(ConfigError, match=rf"{method}\(\)") as caught:
+                create_bridge(socket=one, sink="null:", credentials=Credentials.psk("x", "00" * 16))
+            assert (caught.value.field, caught.value.reason) == ("socket", "no_method")
+        transport.pause_reading()
+
+
+async def test_nor_one_with_a_descriptor(leak_check: None) -> None:
+    ours, near = socket.socketpair()
+    with ours, near:
+        transport = asyncio.Transport({"socket": ours})
+        with pytest.raises(ConfigError) as caught:
+            connect("null:", transport)
+        assert (caught.value.field, caught.value.reason) == ("sink", "no_method")
+        assert is_open(ours.fileno())
 
 
 @pytest.mark.parametrize("number", [-1, 2**31, 2**32, 2**70])

@@ -77,6 +77,31 @@ EndpointLike: TypeAlias = (
 #: Largest buffer that a StreamReader can have filled; it is taken whole.
 _EVERYTHING = 2**31 - 1
 
+#: Of a transport with a descriptor: what is called until the descriptor is ours.
+_MOVING = (
+    "is_closing",
+    "is_reading",
+    "pause_reading",
+    "resume_reading",
+    "get_write_buffer_size",
+    "set_write_buffer_limits",
+    "get_protocol",
+    "set_protocol",
+    "abort",
+)
+#: Of one without: what is called as long as bytes pass it.
+_PASSING = (
+    "is_closing",
+    "pause_reading",
+    "resume_reading",
+    "get_protocol",
+    "set_protocol",
+    "write",
+    "can_write_eof",
+    "close",
+    "abort",
+)
+
 
 def _nothing() -> None:
     return None
@@ -316,9 +341,10 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
         raise config_error(
             name, "an asyncio transport is taken over on its loop: call this in a coroutine", "no_loop"
         )
+    number = _transport_descriptor(transport)
+    _must_have(transport, _PASSING if number is None else _MOVING, name)
     if transport.is_closing():
         raise config_error(name, "the transport is closed, or closing", "closed")
-    number = _transport_descriptor(transport)
     if number is None:
         return _foreign(transport, reader, name)
     pausable = hasattr(transport, "pause_reading")
@@ -349,6 +375,16 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
     return Taken(
         native, initial_data=initial, commit=flushing.begin, undo=undo, ready=flushing.wait, end=flushing.end
     )
+
+
+def _must_have(transport: Any, methods: tuple[str, ...], name: str) -> None:
+    """Refuses a transport that was left as asyncio's base class has it, where every call raises."""
+    for method in methods:
+        # Of the object, not of its class: one that passes all on to another has it there.
+        function = getattr(getattr(transport, method, None), "__func__", None)
+        if function is getattr(asyncio.Transport, method):
+            message = f"a {type(transport).__name__} does not implement {method}() of asyncio's transports"
+            raise config_error(name, message, "no_method")
 
 
 def _transport_of_ours(taken: Taken, transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
