@@ -154,13 +154,16 @@ async def test_a_slow_way_costs_a_session_nothing_at_a_full_server(leak_check: N
 async def test_who_was_taken_for_an_original_client_is_told_anew(leak_check: None) -> None:
     async with Service(echo) as service, counted() as (ours, books):
         created: list[Any] = []
+        destroyed: list[Any] = []
         ours.on("tunnel-created", created.append)
+        ours.on("tunnel-destroyed", destroyed.append)
         books.slow = True
         async with Cutter(ours.port or 0) as link:
             link.delay = 0.25
             async with client(link.port, service.port) as exposed:
                 await until(lambda: len(created) == 2, "its hello")
                 assert [one.client_tunnel.negotiated for one in created] == [False, True]
+                assert destroyed[0].client_tunnel == created[0].client_tunnel
                 assert created[-1].client_tunnel.tunnel_address == TunnelAddress(exposed.assigned_port or 0)
                 # Slower than one waits for who may come back: its session is found all the same.
                 link.delay = 1.2

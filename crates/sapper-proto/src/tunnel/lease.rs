@@ -148,11 +148,11 @@ impl Leases {
                     return Err(LeaseError::OutOfRange(first));
                 }
                 let allowed = |port| self.may_be_asked_for(port);
-                self.any((first, last), allowed, entropy).ok_or(LeaseError::Exhausted)?
+                self.any((first, last), allowed, now, entropy).ok_or(LeaseError::Exhausted)?
             }
             Wanted::Rather(port) if self.may_be_asked_for(port) && self.is_free(port, client, now) => port,
             Wanted::Rather(_) | Wanted::Any => {
-                self.any((self.first, self.last), |_| true, entropy).ok_or(LeaseError::Exhausted)?
+                self.any((self.first, self.last), |_| true, now, entropy).ok_or(LeaseError::Exhausted)?
             }
         };
         if let Some(old) = mine {
@@ -180,14 +180,23 @@ impl Leases {
 
     /// From a place drawn by chance: ports that nobody ever had first, then the one that has been
     /// silent longest. Were those that are kept for somebody never given, whoever comes with ever new tokens could
-    /// keep all others out for as long as they are kept.
-    fn any(&self, (first, last): (u16, u16), allowed: impl Fn(u16) -> bool, entropy: u64) -> Option<u16> {
+    /// keep all others out for as long as they are kept. While another server may still use its ports, who is silent
+    /// here may be busy there.
+    fn any(
+        &self,
+        (first, last): (u16, u16),
+        allowed: impl Fn(u16) -> bool,
+        now: u64,
+        entropy: u64,
+    ) -> Option<u16> {
         let ports = u64::from(last - first) + 1;
         let at = |step: u64| first + ((entropy % ports + step) % ports) as u16;
         let mut never = (0..ports).map(at).filter(|port| !self.by_port.contains_key(port) && allowed(*port));
         let silent = || {
             let range = self.by_port.range(first..=last);
-            let unused = range.filter(|(port, lease)| !lease.in_use && allowed(**port));
+            let silent =
+                |lease: &Lease| if self.is_shared(now) { self.has_lapsed(lease, now) } else { !lease.in_use };
+            let unused = range.filter(|(port, lease)| silent(lease) && allowed(**port));
             unused.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
         };
         never.next().or_else(silent)
@@ -413,6 +422,20 @@ mod tests {
         restarted.from_json(&leases.to_json()).unwrap();
         assert_eq!(restarted.take(ANN, 0, Wanted::Any, 2, 0), Ok(40_000), "443 is nobody's now");
         assert_eq!(restarted.owner(443), None);
+    }
+
+    #[test]
+    fn ports_that_a_server_which_ends_may_use_are_kept_for_their_owners_meanwhile() {
+        let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
+        for service in [0, 1] {
+            let port = leases.take(ANN, service, Wanted::Any, 0, 0).unwrap();
+            leases.release(port, u64::from(service));
+        }
+        leases.hand_over(100);
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, 99, 0), Err(LeaseError::Exhausted));
+        assert_eq!(leases.take(BOB, 0, Wanted::Within(1, 2), 99, 0), Err(LeaseError::Exhausted));
+        assert_eq!(leases.take(ANN, 1, Wanted::Any, 99, 0), Ok(2), "it is its own");
+        assert_eq!(leases.take(BOB, 0, Wanted::Any, 100, 0), Ok(1));
     }
 
     #[test]

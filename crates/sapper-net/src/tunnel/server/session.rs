@@ -148,8 +148,8 @@ struct Tunnel<'a> {
     counts: Counts,
     /// Of each of its services.
     places: Vec<Place>,
-    /// Told, and known to others.
-    created: bool,
+    /// What `tunnel-created` said of it; others know it since.
+    told: Option<Arc<TunnelInfo>>,
     /// Its client's, while it is there.
     connection: Option<Connection>,
     client: Client,
@@ -203,7 +203,7 @@ async fn tunnel(
         owner,
         counts,
         places,
-        created: false,
+        told: None,
         connection: Some(connection),
         client: Client::default(),
         orders,
@@ -353,7 +353,7 @@ impl Tunnel<'_> {
         let services: Vec<_> = services.collect();
         let (services_now, lease) = (services.clone(), words.lease.clone());
         let info = TunnelInfo { services: services_now, lease, ..TunnelInfo::clone(&self.info) };
-        let before = std::mem::replace(&mut self.info, Arc::new(info));
+        self.info = Arc::new(info);
         link.set_info(Arc::clone(&self.info));
         let options = self.shared.options();
         let limits = &options.service_limits;
@@ -362,22 +362,20 @@ impl Tunnel<'_> {
         );
         link.set_public(ports, options.max_visitors);
         let session = link.mux().session().copied();
-        let first = !std::mem::replace(&mut self.created, true);
+        let before = self.told.replace(Arc::clone(&self.info));
         {
             let mut registry = lock(&self.shared.registry);
-            if first {
+            if before.is_none() {
                 let (info, live) = (Arc::clone(&self.info), Arc::clone(&self.live));
                 registry.enter(info, live, self.orders.clone(), self.owner);
             }
             registry.name(&self.info, &self.places, session, &self.client);
         }
-        if first {
-            if let Some(connection) = &mut self.connection {
-                connection.session = Some(self.info.id);
-            }
-        } else {
+        if let Some(before) = before {
             // Its hello came late: what was told of an original client is no more.
             tell(self.shared, "tunnel-destroyed", &before, None);
+        } else if let Some(connection) = &mut self.connection {
+            connection.session = Some(self.info.id);
         }
         tell(self.shared, "tunnel-created", &self.info, None);
     }
@@ -431,7 +429,7 @@ impl Tunnel<'_> {
     async fn hand_over(mut self, link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
         self.give_back();
         lock(&self.shared.registry).remove(self.info.id);
-        if self.created {
+        if self.told.is_some() {
             // It was taken for an original client: its hello came late.
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
@@ -520,7 +518,7 @@ impl Tunnel<'_> {
             tell(self.shared, "tunnel-error", &self.info, error);
         }
         self.disconnected();
-        if self.created {
+        if self.told.is_some() {
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
     }
