@@ -195,6 +195,17 @@ async def test_paths_of_any_bytes(tmp_path: Path, leak_check: None) -> None:
     assert leases.exists()
 
 
+@pytest.mark.parametrize("pause", [0, float("inf")], ids=str)
+def test_pauses_have_an_end_and_are_some(pause: float) -> None:
+    assert wrong(ClientOptions, reconnect_delay=(pause, pause)).field == "reconnect_delay.0"
+
+
+def test_names_can_be_written_down() -> None:
+    assert wrong(ClientOptions, lease="\ud800").field == "lease"
+    for name in ("\ud800", "two\nlines", "x" * 129):
+        assert wrong(Service, port=80, name=name).field == "name"
+
+
 def test_events_have_names() -> None:
     for name in ("nope", 5, ["error"], None):
         assert wrong(TunnelServer().on, name, print).field == "name"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from sapper.endpoint import split_address
 __all__ = ["ClientOptions", "Limits", "ServerOptions", "Service", "VisitorLimits"]
 
 _Seconds = Annotated[float, Strict(), Field(ge=0)]
+_Pause = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 _Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 _Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 _Bytes = Annotated[int, Strict(), Field(ge=1, le=2**63 - 1)]
@@ -72,12 +74,19 @@ def _holds_port(path: Path) -> Path:
 def _at_most(most: int) -> AfterValidator:
     """What a server passes over where it is longer."""
 
-    def check(text: str) -> str:
-        if not 1 <= len(text.encode(errors="surrogatepass")) <= most:
+    def check(said: str) -> str:
+        if not 1 <= len(text(said, "").encode()) <= most:
             raise config_error(None, f"must be 1 to {most} bytes long", "out_of_range")
-        return text
+        return said
 
     return AfterValidator(check)
+
+
+def _is_printable(name: str) -> str:
+    """It goes into logs and labels."""
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise config_error(None, "must not hold control characters")
+    return name
 
 
 _Text = Annotated[str, AfterValidator(_is_text)]
@@ -157,7 +166,7 @@ class Service(Options):
     """The service's host, where it is not this machine."""
     path: Annotated[_Path | None, BeforeValidator(_is_said)] = None
     """A Unix socket instead of a port."""
-    name: Annotated[str, _at_most(128)] | None = None
+    name: Annotated[str, _at_most(128), AfterValidator(_is_printable)] | None = None
     """What the server calls it, and whose public port it gets again. Without one the first service of a
     client is the client's own, and each other one is called as its address."""
     public_port: _Ports = None
@@ -326,7 +335,7 @@ class ClientOptions(_Common):
 
     reconnect: _Flag = True
     """Whether it connects again when the connection is gone or refused."""
-    reconnect_delay: tuple[_Seconds, _Seconds] = (0.5, 30.0)
+    reconnect_delay: tuple[_Pause, _Pause] = (0.5, 30.0)
     """First and longest pause before it connects again: doubled each time, the second half by chance."""
     dial_timeout: _Seconds = 10.0
     """Seconds that the service has to answer."""
