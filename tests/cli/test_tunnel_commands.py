@@ -471,7 +471,7 @@ def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Pa
         ("tunnel", 'host = "192.0.2.1"\nport = 0\nvisitor_rate = 0', "visitor_rate: "),
         ("tunnel", 'token_file = "nothere"', "token_file: cannot read "),
         ("tunnel", 'lease_file = "nothere/leases"', "lease_file: "),
-        ("expose", 'server = "h:1"\nservice = 1\nreconnect_delay = [0, 1]', "reconnect_delay: "),
+        ("expose", 'server = "h:1"\nservice = 1\nreconnect_delay = [0, 1]', "reconnect_delay.0: "),
         ("expose", 'server = "h:1"\nservice = 1\ntoken_file = "nothere"', "token_file: cannot read "),
         ("expose", f'server = "h:1"\nservice = 1\nlease = "{"l" * 257}"', "lease: must be 1 to 256 bytes"),
         ("expose", 'server = "h:1"\nservices = ["3000@70000"]', "services.0.public_port: must be from 1 to"),

@@ -140,7 +140,7 @@ def test_a_staple_that_nobody_would_believe_is_refused_when_it_is_given(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         tls.TlsConfig(credentials=ours(certs, ocsp_response=STAPLES[kind][0](certs)))
-    assert caught.value.field == "ocsp_response"
+    assert caught.value.field == "credentials.ocsp_response"
     bare = tls.Credentials.certificate(certs.server.cert, certs.server.key, ocsp_response=good(certs))
     with pytest.raises(ConfigError, match="issuer"):
         tls.TlsConfig(credentials=bare)

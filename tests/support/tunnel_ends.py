@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import signal
 import sys
@@ -71,6 +72,8 @@ class End:
     def freeze(self) -> None:
         """It does nothing any more, and has all that it has."""
         self._process.send_signal(signal.SIGSTOP)
+        # Each of its threads goes on until it has heard of it.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         """It goes on."""

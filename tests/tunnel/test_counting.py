@@ -75,6 +75,9 @@ class Books:
             case events.TunnelDestroyed(client_tunnel=one):
                 self.tunnels[one.id] -= 1
                 assert self.tunnels[one.id] == 0
+                assert not any(n for (tunnel, _), n in self.visitors.items() if tunnel == one.id), (
+                    "told first"
+                )
                 if self.slow:
                     self.carries = {by: which for by, which in self.carries.items() if which != one.id}
                 assert one.id not in self.carries.values(), "its connection is told first"
@@ -171,6 +174,32 @@ async def test_who_was_taken_for_an_original_client_is_told_anew(leak_check: Non
                 await until(lambda: books.resumed, "its client")
                 assert await asked(exposed.assigned_port or 0, b"on") == b"on"
     assert books.names.count("tunnel-created") == books.names.count("tunnel-destroyed") == 3
+
+
+async def test_visitors_of_who_was_taken_for_an_original_client_cost_the_session_nothing(
+    leak_check: None,
+) -> None:
+    async with Service(echo) as service, counted() as (ours, books):
+        created: list[Any] = []
+        ours.on("tunnel-created", created.append)
+        books.slow = True
+        async with Cutter(ours.port or 0) as link, client(link.port, service.port) as exposed:
+            reader, writer = await visit(exposed.assigned_port or 0)
+            # Later than one waits for who may come back.
+            link.delay = 1.2
+            link.cut()
+            await until(lambda: len(created) == 2, "a tunnel of an original client")
+            strange, stranger = await visit(created[1].client_tunnel.tunnel_address.port)
+            stranger.write(b"for nobody")
+            await until(lambda: books.resumed, "its client")
+            link.delay = 0.0
+            writer.write(b"on")
+            assert await asyncio.wait_for(reader.readexactly(2), LATEST) == b"on"
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(strange.read(), LATEST)
+            stranger.close()
+            writer.close()
+    assert books.names.count("tunnel-created") == books.names.count("tunnel-destroyed") == 2
 
 
 async def test_a_drain_waits_for_nobody_who_cannot_come_back(leak_check: None) -> None:

@@ -316,6 +316,20 @@ async def test_a_client_that_hangs_loses_its_port_to_one_that_is_started_again()
             await frozen.kill()
 
 
+async def test_a_second_client_of_the_same_service_takes_nothing_from_one_that_is_slow(
+    leak_check: None,
+) -> None:
+    async with Service(echo) as service, server() as ours, Cutter(ours.port or 0) as network:
+        network.delay = 0.6
+        async with client(network.port, service.port) as first:
+            reader, writer = await visit(first.assigned_port or 0)
+            async with client(ours.port or 0, service.port) as beside:
+                assert beside.assigned_port != first.assigned_port
+                writer.write(b"there")
+                assert await asyncio.wait_for(reader.readexactly(5), LATEST) == b"there"
+            writer.close()
+
+
 async def test_a_second_client_of_the_same_service_takes_nothing_from_one_that_lives(
     leak_check: None,
 ) -> None:

@@ -208,9 +208,9 @@ impl<V, E> Mailbox<V, E> {
     /// Takes all messages, oldest first; events that were lost come last.
     pub fn drain(&self) -> Vec<Message<V, E>> {
         let mut state = self.lock();
-        if self.bell.rung.swap(false, Ordering::Relaxed) {
-            self.bell.signal.clear();
-        }
+        self.bell.rung.store(false, Ordering::Relaxed);
+        // Always: who tells does so with the lock free, perhaps of what an earlier drain has taken.
+        self.bell.signal.clear();
         state.events = 0;
         let mut messages: Vec<_> = state.messages.drain(..).collect();
         messages.extend(state.lost.drain(..).map(|(key, n)| Message { key, body: Body::EventsLost(n) }));
@@ -377,6 +377,18 @@ mod tests {
         });
         assert_eq!(taken, 1);
         assert!(!mailbox.wait(Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn who_is_told_of_what_is_taken_already_is_woken_once() {
+        let mailbox = Box::new().unwrap();
+        mailbox.done(1, Ok(7));
+        assert_eq!(mailbox.drain().len(), 1);
+        // As an I/O thread does that was held up in between.
+        mailbox.bell.signal.set();
+        assert!(mailbox.wait(Some(Duration::ZERO)));
+        assert!(mailbox.drain().is_empty());
+        assert!(!mailbox.wait(Some(Duration::ZERO)), "a loop would turn for ever");
     }
 
     #[test]

@@ -16,12 +16,12 @@ use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use sapper_proto::tunnel::frame::{Code, Hello};
 use sapper_proto::tunnel::mux::{Event, Mux, StreamKey};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
 
 use self::jobs::Jobs;
 use self::pieces::Pieces;
@@ -40,6 +40,8 @@ use crate::stream::{BoxStream, RecordMarks};
 
 /// Turns of reading and writing before other tasks of the thread have theirs.
 const ROUNDS: u32 = 2;
+/// How long the peer may take for the rest of a frame.
+const REST: Duration = Duration::from_secs(5);
 /// Events of payload are told at most so often for each stream.
 const DATA_EVERY: Duration = Duration::from_millis(100);
 
@@ -211,10 +213,25 @@ impl Link {
         }
     }
 
-    /// Gives carrier and unread bytes away: they belong to another session.
-    pub(super) fn into_carrier(mut self) -> Option<(BoxStream, Vec<u8>)> {
+    /// Gives carrier and unread bytes away: they belong to another session. First the rest of a frame that is half
+    /// sent; `None` where it cannot be.
+    pub(super) async fn give_carrier(&mut self) -> Option<(BoxStream, Vec<u8>)> {
+        timeout(REST, poll_fn(|cx| self.poll_rest(cx))).await.ok()?.ok()?;
         let rest = self.input.data().to_vec();
         Some((self.carrier.take()?, rest))
+    }
+
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        loop {
+            let now = self.now();
+            let mut slices = Vec::new();
+            self.mux.poll_rest(&mut slices);
+            let Some(carrier) = self.carrier.as_mut().filter(|_| !slices.is_empty()) else {
+                return Poll::Ready(Ok(()));
+            };
+            let written = ready!(carrier.poll_write(cx, &slices))?;
+            self.mux.transmitted(written, now);
+        }
     }
 
     /// Takes no more visitors; [`Exit::Idle`] when the last one has gone.

@@ -35,6 +35,8 @@ const MOST_SUSPECTS: usize = 64;
 /// A client whose connection broke is back within this, where it can be: nobody takes its place meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// A server that has no more clients to take uses ports of its leases for so long at most, as far as the next one is
+/// Seconds that clients have to come to the next server when the drain is over.
+const COMES_AGAIN: u64 = 5;
 /// told.
 const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
 /// Services of one token: more clients with the same credentials get no port.
@@ -164,11 +166,11 @@ impl Registry {
     }
 
     /// What is left to write, and the file is anybody's: nothing is written from here on. Who has tunnels uses their
-    /// ports for as long as the drain is.
+    /// ports for as long as the drain is, and comes to the next server then.
     pub(super) fn close(&mut self, drain: Duration) -> Result<()> {
         if !self.tunnels.is_empty() {
             let drain = drain.min(LONGEST_DRAIN).as_secs();
-            self.leases.hand_over(seconds() + drain + 1);
+            self.leases.hand_over(seconds() + drain + COMES_AGAIN);
             self.dirty = true;
         }
         let saved = self.save();

@@ -45,6 +45,8 @@ const ORDERS: usize = 8;
 /// How long a client has to answer when another one comes that looks the same, and how often that is looked at.
 const PROBE: Duration = Duration::from_secs(1);
 const PROBE_STEP: Duration = Duration::from_millis(10);
+/// The longest round trip that it has on top of that, twice.
+const SLOWEST: Duration = Duration::from_secs(2);
 /// What it takes to tell a client that is there that another has its place; one that is not hears nothing anyway.
 const STEP_ASIDE: Duration = Duration::from_millis(50);
 
@@ -290,10 +292,15 @@ async fn tunnel(
                 }
             },
             () = tokio::time::sleep(PROBE_STEP), if !probes.is_empty() => {
-                let (now, heard) = (link.now(), link.mux().heard());
+                let now = link.now();
+                let round_trip = link.mux().gauges().rtt.unwrap_or_default().min(SLOWEST);
+                let patience = PROBE + 2 * round_trip;
                 for (asked, answer) in std::mem::take(&mut probes) {
-                    if heard > asked || now >= asked + PROBE {
-                        let _ = answer.send(heard > asked);
+                    if link.mux().answered(asked) {
+                        let _ = answer.send(true);
+                    } else if now >= asked + patience {
+                        // Much may stand in front of its answer. What comes at first was on its way already.
+                        let _ = answer.send(link.mux().heard() > asked + patience / 2);
                     } else {
                         probes.push((asked, answer));
                     }
@@ -413,7 +420,7 @@ impl Tunnel<'_> {
             link.leave(Code::DENIED, "");
             let _ = timeout(LAST_WORDS, drained(&mut link)).await;
         }
-        if let Some((mut carrier, _)) = link.into_carrier() {
+        if let Some(mut carrier) = link.take_carrier() {
             greeting::last_word(&mut carrier, &[]).await;
         }
         self.give_back();
@@ -426,14 +433,18 @@ impl Tunnel<'_> {
     }
 
     /// The carrier belongs to a session of another tunnel.
-    async fn hand_over(mut self, link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
+    async fn hand_over(mut self, mut link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
+        drop(link.take_public());
         self.give_back();
         lock(&self.shared.registry).remove(self.info.id);
+        let carrier = link.give_carrier().await;
+        link.cut_all();
+        drop(link);
         if self.told.is_some() {
             // It was taken for an original client: its hello came late.
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
-        if let Some(((carrier, rest), connection)) = link.into_carrier().zip(self.connection.take()) {
+        if let Some(((carrier, rest), connection)) = carrier.zip(self.connection.take()) {
             // Where that tunnel ended meanwhile, the carrier goes with the order and the client comes again.
             let takeover = Takeover { carrier, rest, hello, connection };
             let _ = orders.send(Order::Takeover(Box::new(takeover))).await;

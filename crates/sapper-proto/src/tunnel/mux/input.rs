@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::super::frame::{Capabilities, Code, HEADER, Header, Hello, Kind, OpenInfo, Parsed, parse_reason};
 use super::table::{List, Stream};
-use super::{Event, Input, MOST_UNSENT, Mux, MuxError, Overflow, PATH_LIFE, Phase, Reading, Role, StreamKey};
+use super::{
+    Event, Input, MOST_STRANGE, MOST_UNSENT, Mux, MuxError, Overflow, PATH_LIFE, Phase, Reading, Role,
+    StreamKey,
+};
 
 /// More credit than this no stream can have.
 const MOST_CREDIT: u32 = 1 << 31;
@@ -19,8 +22,11 @@ impl<B: AsRef<[u8]>> Mux<B> {
         if !bytes.is_empty() {
             self.heard = now;
         }
-        let resuming = matches!(self.phase, Phase::Resuming { .. });
-        if let Some(reading) = self.reading.filter(|_| !resuming) {
+        if let Phase::Resuming { .. } = self.phase {
+            if self.strange.left > 0 {
+                return Ok(self.pass_over(0, bytes.len()));
+            }
+        } else if let Some(reading) = self.reading {
             return Ok(self.payload(reading, 0, bytes.len(), now));
         }
         let (header, inside) = match Header::parse(bytes)? {
@@ -28,6 +34,9 @@ impl<B: AsRef<[u8]>> Mux<B> {
             Parsed::Done { consumed, value } => (value, &bytes[consumed..]),
         };
         self.check_allowed(header.kind)?;
+        if matches!(self.phase, Phase::Resuming { .. }) && header.kind.is_original() {
+            return self.strange(header, inside.len());
+        }
         if header.kind == Kind::Data {
             return self.data(header, inside.len(), now);
         }
@@ -62,7 +71,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         let allowed = match self.phase {
             Phase::Undecided { .. } | Phase::Plain => plain || kind == Kind::Hello && self.offers,
             Phase::Greeting => plain || kind == Kind::Hello,
-            Phase::Resuming { .. } => kind == Kind::Hello,
+            Phase::Resuming { .. } => plain || kind == Kind::Hello,
             Phase::Open => match kind {
                 Kind::Hello => false,
                 Kind::Data => true,
@@ -93,6 +102,26 @@ impl<B: AsRef<[u8]>> Mux<B> {
                 self.ack_at = Some(now + super::ACK_DELAY);
             }
         }
+    }
+
+    /// Our hello came late, and the server took us for an original client: what it says to that one is not for a
+    /// stream of the session.
+    fn strange(&mut self, header: Header, there: usize) -> Result<Input, MuxError> {
+        let ids = &mut self.strange.ids;
+        if !ids.contains(&header.stream) {
+            if ids.len() >= MOST_STRANGE {
+                return Err(MuxError::NotNow(header.kind));
+            }
+            ids.push(header.stream);
+        }
+        self.strange.left = header.payload;
+        Ok(self.pass_over(HEADER, there))
+    }
+
+    fn pass_over(&mut self, front: usize, there: usize) -> Input {
+        let n = there.min(self.strange.left as usize);
+        self.strange.left -= n as u32;
+        Input { consumed: front + n, event: None }
     }
 
     fn data(&mut self, header: Header, there: usize, now: Duration) -> Result<Input, MuxError> {
@@ -267,7 +296,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             Kind::Ping => self.pong = Some(value),
             Kind::Pong => {
                 if let Some(sent) = self.ping_sent.filter(|sent| sent.as_micros() as u64 == number) {
-                    self.ping_sent = None;
+                    (self.ping_sent, self.answered) = (None, Some(sent));
                     let sample = now.saturating_sub(sent);
                     self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
                     let shorter = self.path.is_none_or(|(path, at)| sample <= path || now >= at + PATH_LIFE);

@@ -142,11 +142,15 @@ impl<B: AsRef<[u8]>> Log<B> {
     /// Bytes that have to go before a link frame can: the rest of a half-taken frame, and all that was
     /// queued before our hello.
     pub(super) fn before_link(&self) -> usize {
-        let rest = match self.segments.get(self.cursor) {
+        self.rest().max(self.uncounted)
+    }
+
+    /// The rest of a half-taken frame.
+    pub(super) fn rest(&self) -> usize {
+        match self.segments.get(self.cursor) {
             Some(segment) if self.taken > 0 => segment.len() - self.taken,
             _ => 0,
-        };
-        rest.max(self.uncounted)
+        }
     }
 
     /// A carrier took `n` bytes.

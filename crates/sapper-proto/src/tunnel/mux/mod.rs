@@ -49,6 +49,8 @@ const FRESH_QUANTUM: u32 = 16 * 1024;
 const FRESH_RUN: u32 = 16;
 /// Ids of streams that ended with plain frames: late frames of theirs must not open them again.
 const MOST_TOMBSTONES: usize = 16_384;
+/// Streams that a server may begin before it hears our hello; one that begins more is none of ours.
+const MOST_STRANGE: usize = 1024;
 /// The longest that a late frame is expected.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(120);
 /// A shortest round trip is believed for so long: paths become longer too. Measured while a stream takes all
@@ -284,10 +286,19 @@ enum Phase {
     Open,
     /// No carrier.
     Detached { until: Duration },
-    /// An initiator that asked to resume.
+    /// An initiator that asked to resume. A server that has not heard it yet may take it for an original client.
     Resuming { until: Duration },
     /// Nothing comes any more.
     Over,
+}
+
+/// What a server that has not heard our hello yet said to the original client that it took us for.
+#[derive(Debug, Default)]
+struct Strange {
+    /// Its streams, in their order.
+    ids: Vec<u32>,
+    /// Payload that is still to come.
+    left: u32,
 }
 
 /// A data frame of which a part is still to come.
@@ -341,6 +352,7 @@ pub struct Mux<B> {
     link_first: bool,
     reading: Option<Reading>,
     /// Whether frames that come are counted, how many bytes have, and of how many the peer was told.
+    strange: Strange,
     counts: bool,
     received: u64,
     told: u64,
@@ -367,6 +379,8 @@ pub struct Mux<B> {
     peer_leaves: bool,
     ping_at: Option<Duration>,
     ping_sent: Option<Duration>,
+    /// When the latest ping was sent that was answered.
+    answered: Option<Duration>,
     pong: Option<[u8; 8]>,
     heard: Duration,
     rtt: Option<Duration>,
@@ -419,6 +433,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             link_taken: 0,
             link_first: false,
             reading: None,
+            strange: Strange::default(),
             counts: false,
             received: 0,
             told: 0,
@@ -444,6 +459,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             peer_leaves: false,
             ping_at: None,
             ping_sent: None,
+            answered: None,
             pong: None,
             heard: now,
             rtt: None,
@@ -482,13 +498,18 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.common
     }
 
-    /// Asks the peer to say something now. `false` with one that would not answer.
+    /// Asks the peer for an answer now ([`answered`](Self::answered)). `false` with one that would give none.
     pub fn ping(&mut self, now: Duration) -> bool {
         let can = self.phase == Phase::Open && self.ping_at.is_some();
         if can {
             self.ping_at = Some(now);
         }
         can
+    }
+
+    /// Whether a ping that was sent at `asked` or later has its answer.
+    pub fn answered(&self, asked: Duration) -> bool {
+        self.answered.is_some_and(|sent| sent >= asked)
     }
 
     /// When the peer last said something, or was not listened to.

@@ -240,6 +240,11 @@ impl<B: AsRef<[u8]>> Mux<B> {
         }
     }
 
+    /// What the carrier should take before anybody else can use it: the rest of a frame that is half taken.
+    pub fn poll_rest<'a>(&'a self, out: &mut Vec<IoSlice<'a>>) {
+        self.log.slices(out, out.len() + 2, self.log.rest());
+    }
+
     /// The carrier took `n` bytes of that.
     pub fn transmitted(&mut self, mut n: usize, now: Duration) {
         let before = self.log.sent();

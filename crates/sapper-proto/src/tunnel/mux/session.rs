@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::frame::{Capabilities, HEADER, Header, Hello, Kind, Token};
 use super::table::{List, Table};
-use super::{ACK_EVERY, Event, Ids, MOST_WINDOW, Mux, MuxError, Peer, Phase, Role};
+use super::{ACK_EVERY, Event, Ids, MOST_WINDOW, Mux, MuxError, Peer, Phase, Role, Strange};
 
 impl<B: AsRef<[u8]>> Mux<B> {
     /// The session's id, once there is one that can be resumed.
@@ -181,6 +181,8 @@ impl<B: AsRef<[u8]>> Mux<B> {
             }
             self.replayed(before);
             self.opened_session(now);
+            // They have ended with the tunnel that they were of.
+            self.strange = Strange::default();
             self.stats.resumes += 1;
             return Ok(Some(Event::Resumed));
         }
@@ -189,6 +191,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             // The server does not know the session any more. This is a new one.
             self.lose_session();
             self.log.begin_counting();
+            self.end_the_strange(now);
         }
         self.common = common;
         self.peer = Peer {
@@ -234,6 +237,17 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.link.clear();
         (self.link_taken, self.link_first) = (0, false);
         (self.pong, self.ping_sent, self.ack_at) = (None, None, None);
+        self.strange = Strange::default();
+    }
+
+    /// Streams that began while the server had not heard our hello are streams of the new session, of which something
+    /// is lost already.
+    fn end_the_strange(&mut self, now: Duration) {
+        for id in std::mem::take(&mut self.strange.ids) {
+            self.theirs.add(id);
+            self.log.push(Header { stream: id, kind: Kind::Error, payload: 0 }, super::log::Body::None);
+            self.bury(id, now);
+        }
     }
 
     fn replayed(&mut self, unsent_before: usize) {

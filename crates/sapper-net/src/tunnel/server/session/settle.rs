@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::super::admission::{another_client, hash, undecided};
 use super::super::registry::{self, Client, Order, Place, Stale};
 use super::super::{lock, no_port};
-use super::{Counts, No, PROBE, Tunnel};
+use super::{Counts, No, PROBE, SLOWEST, Tunnel};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::mailbox::Subject;
 use crate::tunnel::public::PublicPort;
@@ -139,7 +139,7 @@ impl Tunnel<'_> {
             }
         }
         let mut silent = Vec::new();
-        let until = Instant::now() + 2 * PROBE;
+        let until = Instant::now() + 2 * (PROBE + SLOWEST);
         for (id, answered) in asked {
             if let Ok(Ok(false)) = timeout_at(until, answered).await {
                 silent.push(id);

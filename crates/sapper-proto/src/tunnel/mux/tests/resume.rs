@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::tunnel::frame::Header;
 
 /// A conversation with every sort of counted frame: the server opens, both talk, both end.
 fn talk(pair: &mut Pair) -> (u32, u32) {
@@ -233,15 +234,105 @@ fn a_server_that_was_restarted_begins_a_new_session() {
     assert_eq!(pair.client.side(id).got, b"newer");
 }
 
+/// A new machine at the server, which waits for a hello no longer: a client that says nothing is an original one.
+fn impatient(now: Duration) -> End {
+    let mut end = End::new(Mux::acceptor(quiet(), Some(now), 0x9000, now));
+    end.mux.handle_timeout(now);
+    end
+}
+
+#[test]
+fn what_comes_before_the_server_heard_our_hello_is_not_of_the_session() {
+    let mut pair = Pair::greeted(quiet(), quiet());
+    let id = pair.server.open(pair.now);
+    pair.server.write(id, b"before");
+    pair.run();
+    pair.server.write(id, b" and after");
+    pair.cut();
+    let now = pair.now;
+    assert!(pair.client.mux.reattach(Vec::new(), now));
+    let hello = pair.client.transmit_all(now);
+    let mut other = impatient(now);
+    let strange = other.open(now);
+    other.write(strange, &pattern(100, 1));
+    for piece in other.transmit(57, now).chunks(7) {
+        pair.client.receive(piece, now).unwrap();
+    }
+    // The hello comes in the midst of a frame, whose rest comes before the session's.
+    let Ok(Input { event: Some(Event::Hello(hello)), .. }) = other.mux.handle_bytes(&hello, now) else {
+        panic!("it asks")
+    };
+    let mut rest = Vec::new();
+    other.mux.poll_rest(&mut rest);
+    let rest = flat(&rest);
+    assert_eq!(rest.len(), 100 + 2 * 9 - 57);
+    pair.client.receive(&rest, now).unwrap();
+    assert!(pair.server.mux.resume(&hello, Vec::new(), now));
+    pair.server.poll_events(now);
+    pair.run();
+    assert_eq!(pair.client.side(id).got, b"before and after");
+    assert!(!pair.client.sides.contains_key(&strange));
+}
+
+#[test]
+fn streams_that_began_before_a_restarted_server_heard_our_hello_are_ended() {
+    let mut pair = Pair::greeted(quiet(), quiet());
+    pair.client.mux.handle_carrier_lost(pair.now);
+    pair.server = impatient(pair.now);
+    assert!(pair.client.mux.reattach(Vec::new(), pair.now));
+    let hello = pair.client.transmit_all(pair.now);
+    let strange: Vec<_> = (0..3)
+        .map(|n| {
+            let id = pair.server.open(pair.now);
+            pair.server.write(id, &pattern(100, n));
+            let said = pair.server.transmit_all(pair.now);
+            pair.client.receive(&said, pair.now).unwrap();
+            id
+        })
+        .collect();
+    let Ok(Input { event: Some(Event::Hello(_)), .. }) = pair.server.mux.handle_bytes(&hello, pair.now)
+    else {
+        panic!("it asks")
+    };
+    pair.server.mux.answer([1; 16], Token([2; 32]), Vec::new(), pair.now);
+    pair.server.write(strange[1], b"late");
+    pair.run();
+    assert!(pair.client.events.contains(&Event::SessionLost));
+    for id in strange {
+        assert_eq!(pair.server.side(id).reset, Some(Code::CONNECTION_RESET));
+        assert!(!pair.client.sides.contains_key(&id));
+    }
+    let id = pair.server.open(pair.now);
+    pair.server.write(id, b"new");
+    pair.run();
+    assert_eq!(pair.client.side(id).got, b"new");
+}
+
+#[test]
+fn a_server_that_begins_ever_more_streams_without_a_hello_is_none_of_ours() {
+    let mut pair = Pair::greeted(quiet(), quiet());
+    pair.client.mux.handle_carrier_lost(pair.now);
+    assert!(pair.client.mux.reattach(Vec::new(), pair.now));
+    let open = |stream| Header { stream, kind: Kind::Data, payload: 0 }.encode();
+    for stream in 1..=MOST_STRANGE as u32 {
+        assert_eq!(pair.client.receive(&open(stream), pair.now), Ok(()));
+        assert_eq!(pair.client.receive(&open(stream), pair.now), Ok(()), "one more frame of the same");
+    }
+    assert_eq!(
+        pair.client.receive(&open(MOST_STRANGE as u32 + 1), pair.now),
+        Err(MuxError::NotNow(Kind::Data))
+    );
+}
+
 #[test]
 fn a_server_with_a_wrong_count_is_not_believed() {
     let mut pair = Pair::greeted(quiet(), quiet());
     pair.client.mux.handle_carrier_lost(pair.now);
     pair.client.mux.reattach(Vec::new(), pair.now);
     pair.client.transmit_all(pair.now);
-    // A frame before the hello, and then a hello that has counted too much.
-    let data = [0, 0, 0, 6, 0, 0, 0x10, 0, 1, 7];
-    assert_eq!(pair.client.receive(&data, pair.now), Err(MuxError::NotNow(Kind::Data)));
+    // A frame of the session before the hello, and then a hello that has counted too much.
+    let fin = Header { stream: 0x1000, kind: Kind::Fin, payload: 0 }.encode();
+    assert_eq!(pair.client.receive(&fin, pair.now), Err(MuxError::NotNow(Kind::Fin)));
     pair.client.inbox.clear();
     let hello = Hello {
         resume: true,
