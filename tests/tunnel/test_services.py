@@ -458,14 +458,11 @@ def test_lists_of_services_that_are_none(services: Any, more: dict[str, Any], fi
 
 
 async def test_a_name_that_a_server_would_refuse_is_a_mistake() -> None:
-    """Whoever made it: a service without a name is called as its address."""
-    for services in (
-        (Service(port=1, name="two\nlines"),),
-        (Service(port=1), Service(host=".".join(["h" * 60] * 3), port=2)),
-    ):
-        with pytest.raises(ConfigError, match="longer than 128 bytes, or not printable") as raised:
-            await several(9, *services).start()
-        assert raised.value.context.field == "services"
+    """Also where nobody said it: a service without a name is called as its address."""
+    long = Service(host=".".join(["h" * 60] * 3), port=2)
+    with pytest.raises(ConfigError, match="longer than 128 bytes, or not printable") as raised:
+        await several(9, Service(port=1), long).start()
+    assert raised.value.context.field == "services"
 
 
 @pytest.mark.parametrize(("lease", "may"), [("", False), ("l", True), ("é" * 128, True), ("é" * 129, False)])
