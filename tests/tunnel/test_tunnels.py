@@ -281,6 +281,20 @@ async def test_a_lease_is_taken_over_at_once(leak_check: None) -> None:
                     assert await asked(public or 0, b"third") == b"third"
 
 
+async def test_a_lease_is_taken_over_from_a_client_that_hangs_without_asking_it() -> None:
+    async with Service(echo) as service, server() as ours:
+        given: dict[str, Any] = {"port": ours.port, "service": service.port, "credentials": CREDENTIALS}
+        frozen = await End.start("client", **given, options={"lease": "a shop's"})
+        frozen.freeze()
+        # Its answer alone would be waited for longer.
+        options = {"lease": "a shop's", "handshake_timeout": 1.5}
+        try:
+            async with client(ours.port or 0, service.port, options=options) as again:
+                assert again.assigned_port == frozen.port
+        finally:
+            await frozen.kill()
+
+
 async def test_a_client_that_is_started_again_has_its_port_at_once() -> None:
     async with Service(echo) as service, server() as ours:
         given: dict[str, Any] = {

@@ -34,6 +34,7 @@ use crate::stats::Counter;
 /// First and longest pause where the system has no descriptor or memory for a connection.
 const EXHAUSTED_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
+const NEVER_CLOSED: &str = "the semaphore is never closed";
 /// First and longest pause in which one who was asked to give way may leave.
 const GIVE_WAY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -284,17 +285,20 @@ impl Listener {
             };
             let place = match place {
                 Some(place) => place,
-                None if !self.when_full.as_ref().is_some_and(|ask| ask()) => (&mut freed).await,
-                None => match timeout(pause, &mut freed).await {
-                    Ok(place) => place,
-                    // It was just let in, or takes its time: perhaps another one leaves.
-                    Err(_) => {
-                        pause = (pause * 2).min(longest);
-                        continue;
+                None => {
+                    let Some(ask) = &self.when_full else { return (&mut freed).await.expect(NEVER_CLOSED) };
+                    // Whoever was let in may not be known yet, or be served by now; who leaves takes its time.
+                    ask();
+                    match timeout(pause, &mut freed).await {
+                        Ok(place) => place,
+                        Err(_) => {
+                            pause = (pause * 2).min(longest);
+                            continue;
+                        }
                     }
-                },
+                }
             };
-            return place.expect("the semaphore is never closed");
+            return place.expect(NEVER_CLOSED);
         }
     }
 

@@ -35,10 +35,10 @@ const MOST_SUSPECTS: usize = 64;
 /// A client whose connection broke is back within this, where it can be: nobody takes its place meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// A server that has no more clients to take uses ports of its leases for so long at most, as far as the next one is
-/// Seconds that clients have to come to the next server when the drain is over.
-const COMES_AGAIN: u64 = 5;
 /// told.
 const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
+/// Seconds that clients have to come to the next server when the drain is over.
+const COMES_AGAIN: u64 = 5;
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 

@@ -42,8 +42,9 @@ const COMES_BACK: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Orders that wait at most: each is somebody's who waits for its effect.
 const ORDERS: usize = 8;
-/// How long a client has to answer when another one comes that looks the same, and how often that is looked at.
-const PROBE: Duration = Duration::from_secs(1);
+/// How long a client has to answer when another one comes that looks the same, and how often that is looked at. Its
+/// round trip is on top, and may have grown since it was measured, or not have been yet.
+const PROBE: Duration = Duration::from_secs(2);
 const PROBE_STEP: Duration = Duration::from_millis(10);
 /// The longest round trip that it has on top of that, twice.
 const SLOWEST: Duration = Duration::from_secs(2);

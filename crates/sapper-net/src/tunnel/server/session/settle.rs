@@ -48,7 +48,8 @@ impl Tunnel<'_> {
         let base = lease.unwrap_or(self.owner);
         let owners: Vec<_> = words.services.iter().map(|asked| owner(base, &asked.name)).collect();
         let leased = if lease.is_some() { &owners[..] } else { &[] };
-        let silent = self.silent().await;
+        // Whose lease it is gives way, there or not.
+        let silent = if lease.is_some() { Vec::new() } else { self.silent().await };
         let mut old = Vec::new();
         loop {
             // It may be gone already; then so is its channel.
