@@ -177,6 +177,8 @@ NUMBERS: list[tuple[str, str, Path, str]] = [
     ("ports.md", "its turn of {} packets", NET / "switch/engine.rs", "TURN"),
     ("ports.md", "a queue of {w} batches", NET / "port/udp.rs", "QUEUE_BATCHES"),
     ("pump.md", "a turn of {w} rounds at most", NET / "pump/flow.rs", "ROUNDS"),
+    ("pump.md", "are short: {k} KiB read", NET / "pump/flow.rs", "SHORT_READ"),
+    ("streams.md", "have buffers of {k} KiB in", NET / "stream/fd.rs", "MOST_NEAR"),
     ("pump.md", "one batch of up to {} packets", NET / "port/mod.rs", "BATCH_PACKETS"),
     ("pump.md", "one read of up to {k} KB", NET / "buffer.rs", "BLOCK"),
     ("pump.md", "{:,} at most, in one task", NET / "switch.rs", "MOST_PORTS"),

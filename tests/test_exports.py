@@ -73,9 +73,9 @@ SHARED = {
     "sapper.tls.proxy_options": {"listen_values", "systemd_name"},
     "sapper.tls.session": {"describe_certificate", "extra_info"},
     "sapper.tls.stream": {"shake"},
-    "sapper.tls.stream_options": {"known", "pump_options"},
-    "sapper.endpoint": {"check_host", "split_address", "join_address"},
-    "sapper.pump_options": {"options_from", "tap_values"},
+    "sapper.tls.stream_options": {"check_connecting", "known", "pump_options"},
+    "sapper.endpoint": {"check_host", "split_address", "join_address", "secure_url"},
+    "sapper.pump_options": {"check_policy", "options_from", "swap_values", "tap_values"},
 }
 
 

@@ -71,3 +71,43 @@ async def test_where_nothing_can_be_accepted_one_line_says_so(
         text = f"sapper: no scraper can be accepted at {server.address} now: Too many open files"
         assert said == [(logging.WARNING, text)]
     assert failures == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("Host: localhost", 200),
+        ("Host: LOCALHOST:9100", 200),
+        ("Host: figures.localhost.", 200),
+        ("host:127.0.0.1:9100", 200),
+        ("Host: 127.9.9.9", 200),
+        ("Host: [::1]:9100", 200),
+        ("Host:", 200),
+        ("X: y", 200),
+        ("Host: rebind.evil.example", 421),
+        ("Host: localhost.evil.example:9100", 421),
+        ("Host: evil.example@localhost", 421),
+        ("Host: 192.0.2.1", 421),
+        ("Host: [2001:db8::1]:9100", 421),
+        ("Host: localhost\r\nHost: evil.example", 421),
+        ("Host: \xff", 421),
+    ],
+)
+async def test_a_page_of_another_host_reads_nothing(said: str, status: int, tmp_path: Path) -> None:
+    """DNS rebinding: the browser comes to loopback, and says the page's own name."""
+
+    async def ask(address: str, path: str) -> bytes:
+        reader, writer = await reach(address)
+        writer.write(f"GET {path} HTTP/1.1\r\n{said}\r\n\r\n".encode("latin-1"))
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async with asyncio.timeout(LATEST), MetricsServer("127.0.0.1:0") as server:
+        for path in ("/metrics", "/status"):
+            answer = await ask(server.address, path)
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            assert status == 200 or b"localhost" in answer
+    # No page comes to a Unix socket, and a proxy in front says what it likes.
+    async with asyncio.timeout(LATEST), MetricsServer(f"unix:{tmp_path}/s") as server:
+        assert (await ask(server.address, "/status")).startswith(b"HTTP/1.1 200 ")

@@ -17,7 +17,8 @@ import pytest
 from sapper.endpoint import Fd
 from sapper.errors import ConfigError, SapperError
 from sapper.pump import Pump, PumpOptions, connect
-from sapper.tls import Credentials, create_bridge
+from sapper.stream import ByteStream
+from sapper.tls import Credentials, create_bridge, start_client
 from support.certs import Certificates
 from support.transports import InMemory
 
@@ -382,6 +383,79 @@ async def test_a_transport_that_is_not_finished_is_refused(left: str, leak_check
                 create_bridge(socket=one, sink="null:", credentials=Credentials.psk("x", "00" * 16))
             assert (caught.value.field, caught.value.reason) == ("socket", "no_method")
         transport.pause_reading()
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["get_extra_info", "is_closing", "get_protocol", "set_protocol", "pause_reading", "resume_reading"],
+)
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
+async def test_a_transport_that_fails_is_refused_and_nothing_is_taken(
+    method: str, error: type[Exception], leak_check: None
+) -> None:
+    class Broken(InMemory):
+        """Like one whose class never called the one above it."""
+
+        broken = ""
+
+        def __getattribute__(self, name: str) -> Any:
+            return fail if name == object.__getattribute__(self, "broken") else super().__getattribute__(name)
+
+    def fail(*_: object) -> None:
+        raise error(method)
+
+    outer, near = socket.socketpair()
+    ours, _other = socket.socketpair()
+    with outer, near, ours, _other:
+        protocol = asyncio.Protocol()
+        for given in ("socket", "sink"):
+            transport = Broken(outer, protocol)
+            transport.broken = method
+            ends: Any = {"socket": ours, "sink": ours, given: transport}
+            with pytest.raises(ConfigError) as caught:
+                create_bridge(**ends, credentials=Credentials.psk("x", "00" * 16))
+            assert (caught.value.field, caught.value.reason) == (given, "no_method")
+            assert is_open(ours.fileno())
+            transport.broken = ""
+            assert transport.get_protocol() is protocol
+            transport.pause_reading()
+
+
+async def test_what_was_never_set_up_is_refused(leak_check: None) -> None:
+    class Unborn(asyncio.Transport):
+        def __init__(self) -> None:
+            pass
+
+    class Stream(ByteStream):
+        def __init__(self) -> None:
+            pass
+
+        def __del__(self) -> None:
+            pass
+
+    class Writer(asyncio.StreamWriter):
+        def __init__(self) -> None:
+            pass
+
+        def __del__(self) -> None:
+            pass
+
+    class File:
+        def fileno(self) -> int:
+            raise NotImplementedError
+
+    ours, _other = socket.socketpair()
+    with ours, _other:
+        for one in (Unborn(), Stream(), (asyncio.StreamReader(), Writer()), File()):
+            for given in ("socket", "sink"):
+                ends: Any = {"socket": ours, "sink": ours, given: one}
+                with pytest.raises(ConfigError) as caught:
+                    create_bridge(**ends, credentials=Credentials.psk("x", "00" * 16))
+                assert (caught.value.field, caught.value.reason) == (given, "no_method"), one
+                assert is_open(ours.fileno())
+            with pytest.raises(ConfigError) as caught:
+                await start_client(one, credentials=Credentials.psk("x", "00" * 16))
+            assert (caught.value.field, caught.value.reason) == ("stream", "no_method"), one
 
 
 async def test_nor_one_with_a_descriptor(leak_check: None) -> None:

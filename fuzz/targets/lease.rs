@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use sapper_proto::tunnel::lease::{Leases, Wanted};
+use sapper_proto::tunnel::lease::{Leases, Lessee, Wanted};
 
 const FIRST: u16 = 40_000;
 const LAST: u16 = 40_003;
@@ -35,7 +35,8 @@ fuzz_target!(|text: &str| {
             Wanted::Within(FIRST + 1, LAST),
         ];
         let wanted = all[usize::from(who) % 4];
-        if let Ok(port) = leases.take([who; 32], 0, wanted, NOW, entropy) {
+        let lessee = Lessee { token: [who; 32], client: [who; 32], credentials: [who; 32] };
+        if let Ok(port) = leases.take(lessee, 0, wanted, NOW, entropy) {
             assert_eq!(leases.owner(port), Some([who; 32]));
             assert!((FIRST..=LAST).contains(&port) && !given.contains(&port));
             given.push(port);

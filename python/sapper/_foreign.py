@@ -26,9 +26,10 @@ LINGER = 2.0
 class ForeignDoor(asyncio.Protocol):
     """Passes bytes between a transport and a native stream."""
 
-    def __init__(self, transport: asyncio.Transport, name: str) -> None:
+    def __init__(self, transport: asyncio.Transport, original: asyncio.BaseProtocol, name: str) -> None:
         self._transport = transport
-        self._original = transport.get_protocol()
+        self._original = original
+        self._opened = False
         self._post: LoopPost = running_post()
         mailbox, self._key = self._post.subscribe(self._notified)
         self._name = name
@@ -49,12 +50,15 @@ class ForeignDoor(asyncio.Protocol):
     def open(self) -> None:
         """Begins to pass bytes."""
         self._transport.set_protocol(self)
+        self._opened = True
         self._transport.resume_reading()
         self._send()
 
     def cancel(self) -> None:
         """Nothing will pass after all."""
         self._post.unsubscribe(self._key)
+        if self._opened:
+            self._transport.set_protocol(self._original)
 
     def end(self) -> None:
         """The pump is over: what it still had to send goes out, then the transport is closed."""

@@ -13,10 +13,10 @@ from sapper._life import Callback, ErrorCallback, Life, Policy
 from sapper._loop import current_loop, post_of
 from sapper._options import config_error
 from sapper._takeover import Taken, becomes_ours, descriptors, must_be_open, take
+from sapper.pump_options import PumpOptions, check_policy
 
 if TYPE_CHECKING:
     from sapper.pump import Pump
-    from sapper.pump_options import PumpOptions
 
 __all__ = ["build", "take_both"]
 
@@ -53,9 +53,11 @@ def build(
     network, network_tls, initial_data = transport
     inner, inner_tls = sink
     life: Life | None = None
+    native: _native.Bridge | None = None
     try:
         _arguments.callback(on_error, "on_error")
         _arguments.callback(on_close, "on_close")
+        check_policy(options, policy)
         life = Life(
             post_of(current_loop()),
             on_error=on_error,
@@ -77,14 +79,16 @@ def build(
             life.subscribed(),
             life.key,
         )
+        # What may fail comes first, while the other one can still be given back.
+        for taken in sorted((network, inner), key=lambda one: not one.asks):
+            taken.commit()
     except BaseException:
+        native = None  # whoever keeps the exception keeps this frame
         if life is not None:
             life.cancel()
         inner.give_back()
         network.give_back()
         raise
-    network.commit()
-    inner.commit()
     life.at_end(network.end, inner.end)
     tls = network_tls is not None or inner_tls is not None
     return kind(native, life, (network, inner), options, tls=tls)

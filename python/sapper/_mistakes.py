@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sapper.errors import ConfigError, ErrorContext, SapperError
 
-__all__ = ["again", "config_error", "shown"]
+__all__ = ["again", "config_error", "shown", "unused"]
 
 #: Characters of a wrong value that a message has.
 _LONGEST = 80
@@ -18,6 +18,11 @@ _E = TypeVar("_E", bound=SapperError)
 def config_error(field: str | None, message: str, reason: str | None = None) -> ConfigError:
     """A ConfigError that names its field."""
     return ConfigError(message, ErrorContext(field=field, reason=reason))
+
+
+def unused(field: str | None, message: str) -> ConfigError:
+    """A ConfigError about an option that has no use as things are: whoever said it believes that it holds."""
+    return config_error(field, message, "unused")
 
 
 def shown(text: str) -> str:

@@ -14,10 +14,26 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sapper._files import read_whole
-from sapper._mistakes import config_error
+from sapper._mistakes import config_error, unused
 from sapper.errors import ConfigError, ErrorContext
 
-__all__ = ["Options", "config_error"]
+__all__ = ["Options", "config_error", "read_toml"]
+
+
+def read_toml(path: Path, field: str | None = None) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Raises:
+        ConfigError: It cannot be read, or is no TOML; ``field`` is to blame.
+    """
+    try:
+        return tomllib.loads(read_whole(path)[0].decode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", ErrorContext(field=field, errno=error.errno)
+        ) from error
+    except ValueError as error:  # also bytes that are no text, and a path that holds a zero byte
+        raise config_error(field, f"{path} is not TOML: {error}") from error
 
 
 class Options(BaseModel):
@@ -46,6 +62,19 @@ class Options(BaseModel):
         return type(self)(
             **{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {})
         )
+
+    def _needs(self, name: str, missing: str) -> None:
+        """Refuses an option that has no use as things are. A default that is written down counts as left out.
+
+        Args:
+            name: The option.
+            missing: Why it has none.
+
+        Raises:
+            ConfigError: It was said.
+        """
+        if getattr(self, name) != type(self).model_fields[name].default:
+            raise unused(name, missing)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
         """The options alone: what is derived from them and kept is none."""
@@ -84,14 +113,11 @@ class Options(BaseModel):
         if not isinstance(given[1], str | None):
             raise config_error("table", f"must be text, not {type(given[1]).__name__}", "wrong_type")
         path = Path(source)
-        try:
-            document = tomllib.loads(read_whole(path)[0].decode())
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read {path}: {error.strerror}", ErrorContext(field=table, errno=error.errno)
-            ) from error
-        except ValueError as error:  # also bytes that are no text, and a path that holds a zero byte
-            raise config_error(table, f"{path} is not TOML: {error}") from error
+        return cls._of_document(path, read_toml(path, table), table)
+
+    @classmethod
+    def _of_document(cls, path: Path, document: dict[str, Any], table: str | None) -> Self:
+        """Reads the options from what a TOML file says."""
         values: Any = document
         for name in table.split(".") if table else ():
             values = values.get(name) if isinstance(values, dict) else None

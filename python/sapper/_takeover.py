@@ -121,6 +121,7 @@ class Taken:
         ready: Something to await before the first byte may move.
         end: Called when the pump is over.
         foreign: Whether every byte passes Python on the loop.
+        asks: Whether ``commit`` runs another's code, which may fail.
     """
 
     native: _native.Endpoint
@@ -132,6 +133,7 @@ class Taken:
     ready: Callable[[], Awaitable[None]] | None = None
     end: Callable[[], None] = _nothing
     foreign: bool = False
+    asks: bool = False
 
     def give_back(self) -> None:
         """Undoes the taking, and lets go of the duplicate: whoever keeps the exception keeps this object."""
@@ -153,7 +155,10 @@ def take(what: object, name: str) -> Taken:
     if isinstance(what, bool):
         raise _wrong_type(what, name)
     if (hand_over := _hand_over_of(what)) is not None:
-        return hand_over(name)
+        try:
+            return hand_over(name)
+        except (AttributeError, NotImplementedError) as error:
+            raise not_a_transport(what, name, error) from error
     if isinstance(what, int):
         return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
     if isinstance(what, ssl.SSLSocket | ssl.SSLObject):
@@ -165,7 +170,10 @@ def take(what: object, name: str) -> Taken:
     if isinstance(what, tuple) and len(what) == 2:
         first, second = what
         if isinstance(first, asyncio.StreamReader) and isinstance(second, asyncio.StreamWriter):
-            return _transport(second.transport, first, name)
+            transport = getattr(second, "transport", None)
+            if transport is None:
+                raise config_error(name, "the writer was never set up: it has no transport", "no_method")
+            return _transport(transport, first, name)
         if isinstance(first, str) and isinstance(second, int) and not isinstance(second, bool):
             try:
                 return _described(endpoint.Tcp(first, second), name)
@@ -213,6 +221,7 @@ def _joined(first: object, second: object, name: str) -> Taken:
         ready=ready if waits else None,
         end=both(read.end, write.end),
         foreign=read.foreign or write.foreign,
+        asks=read.asks or write.asks,
     )
 
 
@@ -245,7 +254,7 @@ def must_be_open(number: int, name: str) -> None:
 def becomes_ours(what: object) -> object:
     """What the caller loses by giving it, and so cannot give twice; None where it is duplicated or named."""
     if isinstance(what, tuple) and len(what) == 2 and isinstance(what[1], asyncio.StreamWriter):
-        return what[1].transport
+        return getattr(what[1], "transport", None)
     ours = isinstance(what, socket.socket) or _is_transport(what) or _hand_over_of(what) is not None
     return what if ours else None
 
@@ -309,6 +318,8 @@ def _descriptor(what: object, name: str) -> int:
         number = fileno()
     except (OSError, ValueError) as error:
         raise config_error(name, f"{type(what).__name__} has no descriptor: {error}", "closed") from None
+    except Exception as error:
+        raise not_a_transport(what, name, error) from error
     if not isinstance(number, int):
         raise _wrong_type(what, name)
     return number
@@ -331,10 +342,7 @@ def _is_transport(what: object) -> bool:
 def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
     if (hand_over := _hand_over_of(transport)) is not None:
         return _transport_of_ours(hand_over(name), transport, reader, name)
-    if (
-        transport.get_extra_info("sslcontext") is not None
-        or transport.get_extra_info("ssl_object") is not None
-    ):
+    if any(_asked(transport, name, "get_extra_info", what) for what in ("sslcontext", "ssl_object")):
         raise _under_tls(name)
     loop = current_loop()
     if loop is None:
@@ -342,17 +350,26 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
             name, "an asyncio transport is taken over on its loop: call this in a coroutine", "no_loop"
         )
     number = _transport_descriptor(transport)
+    if number is None and not (hasattr(transport, "write") and hasattr(transport, "pause_reading")):
+        raise config_error(
+            name,
+            f"a {type(transport).__name__} has no descriptor and does not move bytes both ways",
+            "no_descriptor",
+        )
     _must_have(transport, _PASSING if number is None else _MOVING, name)
-    if transport.is_closing():
+    if _asked(transport, name, "is_closing"):
         raise config_error(name, "the transport is closed, or closing", "closed")
     if number is None:
         return _foreign(transport, reader, name)
+    # What asks comes before what changes anything.
     pausable = hasattr(transport, "pause_reading")
-    was_reading = pausable and transport.is_reading()
+    was_reading = pausable and bool(_asked(transport, name, "is_reading"))
+    unsent = hasattr(transport, "get_write_buffer_size") and _asked(transport, name, "get_write_buffer_size")
+    flushing = _Flushing(transport, loop, name) if unsent else None
     native = _native.Endpoint.fd(number, None, None, name)
     initial = b""
     if pausable:
-        transport.pause_reading()
+        _asked(transport, name, "pause_reading")
     if reader is not None:
         try:
             initial = _take_buffer(reader, name)
@@ -369,20 +386,44 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
         if was_reading and not transport.is_closing():
             transport.resume_reading()
 
-    if not (hasattr(transport, "get_write_buffer_size") and transport.get_write_buffer_size()):
+    if flushing is None:
         return Taken(native, initial_data=initial, commit=lambda: _abort(transport), undo=undo)
-    flushing = _Flushing(transport, loop)
     return Taken(
-        native, initial_data=initial, commit=flushing.begin, undo=undo, ready=flushing.wait, end=flushing.end
+        native,
+        initial_data=initial,
+        commit=flushing.begin,
+        undo=undo,
+        ready=flushing.wait,
+        end=flushing.end,
+        asks=True,
     )
+
+
+def _asked(transport: Any, name: str, method: str, *arguments: object) -> Any:
+    """What a transport's method gives.
+
+    One that was never set up (its class does not call the one above it) fails in any of them.
+    """
+    try:
+        return getattr(transport, method)(*arguments)
+    except Exception as error:
+        raise not_a_transport(transport, name, error, f"{method}() of it") from error
+
+
+def not_a_transport(transport: object, name: str, error: Exception, what: str = "it") -> SapperError:
+    """What another's transport failed with, as the caller's mistake."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    message = f"a {type(transport).__name__} does not do what its kind does, {what} failed: {said}"
+    return config_error(name, message, "no_method")
 
 
 def _must_have(transport: Any, methods: tuple[str, ...], name: str) -> None:
     """Refuses a transport that was left as asyncio's base class has it, where every call raises."""
     for method in methods:
         # Of the object, not of its class: one that passes all on to another has it there.
-        function = getattr(getattr(transport, method, None), "__func__", None)
-        if function is getattr(asyncio.Transport, method):
+        given = getattr(transport, method, None)
+        lacks = given is None and methods is _PASSING
+        if lacks or getattr(given, "__func__", None) is getattr(asyncio.Transport, method):
             message = f"a {type(transport).__name__} does not implement {method}() of asyncio's transports"
             raise config_error(name, message, "no_method")
 
@@ -410,7 +451,7 @@ def _transport_descriptor(transport: Any) -> int | None:
     for kind in ("socket", "pipe"):
         holder = transport.get_extra_info(kind)
         if holder is not None:
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(Exception):  # then it has none
                 number = holder.fileno()
                 if isinstance(number, int) and number >= 0:
                     return number
@@ -447,16 +488,20 @@ def _abort(transport: Any) -> None:
 class _Flushing(asyncio.Protocol):
     """Stands in for a transport's protocol until everything that was written is on its way."""
 
-    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._transport = transport
         self._loop = loop
-        self._original = transport.get_protocol()
+        self._name = name
+        self._original = _asked(transport, name, "get_protocol")
         self._done: asyncio.Future[None] = loop.create_future()
 
     def begin(self) -> None:
-        self._transport.set_protocol(self)
-        # Asks for resume_writing() when the buffer is empty.
-        self._transport.set_write_buffer_limits(high=0)
+        try:
+            self._transport.set_protocol(self)
+            # Asks for resume_writing() when the buffer is empty.
+            self._transport.set_write_buffer_limits(high=0)
+        except Exception as error:
+            raise not_a_transport(self._transport, self._name, error) from error
         if not self._transport.get_write_buffer_size():
             self.resume_writing()
 
@@ -505,23 +550,38 @@ class _Flushing(asyncio.Protocol):
 def _foreign(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
     from sapper._foreign import ForeignDoor
 
-    if not (hasattr(transport, "write") and hasattr(transport, "pause_reading")):
-        raise config_error(
-            name,
-            f"a {type(transport).__name__} has no descriptor and does not move bytes both ways",
-            "no_descriptor",
-        )
+    original = _asked(transport, name, "get_protocol")
     initial = _take_buffer(reader, name) if reader is not None else b""
-    transport.pause_reading()
-    door = ForeignDoor(transport, name)
+    try:
+        _asked(transport, name, "pause_reading")
+    except SapperError:
+        if initial and reader is not None:
+            reader.feed_data(initial)
+        raise
+    door = ForeignDoor(transport, original, name)
+
+    def open_door() -> None:
+        try:
+            door.open()
+        except Exception as error:
+            raise not_a_transport(transport, name, error) from error
 
     def undo() -> None:
         door.cancel()
         if initial and reader is not None:
             reader.feed_data(initial)
-        transport.resume_reading()
+        with contextlib.suppress(Exception):  # it was refused because it cannot do such things
+            transport.resume_reading()
 
-    return Taken(door.native, initial_data=initial, commit=door.open, undo=undo, end=door.end, foreign=True)
+    return Taken(
+        door.native,
+        initial_data=initial,
+        commit=open_door,
+        undo=undo,
+        end=door.end,
+        foreign=True,
+        asks=True,
+    )
 
 
 def _wrong_type(what: object, name: str) -> SapperError:

@@ -174,7 +174,7 @@ def split_address(text: str, default_host: str | None = None) -> tuple[str, int]
         ValueError: It is not that.
     """
     match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9]{1,5})", text)
-    if match is None and (url := re.fullmatch(r"https?://([^/]+)/*", text)) is not None:
+    if match is None and (url := _of_url(text)) is not None:
         raise ValueError(f"{text!r} is a URL: write host:port, here {url[1]}")
     if match is None:
         raise ValueError(f"{text!r} is not host:port (an IPv6 address stands in brackets: [::1]:443)")
@@ -189,6 +189,21 @@ def split_address(text: str, default_host: str | None = None) -> tuple[str, int]
     if not host:
         raise ValueError(f"{text!r} names no host")
     return host, _whole(0, 65535)(match[3])
+
+
+def _of_url(text: str) -> tuple[str, str] | None:
+    """The scheme and ``host:port`` of a web address, with the port that it does not say."""
+    url = re.fullmatch(r"(https?)://([^/?#@]+)(?:[/?#].*)?", text)
+    if url is None:
+        return None
+    says_port = re.search(r":[0-9]+$", url[2]) is not None
+    return url[1], url[2] if says_port else f"{url[2]}:{443 if url[1] == 'https' else 80}"
+
+
+def secure_url(text: str) -> str | None:
+    """``host:port`` of an ``https://`` address; ``None`` where it is none."""
+    url = _of_url(text)
+    return url[1] if url is not None and url[0] == "https" else None
 
 
 def check_host(value: object, name: str = "host") -> None:

@@ -20,6 +20,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import socket
 import stat
 import weakref
@@ -450,6 +451,12 @@ class MetricsServer:
             return _response(
                 "405 Method Not Allowed", "text/plain", "there is GET only\n", "Allow: GET, HEAD"
             )
+        if request is not None and self._path is None and not _is_for_us(request):
+            return _response(
+                "421 Misdirected Request",
+                "text/plain",
+                "there are figures for who asks for localhost or a loopback address, not for other hosts\n",
+            )
         path = words[1].split(b"?", 1)[0]
         if path == b"/metrics":
             text = render(
@@ -505,6 +512,31 @@ async def _request(loop: asyncio.AbstractEventLoop, client: socket.socket) -> by
             return None
         head += more
     return head
+
+
+def _is_for_us(request: bytes) -> bool:
+    """Whether the hosts that a request names are this machine's loopback, as we listen nowhere else.
+
+    A web page that has its own name resolved to us (DNS rebinding) would read the figures otherwise: its
+    browser says that name. Who says none (HTTP/1.0) is no browser.
+    """
+    lines = request.split(b"\r\n\r\n", 1)[0].split(b"\r\n")[1:]
+    hosts = [value for name, _, value in (line.partition(b":") for line in lines) if name.lower() == b"host"]
+    return all(_is_loopback(host.strip().decode("ascii", "replace")) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]*))(?::[0-9]*)?", host)
+    if found is None:
+        return False
+    name = (found[1] or found[2]).lower().removesuffix(".")
+    # Names under localhost are the loopback's too (RFC 6761, 6.3).
+    if name in ("", "localhost") or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _response(status: str, kind: str, text: str, *headers: str) -> bytes:

@@ -25,7 +25,15 @@ from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken, take
 from sapper._unsent import Unsent
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
-from sapper.pump_options import Framing, PumpOptions, TapOptions, Upgrade, options_from, tap_values
+from sapper.pump_options import (
+    Framing,
+    PumpOptions,
+    TapOptions,
+    Upgrade,
+    options_from,
+    swap_values,
+    tap_values,
+)
 from sapper.stats import PumpStats
 
 __all__ = ["Direction", "Framing", "Pump", "PumpOptions", "TapOptions", "Upgrade", "connect"]
@@ -234,24 +242,36 @@ class Pump:
         """
         self._native.resume(_arguments.text(direction, "direction"))
 
-    async def swap_sink(self, sink: EndpointLike) -> None:
+    async def swap_sink(
+        self,
+        sink: EndpointLike,
+        *,
+        sink_framing: Framing | None = None,
+        accept_timeout: float | None = None,
+    ) -> None:
         """Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
 
         What a writer that is given has not sent yet goes out before the swap, within ``connect_timeout``.
 
         If cancelled, the swap still takes place when the new sink opens.
 
+        Args:
+            sink: What the pump's own sink may be, without TLS.
+            sink_framing: How packets lie in it, where it is a stream; ``None`` is as the pump was made with.
+            accept_timeout: Seconds to wait for its one connection, where it listens; ``None`` likewise.
+
         Raises:
-            ConfigError: ``sink`` is no endpoint (nothing was taken).
+            ConfigError: ``sink`` is no endpoint, or an option has no use with it (nothing was taken).
             NotStartedError: Payload does not flow yet.
             ConnectDeadline: The peer of a writer did not take what was written before; the old sink stays
                 in use, the writer is aborted.
             ResourceError, TransportError: It cannot be opened; the old one stays in use.
         """
         running_post()  # without a loop nothing is taken
+        said = swap_values(sink_framing, accept_timeout)
         taken = take(sink, "sink")
         try:
-            self._native.check_sink(taken.native)
+            self._native.check_sink(taken.native, said)
             if taken.tls is not None:
                 raise config_error("sink", "a tls: endpoint cannot be swapped in")
             if taken.initial_data:
@@ -259,7 +279,7 @@ class Pump:
                     "a sink that holds bytes cannot be swapped in", ErrorContext(field="sink")
                 )
             swap = self._native.swap_sink
-            operation: Operation = lambda mailbox, key: swap(taken.native, mailbox, key)  # noqa: E731
+            operation: Operation = lambda mailbox, key: swap(taken.native, said, mailbox, key)  # noqa: E731
         except BaseException:
             taken.give_back()
             raise

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Strict, field_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from sapper import _native
+from sapper._mistakes import unused
 from sapper._options import Options, config_error
 
 __all__ = ["Framing", "PumpOptions", "TapOptions", "Upgrade"]
@@ -81,7 +82,7 @@ class PumpOptions(Options):
     """Making a connection, all attempts together. Where there is no TLS, a writer that is given gets as
     long, before, to send what it has not sent yet."""
     accept_timeout: _Seconds | None = Field(default=None, gt=0)
-    """Waiting for the one connection of a listener; ``None`` waits for as long as the pump lives."""
+    """Waiting for the one connection of an end that listens; ``None`` waits for as long as the pump lives."""
     handshake_timeout: _Seconds = Field(default=30.0, gt=0)
     """TLS handshake, the policy's answer and the framing's hello together, and before them what a writer
     that is given has not sent yet."""
@@ -96,6 +97,12 @@ class PumpOptions(Options):
     """What the network's protocol says in clear before its TLS, on either side (docs/upgrades.md)."""
     tap: TapOptions | None = None
     """Where inner packets are copied to from the start."""
+
+    @model_validator(mode="after")
+    def _not_raw(self) -> Self:
+        if self.sink_framing == "raw" and self.framing != "raw":
+            raise config_error("sink_framing", "packets lie raw in no stream: say how, or leave it away")
+        return self
 
     @functools.cached_property
     def native(self) -> _native.OptionsDict:
@@ -122,6 +129,10 @@ class PumpOptions(Options):
         return {**values, "tap": TapOptions._relative_to(folder, tap)} if isinstance(tap, dict) else values
 
 
+#: All of them left out.
+_USUAL = PumpOptions()
+
+
 def _largest(framing: Framing) -> int:
     """The largest packet where nobody says otherwise: one record's payload."""
     return 65_535 if framing == "superframe" else 16_384
@@ -132,6 +143,24 @@ def tap_values(tap: TapOptions | None) -> _native.TapDict | None:
     if tap is None:
         return None
     return {"path": tap.path, "filter": tap.filter, "max_bytes": tap.max_bytes, "snap_len": tap.snap_len}
+
+
+def swap_values(sink_framing: Framing | None, accept_timeout: float | None) -> _native.SwapDict:
+    """What is said of a sink that is swapped in, as the binding takes it."""
+    if sink_framing == "raw":
+        raise config_error("sink_framing", "packets lie raw in no stream: say how, or leave it away")
+    said = options_from(None, {"sink_framing": sink_framing, "accept_timeout": accept_timeout})
+    return {"sink_framing": said.sink_framing, "accept_timeout": said.accept_timeout}
+
+
+def check_policy(options: PumpOptions, policy: object) -> None:
+    """Refuses a time for answers where nobody is asked; a default that is written down is none.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if policy is None and options.policy_timeout != _USUAL.policy_timeout:
+        raise unused("policy_timeout", "there is no peer_policy to answer")
 
 
 @functools.lru_cache(maxsize=64)

@@ -194,8 +194,9 @@ def _serve_tls(listener: socket.socket, made: ThrowawayCertificates) -> None:
         (["nonsense", "null:"], ErrorKind.CONFIG, "A: 'nonsense' is no endpoint"),
         (["null:", "tcp://h"], ErrorKind.CONFIG, "B: "),
         (["tun:x", "null:", "--framing", "raw"], ErrorKind.CONFIG, "framing"),
-        (["null:", "null:", "--cert", "x"], ErrorKind.CONFIG, "belong together"),
-        (["null:", "null:", "--server-name", "x"], ErrorKind.CONFIG, "need a tls:"),
+        (["null:", "null:", "--cert", "x"], ErrorKind.CONFIG, "--cert: needs a tls:"),
+        (["tls-listen://:0", "null:", "--cert", "x"], ErrorKind.CONFIG, "belong together"),
+        (["null:", "null:", "--server-name", "x"], ErrorKind.CONFIG, "--server-name: needs a tls:"),
         (["tls-listen://:0", "null:"], ErrorKind.CONFIG, "needs --cert"),
         (["tls://h:1", "null:", "--psk-identity", "x"], ErrorKind.CONFIG, "SAPPER_PSK"),
         (
@@ -205,7 +206,7 @@ def _serve_tls(listener: socket.socket, made: ThrowawayCertificates) -> None:
         ),
         (["tls://h:1", "null:", "--client-auth", "off"], ErrorKind.CONFIG, "--client-auth: is for a server"),
         (["tls-listen://:0", "null:", "--ocsp", "check"], ErrorKind.CONFIG, "--ocsp: is for a client"),
-        (["null:", "null:", "--tap-filter", "tcp"], ErrorKind.CONFIG, "need --tap"),
+        (["null:", "null:", "--tap-filter", "tcp"], ErrorKind.CONFIG, "--tap-filter: belongs to --tap"),
         (["null:", "null:", "--config", "/no/such/file"], ErrorKind.CONFIG, "cannot read"),
         (["tcp://127.0.0.1:1", "null:"], ErrorKind.CONNECT, "try: check that the peer listens"),
         (["file:/no/such/file", "null:"], ErrorKind.DEVICE, "A: "),
@@ -301,7 +302,9 @@ def test_figures_while_it_runs(tmp_path: Path) -> None:
 
                 def page(path: str) -> str:
                     with socket.create_connection(("127.0.0.1", where), timeout=20) as one:
-                        one.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                        one.sendall(
+                            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+                        )
                         return b"".join(iter(lambda: one.recv(65_536), b"")).decode()
 
                 # Counted a moment after it was sent.

@@ -110,3 +110,11 @@ def test_a_name_that_is_not_found_is_to_be_checked() -> None:
     told = hint(ErrorKind.CONNECT, offered(("bridge",)), "name") or ""
     assert "name" in told
     assert "listens" not in told
+
+
+def test_a_guest_s_limits_are_no_limits_of_the_system() -> None:
+    options = offered(("wasi", "run"))
+    assert hint(ErrorKind.RESOURCE_LIMIT, options, "fuel") == "give it more: --fuel"
+    assert hint(ErrorKind.RESOURCE_LIMIT, options, "memory") == "give it more: --memory"
+    assert "--json" in (hint(ErrorKind.RESOURCE_LIMIT, options, "capture") or "")
+    assert "ulimit" in (hint(ErrorKind.RESOURCE_LIMIT, options) or "")

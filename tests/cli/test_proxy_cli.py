@@ -510,6 +510,27 @@ def test_a_full_table_of_descriptors_is_one_line_of_the_log_and_passes(service: 
         assert 1 <= told_by.count("sapper.stream.listen") < 20
 
 
+def test_silent_clients_leave_descriptors_for_those_who_are_served(
+    service: Echo, certs: Certificates
+) -> None:
+    """Each would take one and never need the second; whoever speaks needs it for the service."""
+    few = 'ulimit -n 128; exec "$@"'
+    command = ("-m", "sapper.cli", "proxy", "127.0.0.1:0", service.to, *own(certs), "--json")
+    more = ("--handshake-timeout", "600")
+    with (
+        programs.run_program("sh", "-c", few, "sh", sys.executable, *command, *more) as program,
+        ExitStack() as there,
+    ):
+        proxy = Running(program)
+        at = proxy.event("listening")["listen"][0]
+        for _ in range(300):
+            there.enter_context(socket.create_connection(("127.0.0.1", port_of(at)), timeout=LATEST))
+        for _ in range(10):
+            with shake(at, certs) as one:
+                one.sendall(b"x\n")
+                assert one.makefile("rb").read(7) == b"echo\nx\n"
+
+
 def test_half_requests_for_figures_give_way_to_a_newcomer(service: Echo) -> None:
     with running("127.0.0.1:0", service.to, "--metrics", "127.0.0.1:0") as (proxy, _), ExitStack() as slow:
         port = port_of(json.loads(proxy.program.output.splitlines()[0])["metrics"][0])

@@ -466,7 +466,7 @@ def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("table", "text", "field"),
     [
-        ("tunnel", 'deny_visitors = ["10.0.0.0/33"]', "deny_visitors: "),
+        ("tunnel", 'deny_visitors = ["10.0.0.0/33"]', "deny_visitors.0: "),
         ("tunnel", 'asked_hosts = ["x"]', "asked_hosts.0: 'x' is no IP address"),
         ("tunnel", 'host = "192.0.2.1"\nport = 0\nvisitor_rate = 0', "visitor_rate: "),
         ("tunnel", 'token_file = "nothere"', "token_file: cannot read "),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,3 +141,53 @@ def test_the_end_waits_for_who_reads_and_not_for_who_does_not(
     _lines.put("nobody\n", sys.__stderr__, str)
     _lines.finish()
     assert not _lines.is_told(sys.__stderr__)
+
+
+def _status(path: Path) -> float:
+    """Seconds that the bridge says it runs."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(LATEST)
+        asking.connect(str(path))
+        asking.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: asking.recv(1 << 16), b""))
+    status = json.loads(answer.partition(b"\r\n\r\n")[2])
+    return float(status["pumps"]["bridge"]["running"])
+
+
+def test_a_table_on_a_held_terminal_holds_up_nothing(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    path, figures, end = tmp_path / "inner", tmp_path / "figures", b"one byte from the network"
+    with socket.create_server(("127.0.0.1", 0)) as far:
+        words = [f"unix-listen:{path}", f"tcp://127.0.0.1:{far.getsockname()[1]}", "--drain", "1"]
+        words += ["--stats", "0.01", "--metrics", f"unix:{figures}"]
+        running = subprocess.Popen(
+            [sys.executable, "-m", "sapper.cli", "bridge", *words],
+            stderr=slave,
+            env={**os.environ, "TERM": "xterm"},
+        )
+        try:
+            far.settimeout(LATEST)
+            with socket.socket(socket.AF_UNIX) as near:
+                until = time.monotonic() + LATEST
+                while near.connect_ex(str(path)):
+                    assert time.monotonic() < until, "it does not even listen"
+                    time.sleep(0.02)
+                near.settimeout(LATEST)
+                network = far.accept()[0]
+                with network:
+                    drawn = b""
+                    while b"bytes/s" not in drawn:
+                        drawn += os.read(master, 1 << 16)
+                    termios.tcflow(slave, termios.TCOOFF)  # Ctrl-S
+                    held_at = _status(figures)
+                    # So long that it draws, were it let, many times.
+                    while _status(figures) < held_at + 0.5:
+                        network.sendall(end)
+                        assert near.recv(len(end), socket.MSG_WAITALL) == end
+                    running.send_signal(signal.SIGTERM)
+                    assert running.wait(LATEST) == 0
+        finally:
+            running.kill()
+            running.wait()
+            os.close(master)
+            os.close(slave)

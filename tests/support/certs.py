@@ -90,6 +90,10 @@ class Certificates:
         self.untrusted_client = self._leaf("untrusted-client", self.other_ca, names=("client.test",))
         self.self_signed = self._leaf("self-signed", None)
 
+    def short_lived(self, seconds: float) -> Identity:
+        """A client's, of which so much time is left."""
+        return self._leaf("short-lived", self.ca, names=("client.test",), days=(-1, seconds / 86_400))
+
     def _authority(self, label: str) -> Identity:
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"sapper test {label}")])
@@ -104,7 +108,7 @@ class Certificates:
         issuer: Identity | None,
         *,
         names: tuple[str, ...] = (NAME, "localhost"),
-        days: tuple[int, int] = (-1, 90),
+        days: tuple[float, float] = (-1, 90),
         key: Key | None = None,
     ) -> Identity:
         key = key or ec.generate_private_key(ec.SECP256R1())
@@ -125,7 +129,7 @@ class Certificates:
 
     @staticmethod
     def _builder(
-        subject: x509.Name, issuer: x509.Name, key: Key, days: tuple[int, int]
+        subject: x509.Name, issuer: x509.Name, key: Key, days: tuple[float, float]
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (

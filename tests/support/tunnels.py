@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
@@ -91,7 +92,9 @@ async def server(**values: Any) -> AsyncIterator[TunnelServer]:
 @asynccontextmanager
 async def client(port: int, service_port: int, **values: Any) -> AsyncIterator[TunnelClient]:
     """A client with a public port."""
-    options = {"reconnect_delay": (0.05, 0.2), **values.pop("options", {})}
+    options = values.pop("options", {})
+    if options.get("reconnect", True):
+        options = {"reconnect_delay": (0.05, 0.2), **options}
     credentials = values.pop("credentials", CREDENTIALS)
     tunnel = TunnelClient(
         values.pop("host", "127.0.0.1"),
@@ -112,6 +115,31 @@ async def client(port: int, service_port: int, **values: Any) -> AsyncIterator[T
 async def visit(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A visitor."""
     return await asyncio.open_connection("127.0.0.1", port)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections at a port of this machine."""
+    with socket.socket() as probe:
+        try:
+            probe.connect(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+async def says(stream: tuple[asyncio.StreamReader, asyncio.StreamWriter], word: bytes) -> None:
+    """A visitor of an echo says that, and hears it."""
+    reader, writer = stream
+    writer.write(word)
+    assert await asyncio.wait_for(reader.readexactly(len(word)), LATEST) == word
+
+
+async def leaves(stream: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    """A visitor of an echo ends, and hears its end."""
+    reader, writer = stream
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), LATEST) == b""
+    writer.close()
 
 
 async def come(port: int, source: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -162,11 +190,15 @@ class Cutter:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._may_pass = asyncio.Event()
-        self._may_pass.set()
+        # Whether what clients say is passed on, and whether what the server says is taken.
+        self._may_go_up, self._may_come_down = asyncio.Event(), asyncio.Event()
         self._stops_at: int | None = None
+        self.go_on()
         self._stopped = asyncio.Event()
         self._passed = 0
         self.refuses = False
+        #: Whether it holds as little as it can of what the server says.
+        self.narrow = False
         #: Seconds that everything takes, each way.
         self.delay = 0.0
         self.connections = 0
@@ -194,10 +226,23 @@ class Cutter:
         self._stops_at = self._passed + more
         await asyncio.wait_for(self._stopped.wait(), LATEST)
 
+    def hold_up(self) -> None:
+        """Passes nothing on that clients say, until :meth:`let_up`."""
+        self._may_go_up.clear()
+
+    def let_up(self) -> None:
+        """Passes on what clients say."""
+        self._may_go_up.set()
+
+    def hold_down(self) -> None:
+        """Takes nothing more that the server says, until :meth:`go_on`: it waits there."""
+        self._may_come_down.clear()
+
     def go_on(self) -> None:
         """Lets everything pass."""
         self._stops_at = None
-        self._may_pass.set()
+        for event in (self._may_pass, self._may_go_up, self._may_come_down):
+            event.set()
 
     def cut(self) -> None:
         """Breaks every connection at once, what is on its way included."""
@@ -213,6 +258,19 @@ class Cutter:
             self._unheard.add(near)
             writer.transport.abort()
 
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if not self.narrow:
+            return await asyncio.open_connection("127.0.0.1", self._to)
+        dialled = socket.socket()
+        dialled.setblocking(False)
+        dialled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        try:
+            await asyncio.get_running_loop().sock_connect(dialled, ("127.0.0.1", self._to))
+        except OSError:
+            dialled.close()
+            raise
+        return await asyncio.open_connection(sock=dialled, limit=4_096)
+
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -223,7 +281,7 @@ class Cutter:
             return
         self.connections += 1
         try:
-            far, near = await asyncio.open_connection("127.0.0.1", self._to)
+            far, near = await self._dial()
         except OSError:
             writer.transport.abort()
             self._tasks.discard(task)
@@ -234,12 +292,18 @@ class Cutter:
 
         async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             try:
-                while data := await source.read(65_536):
+                while True:
+                    if source is far:
+                        await self._may_come_down.wait()
+                    if not (data := await source.read(65_536)):
+                        break
                     self._passed += len(data)
                     if self._stops_at is not None and self._passed >= self._stops_at:
                         self._stopped.set()
                         self._may_pass.clear()
                     await self._may_pass.wait()
+                    if source is reader:
+                        await self._may_go_up.wait()
                     if self.delay:
                         await asyncio.sleep(self.delay)
                     sink.write(data)

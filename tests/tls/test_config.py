@@ -29,9 +29,9 @@ PSK_HEX = "00112233445566778899aabbccddeeff"
     [
         ({"min_version": "TLSv1.1"}, "min_version"),
         ({"min_version": "TLSv1.3", "max_version": "TLSv1.2"}, "min_version"),
-        ({"cipher_suites": ("TLS_NO_SUCH_SUITE",)}, "cipher_suites"),
-        ({"groups": ("nonsense",)}, "groups"),
-        ({"alpn": ("",)}, "alpn"),
+        ({"cipher_suites": ("TLS_AES_128_GCM_SHA256", "TLS_NO_SUCH_SUITE")}, "cipher_suites.1"),
+        ({"groups": ("X25519", "nonsense")}, "groups.1"),
+        ({"alpn": ("h2", "")}, "alpn.1"),
         ({"client_auth": "maybe"}, "client_auth"),
         ({"roots": b"nonsense"}, "roots"),
         ({"roots": "/no/such/file"}, "roots"),

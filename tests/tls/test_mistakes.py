@@ -7,6 +7,7 @@ wrong options (``test_bad_input.py``), and values of other types (``tests/test_a
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from sapper import errors, tls
 from sapper.errors import ClosedError, ConfigError, ResourceError, SapperError
 from sapper.pump import PumpOptions, connect
 from sapper.tls import Credentials, TlsConfig, create_bridge
@@ -357,3 +359,38 @@ def test_what_is_left_of_a_connection_that_was_given_by_number(argument: str, en
         else:
             with pytest.raises(BrokenPipeError):
                 ours.sendall(b"our direction has ended")
+
+
+@pytest.mark.parametrize("timeout", ["5", True, float("inf"), float("nan"), 0.0, 1e300])
+def test_a_look_up_of_keys_has_a_deadline_in_seconds(timeout: Any) -> None:
+    with pytest.raises(errors.ConfigError) as raised:
+        Credentials.psk_lookup(lambda identity: None, timeout=timeout)
+    assert raised.value.field == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "field"),
+    [
+        (None, 1, "host"),
+        (5, 1, "host"),
+        ("", 1, "host"),
+        ("a..b", 1, "host"),
+        ("127.0.0.1", "x", "port"),
+        ("127.0.0.1", True, "port"),
+        ("127.0.0.1", 0, "port"),
+        ("127.0.0.1", 70_000, "port"),
+    ],
+)
+async def test_a_peer_that_is_none_is_called_by_its_argument(host: Any, port: Any, field: str) -> None:
+    with pytest.raises(errors.ConfigError) as raised:
+        await tls.connect(host, port)
+    assert raised.value.field == field
+
+
+async def test_a_peer_that_is_not_there_is_called_by_its_argument() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        port = there.getsockname()[1]
+    with pytest.raises(errors.ConnectError) as raised:
+        await tls.connect("127.0.0.1", port)
+    assert raised.value.field == "host"
+    assert raised.value.errno == errno.ECONNREFUSED

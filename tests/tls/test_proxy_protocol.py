@@ -226,6 +226,7 @@ async def test_a_health_check_speaks_for_itself_and_the_rate_is_of_the_named(tmp
                 return b""
 
             assert await ask(header_v2(b"", 0x00, 0x20)) == b"echo\nx"
+            assert await ask(header_v2(b"junk", 0xFF, 0x20)) == b"echo\nx", "what it says is discarded"
             for address in ("192.0.2.1", "192.0.2.2"):
                 line = f"PROXY TCP4 {address} 192.0.2.9 1 2\r\n".encode()
                 assert await ask(line) == b"echo\nx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -17,8 +18,8 @@ from sapper.errors import (
     SapperError,
 )
 from sapper.tunnel import ClientOptions, TunnelClient, events
-from support.tunnels import CREDENTIALS, LATEST, server, visit
-from support.w3ptunl import message, read_message
+from support.tunnels import CREDENTIALS, LATEST, server, until, visit
+from support.w3ptunl import DATA, frame, message, read_message
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Answer = Callable[[Stream, asyncio.Event], Awaitable[None]]
@@ -87,6 +88,48 @@ async def test_a_handshake_without_a_tunnel_has_not_worked(leak_check: None) -> 
 
     found = await pauses(offer, 2)
     assert grow(found), found
+
+
+HELLO = 0x10
+SESSION = bytes(range(16))
+
+
+async def test_what_is_wrong_before_the_server_s_hello_costs_a_connection_and_not_the_session(
+    leak_check: None,
+) -> None:
+    """A server that goes on and on with streams of the tunnel that it makes for an original client."""
+    offer = message({"port": 4_711, "sapper": {"versions": [1, 1], "capabilities": 31}})
+    asked_for: list[tuple[int, bytes]] = []
+
+    async def serve(stream: Stream, acknowledged: asyncio.Event) -> None:
+        reader, writer = stream
+        writer.write(offer)
+        length, _, kind = struct.unpack(">IIB", await reader.readexactly(9))
+        hello = await reader.readexactly(length - 5)
+        assert kind == HELLO
+        asked_for.append((struct.unpack(">H", hello[2:4])[0], hello[20:36]))
+        if len(asked_for) == 1:
+            ours = struct.pack(">BBHIIII", 1, 1, 0, 31, 65_536, 100, 65_536) + SESSION + bytes(range(32))
+            writer.write(frame(0, HELLO, ours + bytes(8) + b'{"port":4711,"ports":[4711]}'))
+            await acknowledged.wait()
+        elif len(asked_for) == 2:
+            for one in range(1_025):
+                writer.write(frame(2 + 2 * one, DATA))
+            await writer.drain()
+            assert await reader.read() == b"", "it ends"
+
+    found: list[events.TunnelError] = []
+    async with answering(serve, made := asyncio.Event()) as port:
+        options = ClientOptions(reconnect_delay=(0.02, 0.05))
+        mine = TunnelClient("127.0.0.1", port, 9, CREDENTIALS, options=options)
+        mine.on("authentication-acknowledged", lambda event: made.set())
+        mine.on("tunnel-error", found.append)
+        await mine.start()
+        await until(lambda: len(asked_for) == 3, "a third connection")
+        await mine.stop()
+    assert asked_for == [(0, bytes(16)), (1, SESSION), (1, SESSION)]
+    # How the first connection ended is the network's matter.
+    assert [one for one in found if "a Data frame is not allowed now" in str(one.err)]
 
 
 @pytest.mark.parametrize("stands", [LONG, 0.0], ids=["long", "not long"])

@@ -116,6 +116,28 @@ async def counted(**given: Any) -> AsyncIterator[tuple[TunnelServer, Books]]:
     books.are_even()
 
 
+async def test_visits_that_come_and_go_in_one_turn(leak_check: None) -> None:
+    """A stream's place is taken by the next one before its socket has said goodbye."""
+    heard: Counter[str] = Counter()
+    async with (
+        Service(echo) as service,
+        counted() as (ours, _),
+        client(ours.port or 0, service.port) as exposed,
+    ):
+        for name in ("service-connected", "service-disconnected"):
+            exposed.on(name, lambda event: heard.update([event.name]))
+        few = asyncio.Semaphore(30)
+
+        async def one() -> None:
+            async with few:
+                assert await asked(exposed.assigned_port or 0, b"?") == b"?"
+
+        await asyncio.gather(*(one() for _ in range(600)))
+        await until(lambda: not exposed.status().streams, "all left")
+        await until(lambda: heard["service-disconnected"] == 600, "and that was told")
+        assert heard["service-connected"] == 600
+
+
 async def test_a_session_that_goes_on_again_and_again(leak_check: None) -> None:
     async with Service(echo) as service, counted() as (ours, books):
         async with Cutter(ours.port or 0) as link, client(link.port, service.port) as exposed:
@@ -200,6 +222,43 @@ async def test_visitors_of_who_was_taken_for_an_original_client_cost_the_session
             stranger.close()
             writer.close()
     assert books.names.count("tunnel-created") == books.names.count("tunnel-destroyed") == 2
+
+
+@pytest.mark.parametrize("ends", ["the server", "the wait"])
+async def test_a_hello_whose_way_back_is_full(ends: str, leak_check: None) -> None:
+    """The connection cannot go over to the client's session, for a frame that is half sent is in front."""
+    async with Service(echo) as service, counted() as (ours, books), AsyncExitStack() as here:
+        created: list[Any] = []
+        ours.on("tunnel-created", created.append)
+        link = await here.enter_async_context(Cutter(ours.port or 0))
+        exposed = await here.enter_async_context(client(link.port, service.port))
+        reader, writer = await visit(exposed.assigned_port or 0)
+        # Later than one waits for who may come back.
+        link.delay, link.narrow = 1.5, True
+        link.cut()
+        await until(lambda: len(created) == 2, "a tunnel of an original client")
+        link.hold_up()
+        link.hold_down()
+        strange = created[1].client_tunnel.tunnel_address.port
+        _reader, stranger = await visit(strange)
+        stranger.write(bytes(4_000_000))
+        await until(lambda: [one for one in ours.status() if one.port == strange and one.held], "what waits")
+        link.let_up()
+        await until(lambda: all(one.port != strange for one in ours.status()), "its hello")
+        if ends == "the server":
+            # Which is not the five seconds that a frame may take.
+            async with asyncio.timeout(4.0):
+                await ours.stop()
+        else:
+            await until(lambda: books.names.count("tunnel-destroyed") == 1, "the end of the wait")
+            assert not books.resumed
+            link.delay = 0.0
+            link.cut()
+            await until(lambda: books.resumed, "its client")
+            writer.write(b"on")
+            assert await asyncio.wait_for(reader.readexactly(2), LATEST) == b"on"
+        stranger.transport.abort()
+        writer.close()
 
 
 async def test_a_drain_waits_for_nobody_who_cannot_come_back(leak_check: None) -> None:

@@ -1,4 +1,5 @@
-"""Files of leases from one server to the next: of an earlier version, in a rolling restart, on a full disk.
+"""Files of leases from one server to the next: of an earlier version, of one that was killed, in a rolling
+restart, on a full disk.
 
 Not here: that ports stay over a restart, and whose a file is (:mod:`test_operating`).
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -17,10 +19,24 @@ from typing import Any
 
 import pytest
 
-from sapper.errors import BindError
+from sapper.errors import BindError, ConfigError
 from sapper.tunnel import ClientOptions, ServerOptions, Service, TunnelClient, TunnelServer, events
 from support.programs import free_port
-from support.tunnels import CREDENTIALS, LATEST, allow, asked, client, echo, server, until, visit
+from support.tunnel_ends import End
+from support.tunnels import (
+    CREDENTIALS,
+    LATEST,
+    Cutter,
+    allow,
+    asked,
+    client,
+    echo,
+    leaves,
+    says,
+    server,
+    until,
+    visit,
+)
 from support.tunnels import Service as Local
 
 PORTS = (21_000, 21_099)
@@ -100,6 +116,61 @@ def ports_in(path: Path) -> list[int]:
     return [one["port"] for one in json.loads(path.read_text())["leases"]]
 
 
+async def a_newcomer(port: int, service: int) -> tuple[TunnelClient, list[str | None]]:
+    """A client with other credentials, and why it was refused: it comes again and again."""
+    found = TunnelClient(
+        "127.0.0.1",
+        port,
+        service,
+        {**CREDENTIALS, "who": "a newcomer"},
+        options=ClientOptions(reconnect_delay=(0.02, 0.05)),
+    )
+    refused: list[str | None] = []
+    found.on("tunnel-error", lambda event: refused.append(event.err.reason))
+    await found.start()
+    return found, refused
+
+
+# -- a server that was killed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "lease"), [(None, None), ("web", None), (None, "mine")], ids=["usual", "named", "lease"]
+)
+async def test_behind_a_kill_a_port_is_its_owner_s_before_it_is_a_newcomer_s(
+    tmp_path: Path, leak_check: None, name: str | None, lease: str | None
+) -> None:
+    leases, main, public = tmp_path / "leases", free_port(), free_port()
+    options = {"host": "127.0.0.1", "lease_file": str(leases), "public_ports": (public, public)}
+    async with Local(echo) as service, Cutter(main) as network:
+        killed = await End.start("server", port=main, options=options)
+        mine = TunnelClient(
+            "127.0.0.1",
+            network.port,
+            authentication_credentials=CREDENTIALS,
+            services=[Service(port=service.port, name=name)],
+            options=ClientOptions(lease=lease),
+        )
+        assert await asyncio.wait_for(mine.connect(), LATEST) == public
+        await until(lambda: ports_in(leases) == [public], "the lease on the disk")
+        newcomer, refused = await a_newcomer(main, service.port)
+        await until(lambda: "no_port" in refused, "a refusal")
+        network.refuses = True
+        await killed.kill()
+        again = await End.start("server", port=main, options=options)
+        refused.clear()
+        await until(lambda: "no_port" in refused, "a refusal by the new server")
+        back: list[object] = []
+        mine.on("authentication-acknowledged", back.append)
+        network.refuses = False
+        await until(lambda: back, "the port's owner")
+        assert (mine.assigned_port, newcomer.assigned_port) == (public, None)
+        assert await asked(public, b"the same") == b"the same"
+        await newcomer.stop()
+        await mine.stop()
+        await again.stop()
+
+
 # -- a new server while the old one ends ------------------------------------------------------------------
 
 
@@ -124,36 +195,56 @@ async def test_a_server_starts_while_the_one_before_drains(tmp_path: Path, leak_
         port = first.port or 0
         async with client(port, service.port) as exposed:
             public = exposed.assigned_port or 0
-            reader, writer = await visit(public)
-            writer.write(b"before")
-            assert await asyncio.wait_for(reader.readexactly(6), LATEST) == b"before"
+            visitor = await visit(public)
+            await says(visitor, b"before")
             draining = asyncio.create_task(first.stop(drain=LATEST))
             async with next_server(port, lease_file=leases) as second:
                 assert ports_in(leases) == [public]
-                writer.write(b"still")
-                assert await asyncio.wait_for(reader.readexactly(5), LATEST) == b"still"
+                await says(visitor, b"still")
                 assert not draining.done()
-                writer.write_eof()
-                assert await asyncio.wait_for(reader.read(), LATEST) == b""
-                writer.close()
+                await leaves(visitor)
                 await asyncio.wait_for(draining, LATEST)
                 await until(lambda: second.status(), "the client")
                 await until(lambda: exposed.assigned_port == public, "its port")
                 assert await asked(public, b"behind") == b"behind"
 
 
+async def test_a_newcomer_has_no_port_of_who_still_drains(tmp_path: Path, leak_check: None) -> None:
+    leases, public = tmp_path / "leases", free_port()
+    options = {"lease_file": leases, "public_ports": (public, public)}
+    async with Local(echo) as service, server(options=options) as first:
+        port = first.port or 0
+        async with client(port, service.port) as exposed:
+            visitor = await visit(public)
+            await says(visitor, b"before")
+            draining = asyncio.create_task(first.stop(drain=LATEST))
+            async with next_server(port, **options):
+                newcomer, refused = await a_newcomer(port, service.port)
+                await until(lambda: refused.count("no_port") >= 3, "refusals during the drain")
+                await says(visitor, b"still")
+                back: list[object] = []
+                exposed.on("authentication-acknowledged", back.append)
+                refused.clear()
+                await leaves(visitor)
+                await asyncio.wait_for(draining, LATEST)
+                await until(lambda: back, "the port's owner")
+                assert (exposed.assigned_port, newcomer.assigned_port) == (public, None)
+                assert await asked(public, b"behind") == b"behind"
+                await until(lambda: "no_port" in refused, "a refusal behind the drain")
+                await newcomer.stop()
+
+
 async def test_who_ends_writes_no_leases_any_more(tmp_path: Path, leak_check: None) -> None:
     leases = tmp_path / "leases"
     async with Local(echo) as service, server(options={"lease_file": leases}) as first:
         async with client(first.port or 0, service.port) as exposed:
-            reader, writer = await visit(exposed.assigned_port or 0)
-            writer.write(b"before")
-            assert await asyncio.wait_for(reader.readexactly(6), LATEST) == b"before"
+            visitor = await visit(exposed.assigned_port or 0)
+            await says(visitor, b"before")
             draining = asyncio.create_task(first.stop(drain=LATEST))
             async with next_server(0, lease_file=tmp_path / "another"):
                 await until(lambda: "until" in json.loads(leases.read_text()), "the hand-over")
             leases.write_text("the next one's")
-            writer.close()
+            await leaves(visitor)
             await asyncio.wait_for(draining, LATEST)
     assert leases.read_text() == "the next one's"
 
@@ -205,3 +296,12 @@ async def test_leases_that_could_not_be_written_are_tried_again(tmp_path: Path, 
             full.rmdir()
             await until(lambda: ports_in(leases) == [exposed.assigned_port], "the leases on the disk")
     assert len(failed) == 1
+
+
+async def test_a_pipe_is_no_file_for_leases(leak_check: None, tmp_path: Path) -> None:
+    """Who opens it waits for a writer, and all that runs on that thread with it."""
+    os.mkfifo(tmp_path / "leases")
+    ours = TunnelServer(options=ServerOptions(lease_file=tmp_path / "leases"))
+    with pytest.raises(ConfigError) as caught:
+        await asyncio.wait_for(ours.start(0), LATEST)
+    assert caught.value.field == "lease_file"

@@ -110,7 +110,7 @@ def nobody() -> None:
 async def test_a_service_that_is_slow_when_the_server_is_gone(again: bool, leak_check: None) -> None:
     """The server's drain is over; the service gets all that its visitor had sent, and its end."""
     async with Slow().listening(nobody) as service, server() as ours:
-        options = ClientOptions(reconnect=again, reconnect_delay=(0.05, 0.2))
+        options = ClientOptions(reconnect_delay=(0.05, 0.2)) if again else ClientOptions(reconnect=False)
         mine = TunnelClient("127.0.0.1", ours.port or 0, service.port, CREDENTIALS, options=options)
         async with asyncio.timeout(LATEST):
             public = await mine.connect()

@@ -15,7 +15,7 @@ import pytest
 from sapper.errors import ApiMisuseError, BindError, ConfigError, ConnectError, CredentialsRejected
 from sapper.tunnel import ClientOptions, Limits, ServerOptions, Service, TunnelClient, TunnelServer, events
 from sapper.tunnel.config import ClientConfig, ServerConfig
-from support.tunnels import CREDENTIALS, LATEST, allow, asked, client, echo, is_let_in, server, until
+from support.tunnels import CREDENTIALS, LATEST, allow, asked, client, echo, is_let_in, listens, server, until
 from support.tunnels import Service as Running
 
 
@@ -23,6 +23,14 @@ def wrong(call: Any, *args: Any, **values: Any) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         call(*args, **values)
     return caught.value
+
+
+def test_what_is_looked_for_is_named() -> None:
+    ours = TunnelServer()
+    for tunnel in ("x", -1, True, 2**64):
+        assert wrong(ours.visitors, tunnel).field == "tunnel"
+    assert wrong(ours.visitors, most=-1).field == "most"
+    assert wrong(ours.off, [], print).field == "name"
 
 
 # -- without a filter nothing listens beyond loopback ----------------------------------------------------
@@ -163,7 +171,7 @@ def test_paths_can_be_asked_for() -> None:
     # What is replaced in it would take the other bytes along.
     assert wrong(ServerOptions, lease_file="/\udcff/{port}").field == "lease_file"
     several = [Service(port=80), Service(path=Path("/\udcff"))]
-    assert wrong(TunnelClient, "localhost", 9000, services=several).field == "services[1].name"
+    assert wrong(TunnelClient, "localhost", 9000, services=several).field == "services.1.name"
 
 
 async def test_paths_of_any_bytes(tmp_path: Path, leak_check: None) -> None:
@@ -340,7 +348,7 @@ async def test_who_drops_one_ends_it(leak_check: None) -> None:
         with pytest.warns(ResourceWarning, match=r"unclosed .*TunnelServer"):
             _drop(server)
         await asyncio.wait_for(_all(gone), LATEST)
-        await until(lambda: not _listens(port), "the server's end")
+        await until(lambda: not listens(port), "the server's end")
 
 
 def test_who_drops_its_loop_as_well(leak_check: None) -> None:
@@ -351,12 +359,12 @@ def test_who_drops_its_loop_as_well(leak_check: None) -> None:
 
     server = [asyncio.run(start())]
     port = server[0].port or 0
-    assert _listens(port)
+    assert listens(port)
     with pytest.warns(ResourceWarning, match=r"unclosed .*TunnelServer"):
         _drop(server)
 
     async def ends() -> None:
-        await until(lambda: not _listens(port), "its end")
+        await until(lambda: not listens(port), "its end")
 
     asyncio.run(ends())
 
@@ -368,11 +376,6 @@ def _drop(owner: list[Any]) -> None:
 
 async def _all(heard: Any) -> list[events.TunnelEvent]:
     return [event async for event in heard]
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as visitor:
-        return visitor.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_pauses_do_not_begin_above_the_longest() -> None:

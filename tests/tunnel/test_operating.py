@@ -160,20 +160,31 @@ async def test_a_filter_sees_the_lease_before_anybody_gives_way_to_it(leak_check
 # -- files of leases ---------------------------------------------------------------------------------------
 
 
-async def test_a_child_that_was_forked_off_does_not_keep_the_file(tmp_path: Path, leak_check: None) -> None:
+async def test_a_child_that_was_forked_off_keeps_neither_the_file_nor_ports(
+    tmp_path: Path, leak_check: None
+) -> None:
     leases, (reading, writing) = tmp_path / "leases", os.pipe()
-    async with server(options={"lease_file": leases}):
-        if (child := os.fork()) == 0:
-            os.close(writing)
-            os.read(reading, 1)
-            os._exit(0)
-    try:
-        async with server(options={"lease_file": leases}):
-            pass
-    finally:
-        os.close(writing)
-        os.close(reading)
-        os.waitpid(child, 0)
+    async with Service(echo) as service, server(options={"lease_file": leases}) as first:
+        port = first.port or 0
+        async with client(port, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            if (child := os.fork()) == 0:
+                os.close(writing)
+                os.read(reading, 1)
+                os._exit(0)
+            try:
+                assert await asked(public, b"as before") == b"as before"
+                await first.stop()
+                back: list[object] = []
+                exposed.on("authentication-acknowledged", back.append)
+                async with server(options={"lease_file": leases}, port=port):
+                    await until(lambda: back, "the client")
+                    assert exposed.assigned_port == public
+                    assert await asked(public, b"again") == b"again"
+            finally:
+                os.close(writing)
+                os.close(reading)
+                os.waitpid(child, 0)
 
 
 async def test_a_file_of_leases_is_one_server_s_as_long_as_it_runs(tmp_path: Path, leak_check: None) -> None:

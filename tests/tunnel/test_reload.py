@@ -83,7 +83,7 @@ async def test_what_cannot_change_is_named_and_nothing_changes(leak_check: None)
                 assert caught.value.field == name
             with pytest.raises(ConfigError) as caught:
                 await ours.reload(ServerOptions(host="127.0.0.1", allow_visitors=("nonsense",)))
-            assert caught.value.field == "allow_visitors"
+            assert caught.value.field == "allow_visitors.0"
             assert await is_let_in(public)
 
 

@@ -32,7 +32,9 @@ def saying(name: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def several(port: int, *services: Service, **values: Any) -> TunnelClient:
-    options = {"reconnect_delay": (0.05, 0.2), **values.pop("options", {})}
+    options = values.pop("options", {})
+    if options.get("reconnect", True):
+        options = {"reconnect_delay": (0.05, 0.2), **options}
     return TunnelClient(
         values.pop("host", "127.0.0.1"),
         port,
@@ -445,8 +447,8 @@ def test_services_that_are_none(values: dict[str, Any], field: str) -> None:
     ("services", "more", "field"),
     [
         ((), {}, "services"),
-        ((Service(port=1), 7), {}, "services[1]"),
-        ((Service(port=1, name="a"), Service(port=2, name="a")), {}, "services[1].name"),
+        ((Service(port=1), 7), {}, "services.1"),
+        ((Service(port=1, name="a"), Service(port=2, name="a")), {}, "services.1.name"),
         ((Service(port=1),), {"local_service_port": 1}, "local_service_port"),
         ((Service(port=1),), {"local_service_path": "x"}, "local_service_path"),
     ],

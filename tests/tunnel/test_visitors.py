@@ -73,7 +73,7 @@ async def test_an_entry_that_is_none_is_told_with_its_option(name: str, leak_che
     given: dict[str, Any] = {name: ("127.0.0.1", "300.1.1.1")}
     with pytest.raises(ConfigError, match=r"300\.1\.1\.1") as caught:
         await TunnelServer(options=ServerOptions(**given)).start(0)
-    assert caught.value.field == name
+    assert caught.value.field == f"{name}.1"
 
 
 # -- how often -----------------------------------------------------------------------------------------

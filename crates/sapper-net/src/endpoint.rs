@@ -206,6 +206,16 @@ impl EndpointSpec {
         }
     }
 
+    /// Whether opening it makes a connection, or looks a name up.
+    pub fn connects(&self) -> bool {
+        match self {
+            Self::Tcp { .. } | Self::Unix(_) | Self::Listen { .. } => true,
+            Self::Port(spec) => matches!(spec, PortSpec::Udp { .. }),
+            Self::Joined(halves) => halves.0.connects() || halves.1.connects(),
+            Self::Fd(_) | Self::FdPair { .. } | Self::Stream(_) | Self::Door(_) | Self::Accepted(_) => false,
+        }
+    }
+
     /// Finds what is wrong with it without waiting: a host that can be none, a socket without a peer, a
     /// descriptor that does not allow what is asked of it. Whoever knows the option to blame adds it.
     pub fn check(&self, needs: Access) -> Result<()> {

@@ -95,6 +95,13 @@ impl Handshakes {
         self.state().make_room()
     }
 
+    /// The same where `left` descriptors would not do for all that are not served yet: each takes another one for its
+    /// service, and those who never get as far take the last ones from those who do.
+    pub(crate) fn make_room_within(&self, left: usize) -> bool {
+        let mut state = self.state();
+        state.under_way.len() >= left && state.make_room()
+    }
+
     /// How many are under way, and how many gave way since the server began.
     pub(crate) fn counts(&self) -> (usize, u64) {
         let state = self.state();
@@ -156,7 +163,8 @@ impl Handshake {
             Error::new(ErrorKind::ResourceLimit, text).with_phase(Phase::Handshake)
         };
         if self.all.among_connections {
-            full("max_connections are open").with_reason("too_many_connections")
+            full("max_connections, or all that the process has descriptors for, are open")
+                .with_reason("too_many_connections")
         } else {
             full("too many handshakes are under way").with_reason("too_many_handshakes")
         }
@@ -231,6 +239,20 @@ mod tests {
         assert!(!all.make_room());
         let state = all.state();
         assert!(state.under_way.is_empty() && state.crowds.is_empty() && state.order.is_empty());
+    }
+
+    #[test]
+    fn each_has_a_descriptor_left_for_its_service() {
+        let all = Handshakes::among_connections();
+        let there = [come(&all, "192.0.2.1"), come(&all, "192.0.2.1")];
+        assert!(!all.make_room_within(3));
+        assert!(!there.iter().any(gone));
+        assert!(all.make_room_within(2));
+        assert_eq!(there.each_ref().map(gone), [true, false]);
+        assert!(!all.make_room_within(2), "one is left, and two descriptors");
+        assert!(all.make_room_within(0));
+        assert_eq!(there.each_ref().map(gone), [false, true]);
+        assert!(!all.make_room_within(0), "all are served");
     }
 
     #[test]

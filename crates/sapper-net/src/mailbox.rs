@@ -339,10 +339,11 @@ mod tests {
     }
 
     /// Runs `turn` on an I/O thread, and gives what it gives once that turn is over and its end was heard of.
-    fn in_a_turn<T: Send + 'static>(turn: impl FnOnce() -> T + Send + 'static) -> T {
+    fn in_a_turn<T: Send + 'static>(mailbox: &Arc<Box>, turn: fn(&Box) -> T) -> T {
+        let tells = Arc::clone(mailbox);
         let (answer, answered) = mpsc::channel();
         runtime::spawn("test", async move {
-            let given = turn();
+            let given = turn(&tells);
             for _ in 0..8 {
                 tokio::task::yield_now().await;
             }
@@ -355,8 +356,7 @@ mod tests {
     #[test]
     fn what_an_io_thread_tells_in_one_turn_is_told_once_and_behind_it() {
         let mailbox = Box::new().unwrap();
-        let tells = Arc::clone(&mailbox);
-        let told_within = in_a_turn(move || {
+        let told_within = in_a_turn(&mailbox, |tells| {
             tells.done(1, Ok(7));
             tells.event(2, 9);
             tells.wait(Some(Duration::ZERO))
@@ -370,8 +370,7 @@ mod tests {
     #[test]
     fn what_is_taken_before_the_end_of_its_turn_wakes_nobody() {
         let mailbox = Box::new().unwrap();
-        let tells = Arc::clone(&mailbox);
-        let taken = in_a_turn(move || {
+        let taken = in_a_turn(&mailbox, |tells| {
             tells.done(1, Ok(7));
             tells.drain().len()
         });
@@ -402,7 +401,7 @@ mod tests {
             };
             assert!(question.answer_key(Some(Secret::new(*b"secret"))));
         });
-        let key = in_a_turn(move || asks.ask_for_key(1, b"x", Duration::from_secs(5)));
+        let key = in_a_turn(&asks, |asks| asks.ask_for_key(1, b"x", Duration::from_secs(5)));
         assert_eq!(key, Some(Secret::new(*b"secret")));
         answers.join().unwrap();
     }

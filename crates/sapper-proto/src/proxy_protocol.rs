@@ -57,7 +57,8 @@ pub enum Transport {
 /// Between whom the original connection is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addresses {
-    /// The proxy speaks for itself (a health check): its connection's own addresses count.
+    /// The proxy speaks for itself (a health check): its connection's own addresses count. What a header
+    /// of version 2 says besides is not read.
     Local,
     /// There are addresses, but the header cannot say them.
     Unknown,
@@ -432,6 +433,12 @@ fn parse_v2(bytes: &[u8]) -> Result<Parsed<Header>, ProxyError> {
     let Some(body) = bytes.get(FIXED_V2..consumed) else {
         return Ok(Parsed::NeedMore { at_least: consumed });
     };
+    if local {
+        // The specification (2.2): the connection is accepted as valid and the block discarded, the family
+        // included. A checksum cannot be looked for: only the family says where TLVs begin.
+        let value = Header { version: Version::V2, addresses: Addresses::Local, details: Details::default() };
+        return Ok(Parsed::Done { consumed, value });
+    }
     verify_checksum(&bytes[..consumed])?;
     let transport = match family & 15 {
         0 => None,
@@ -448,7 +455,6 @@ fn parse_v2(bytes: &[u8]) -> Result<Parsed<Header>, ProxyError> {
     };
     let (addresses, rest) = body.split_at_checked(address_len).ok_or(ProxyError::Short("the address"))?;
     let addresses = match transport {
-        _ if local => Addresses::Local,
         Some(transport) if address_len > 0 => read_addresses(transport, addresses),
         _ => Addresses::Unknown,
     };

@@ -9,7 +9,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyDict;
 use sapper_net::bridge::{
     self, BridgeDirection, BridgeOptions, CdTunnelRole, Deadlines, PacketOptions, PolicyOptions, SideOptions,
-    SideTls,
+    SideTls, SwapOptions,
 };
 use sapper_net::error::Direction;
 use sapper_net::port::tap::TapOptions;
@@ -49,6 +49,14 @@ struct OptionValues {
     policy_timeout: f64,
     upgrade: Option<String>,
     tap: Option<TapValues>,
+}
+
+/// What is said of a sink that is swapped in.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct SwapValues {
+    sink_framing: Option<String>,
+    accept_timeout: Option<f64>,
 }
 
 /// A tap as `sapper.pump` gives it.
@@ -136,14 +144,21 @@ impl Bridge {
         self.inner.get(py)?.resume(read_direction(direction).or_raise(py)?).or_raise(py)
     }
 
-    fn check_sink(&self, py: Python<'_>, sink: &Endpoint) -> PyResult<()> {
-        let bridge = self.inner.get(py)?;
-        sink.look(py, |spec| bridge.check_sink(spec))
+    fn check_sink(&self, py: Python<'_>, sink: &Endpoint, swap: SwapValues) -> PyResult<()> {
+        let (bridge, swap) = (self.inner.get(py)?, swap.read().or_raise(py)?);
+        sink.look(py, |spec| bridge.check_sink(spec, &swap))
     }
 
-    fn swap_sink(&self, py: Python<'_>, sink: &Endpoint, mailbox: &Mailbox, key: u64) -> PyResult<()> {
-        let sink = sink.take(py)?;
-        self.inner.get(py)?.swap_sink(sink, mailbox.reply(py, key)?);
+    fn swap_sink(
+        &self,
+        py: Python<'_>,
+        sink: &Endpoint,
+        swap: SwapValues,
+        mailbox: &Mailbox,
+        key: u64,
+    ) -> PyResult<()> {
+        let (sink, swap) = (sink.take(py)?, swap.read().or_raise(py)?);
+        self.inner.get(py)?.swap_sink(sink, swap, mailbox.reply(py, key)?);
         Ok(())
     }
 
@@ -277,6 +292,16 @@ impl OptionValues {
             },
             upgrade: self.upgrade.as_deref().map(read_upgrade).transpose()?,
             tap: self.tap.map(TapValues::read),
+        })
+    }
+}
+
+impl SwapValues {
+    fn read(self) -> Result<SwapOptions> {
+        let framing = self.sink_framing.as_deref().map(|name| read_framing("sink_framing", name));
+        Ok(SwapOptions {
+            sink_framing: framing.transpose()?.flatten(),
+            accept: self.accept_timeout.map(seconds("accept_timeout")).transpose()?,
         })
     }
 }

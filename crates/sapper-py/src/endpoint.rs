@@ -49,11 +49,11 @@ impl Endpoint {
     }
 
     /// Looks at the specification and leaves it.
-    pub(crate) fn look(
+    pub(crate) fn look<T>(
         &self,
         py: Python<'_>,
-        judge: impl FnOnce(&EndpointSpec) -> Result<()>,
-    ) -> PyResult<()> {
+        judge: impl FnOnce(&EndpointSpec) -> Result<T>,
+    ) -> PyResult<T> {
         let spec = self.spec.get(py)?.lock().unwrap_or_else(PoisonError::into_inner);
         spec.as_ref().ok_or_else(used).and_then(judge).or_raise(py)
     }
@@ -72,6 +72,11 @@ pub(crate) fn field_name(field: &str) -> Result<&'static str> {
 
 #[pymethods]
 impl Endpoint {
+    /// Whether opening it makes a connection, or looks a name up.
+    fn connects(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, |spec| Ok(spec.connects()))
+    }
+
     #[staticmethod]
     fn tcp(py: Python<'_>, host: String, port: u16, field: &str) -> PyResult<Self> {
         let field = field_name(field).or_raise(py)?;

@@ -266,6 +266,7 @@ impl ListenerValues {
             transparent: self.transparent,
             socket: SocketOptions {
                 keepalive: time("keepalive", self.keepalive)?,
+                short_near: true,
                 ..SocketOptions::default()
             },
             ..ListenOptions::default()
@@ -275,12 +276,14 @@ impl ListenerValues {
 
 impl ServiceValues {
     fn read(self) -> Result<ServiceOptions> {
-        let network =
-            |text: &String| text.parse().map_err(|error: Error| Error::config("proxy_from", error.message()));
+        let network = |(index, text): (usize, &String)| {
+            let wrong = |error: Error| Error::config(format!("proxy_from.{index}"), error.message());
+            text.parse().map_err(wrong)
+        };
         Ok(ServiceOptions {
             routes: self.routes.into_iter().map(RouteValues::read).collect::<Result<_>>()?,
             upgrade: self.upgrade.as_deref().map(read_upgrade).transpose()?,
-            proxy_from: self.proxy_from.iter().map(network).collect::<Result<_>>()?,
+            proxy_from: self.proxy_from.iter().enumerate().map(network).collect::<Result<_>>()?,
             proxy_from_unix: self.proxy_from_unix,
             max_handshakes: self.max_handshakes,
             rate: self.rate.map(|per_second| Rate { per_second, burst: self.burst }),

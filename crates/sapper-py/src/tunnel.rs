@@ -1,6 +1,7 @@
 //! The tunnel's handles. Every method returns at once; what takes time answers into a mailbox, and what
 //! happens is told there as `"tunnel"`.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,10 +77,11 @@ impl CommonValues {
 }
 
 fn addresses(field: &'static str, entries: &[String]) -> Result<IpList> {
-    IpList::parse(entries.iter().map(String::as_str)).map_err(|error| Error::config(field, error.to_string()))
+    IpList::parse(entries.iter().map(String::as_str))
+        .map_err(|error| Error::config(format!("{field}.{}", error.index), error.to_string()))
 }
 
-fn address(field: &'static str, text: &str) -> Result<IpAddr> {
+fn address(field: impl Into<Cow<'static, str>>, text: &str) -> Result<IpAddr> {
     text.parse::<IpAddr>()
         .map(|address| address.to_canonical())
         .map_err(|_| Error::config(field, format!("{text} is no IP address")))
@@ -127,7 +129,8 @@ impl ServerValues {
             asked_hosts: self
                 .asked_hosts
                 .iter()
-                .map(|host| address("asked_hosts", host))
+                .enumerate()
+                .map(|(index, host)| address(format!("asked_hosts.{index}"), host))
                 .collect::<Result<_>>()?,
             max_services: self.max_services,
             tls: self.tls.map(|config| Arc::clone(&config.get().inner)),

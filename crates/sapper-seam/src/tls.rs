@@ -115,20 +115,19 @@ impl OwnValues {
 }
 
 impl RuleValues {
-    fn read(self) -> Result<PeerRule> {
+    fn read((index, this): (usize, Self)) -> Result<PeerRule> {
+        let wrong = |at: usize| {
+            move |error: Error| Error::config(format!("peer_rules.{index}.ip.{at}"), error.message())
+        };
+        let range = |(at, text): (usize, &String)| text.parse().map_err(wrong(at));
         Ok(PeerRule {
-            dns: self.dns,
-            uri: self.uri,
-            email: self.email,
-            ip: self
-                .ip
-                .iter()
-                .map(|text| text.parse())
-                .collect::<Result<_>>()
-                .map_err(|error: Error| Error::config("peer_rules", format!("ip: {}", error.message())))?,
-            cn: self.cn,
-            ou: self.ou,
-            pin: pins("peer_rules", &self.pin)?,
+            dns: this.dns,
+            uri: this.uri,
+            email: this.email,
+            ip: this.ip.iter().enumerate().map(range).collect::<Result<_>>()?,
+            cn: this.cn,
+            ou: this.ou,
+            pin: pins("peer_rules", &this.pin)?,
         })
     }
 }
@@ -184,7 +183,12 @@ impl TlsValues {
                     ("required", ClientAuth::Required),
                 ],
             )?,
-            peer_rules: self.peer_rules.into_iter().map(RuleValues::read).collect::<Result<_>>()?,
+            peer_rules: self
+                .peer_rules
+                .into_iter()
+                .enumerate()
+                .map(RuleValues::read)
+                .collect::<Result<_>>()?,
             crls: self.crls.into_iter().map(material).collect(),
             ocsp: ocsp.transpose()?,
             verifier: None,

@@ -53,6 +53,10 @@ OF_REASON: dict[tuple[ErrorKind, str], tuple[Part, ...]] = {
         "check how the host's name is spelt",
         "whether this machine can look names up",
     ),
+    # What a guest may have (sapper wasi run) is no limit of the system.
+    (ErrorKind.RESOURCE_LIMIT, "fuel"): (("give it more: {}", "--fuel"),),
+    (ErrorKind.RESOURCE_LIMIT, "memory"): (("give it more: {}", "--memory"),),
+    (ErrorKind.RESOURCE_LIMIT, "capture"): (("leave out {}: what it prints is not kept then", "--json"),),
 }
 
 #: Options that have nothing to do with an error of this reason: what a tunnel's server refuses has come to

@@ -5,12 +5,13 @@ there. So each stream has a bounded queue and a thread that writes from it. What
 the count is told once there is room again.
 
 Not here: what is told, and in which form (:mod:`sapper.cli._output`). Streams that are not this process's own
-(a test's, a screen that is drawn on) are written to at once.
+(a test's) are written to at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import sys
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import IO
 
-__all__ = ["finish", "is_told", "put"]
+__all__ = ["Patient", "finish", "is_behind", "is_told", "put"]
 
 #: Characters that wait for one stream: a thousand connections that end at once are told, and a reader that
 #: is further behind than that reads nothing.
@@ -58,6 +59,35 @@ def is_told(stream: IO[str]) -> bool:
     return stream in (sys.__stdout__, sys.__stderr__) and stream.fileno() in _streams
 
 
+def is_behind(stream: IO[str]) -> bool:
+    """Whether what was told before still waits to be written."""
+    return is_told(stream) and _streams[stream.fileno()].is_behind
+
+
+class Patient(io.TextIOBase):
+    """A stream to draw on whose writer waits for nobody: what is written goes through :func:`put`."""
+
+    def __init__(self, stream: IO[str], lost: Callable[[int], str]) -> None:
+        """Says for which stream; the other argument is :func:`put`'s."""
+        self._stream = stream
+        self._lost = lost
+
+    def write(self, text: str) -> int:
+        put(text, self._stream, self._lost)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        encoding: str = getattr(self._stream, "encoding", "utf-8")
+        return encoding
+
+
 def finish() -> None:
     """Gives what waits a moment to be written; what is left is lost."""
     until = monotonic() + AT_THE_END
@@ -89,6 +119,11 @@ class _Lines:
             self._waiting.append(text)
             self._size += len(text)
             self._changed.notify_all()
+
+    @property
+    def is_behind(self) -> bool:
+        with self._changed:
+            return bool(self._waiting or self._is_writing)
 
     def wait(self, until: float) -> None:
         """Until all is written, or that moment."""

@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from sapper._log import tell
-from sapper.cli._lines import is_told, put
+from sapper.cli._lines import Patient, is_told, put
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_CODES",
     "amount",
+    "canvas",
     "drawn",
     "duration",
     "error_values",
@@ -94,6 +95,14 @@ def drawn(console: Console) -> Iterator[None]:
     with console.capture() as drawing:
         yield
     put(drawing.get(), sys.stderr, _lost_text)
+
+
+def canvas() -> Console:
+    """Standard error to draw on while a command serves: it goes on where nobody reads."""
+    from rich.console import Console
+
+    stream = cast("IO[str]", Patient(sys.stderr, _lost_text))
+    return Console(file=stream, highlight=False, emoji=False)
 
 
 def now() -> str:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import IO, Any
 
-from rich.console import Console
 from rich.live import Live
 
 from sapper import _native
+from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper._takeover import Taken
-from sapper.cli._names import named
+from sapper.cli._lines import is_behind
+from sapper.cli._names import named, of_file
 from sapper.cli._output import (
-    drawn,
+    canvas,
     error_values,
     fail,
     log_told,
@@ -27,7 +29,7 @@ from sapper.cli._output import (
     stats_values,
     tell_json,
 )
-from sapper.endpoint import Endpoint, Fd, File, TcpListen, Tls, TlsListen, UnixListen
+from sapper.endpoint import Endpoint, Fd, File, Tcp, TcpListen, Tls, TlsListen, Udp, Unix, UnixListen
 from sapper.errors import ClosedError, ErrorKind, SapperError
 from sapper.metrics import MetricsServer
 from sapper.pump import Pump, PumpOptions, connect
@@ -42,7 +44,8 @@ class Report:
     def __init__(self, json_to: IO[str] | None, *, quiet: bool, interval: float | None) -> None:
         self._json_to = json_to
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False, emoji=False)
+        self._stream = sys.stderr
+        self._console = canvas()
         usual = 1.0 if self._console.is_terminal and json_to is None and not quiet else 0.0
         self._interval = usual if interval is None else interval
 
@@ -87,9 +90,17 @@ class Report:
                 await asyncio.sleep(self._interval)
                 tell_json({"event": "stats", **stats_values(pump.stats())}, self._json_to)
         before = pump.stats()
+        if not self._console.is_terminal:
+            while True:
+                await asyncio.sleep(self._interval)
+                now = pump.stats()
+                self._console.print(stats_table(now, before))
+                before = now
         with Live(stats_table(before), console=self._console, auto_refresh=False, transient=True) as live:
             while True:
                 await asyncio.sleep(self._interval)
+                if is_behind(self._stream):
+                    continue  # a held terminal shows the newest once it is let go, not all of them
                 now = pump.stats()
                 live.update(stats_table(now, before), refresh=True)
                 before = now
@@ -101,8 +112,7 @@ class Report:
             said = error_values(error) if error is not None else None
             tell_json({"event": "closed", "error": said, "stats": stats_values(stats)}, self._json_to)
         elif not self._quiet and stats.running > 0:
-            with drawn(self._console):
-                self._console.print(stats_table(stats))
+            self._console.print(stats_table(stats))
 
 
 def _text(word: bytes | None) -> str | None:
@@ -125,14 +135,29 @@ async def run(
     report: Report,
     metrics: tuple[str, ...] = (),
     words: Mapping[str, str] | None = None,
+    in_file: Collection[str] = (),
 ) -> int:
-    """Runs a bridge to its end and gives the exit code; ``words`` are those for its options of TLS."""
+    """Runs a bridge to its end and gives the exit code.
+
+    Args:
+        ends: What was typed, in its order.
+        tls: The configuration of TLS, where one was given.
+        server_name: The name to check.
+        options: How payload moves.
+        drain: Seconds that the first signal gives.
+        report: Hears what happens.
+        metrics: Where figures are asked for.
+        words: What options of TLS are called here.
+        in_file: The options that a file says, and nothing else.
+    """
     network, inner = _in_order(ends)
     the_network, the_sink = ("B", "A") if network is not ends[0] else ("A", "B")
     names = {**(words or {}), "socket": the_network, "network": the_network, "sink": the_sink}
     try:
         pump, told = _make(network, inner, tls, server_name, options)
     except SapperError as failure:
+        if (failure.field or "").split(".")[0] in in_file:
+            raise of_file(failure, "bridge") from None
         raise named(failure, names) from None
     try:
         servers = [MetricsServer(address, pumps={"bridge": pump}) for address in metrics]
@@ -239,16 +264,31 @@ def _one_way(a: Endpoint, b: Endpoint, options: PumpOptions) -> PumpOptions:
     return options.model_copy(update={"direction": "encrypt-only" if to_network else "decrypt-only"})
 
 
+def _must_connect(a: Endpoint, b: Endpoint, options: PumpOptions) -> None:
+    """Refuses a time for connecting where nothing is connected to, now or (by another sink) later."""
+    usual = type(options).model_fields["connect_timeout"].default
+    # A name to listen at may have to be looked up.
+    if options.connect_timeout != usual and not any(
+        isinstance(one, Tcp | Tls | Unix | Udp | TcpListen | TlsListen) for one in (a, b)
+    ):
+        raise unused("connect_timeout", "there is nothing to connect to")
+
+
 def _make(
     a: Endpoint, b: Endpoint, tls: TlsConfig | None, server_name: str | None, options: PumpOptions
 ) -> tuple[Pump, tuple[Endpoint, Endpoint]]:
     """The pump, and its ends as they are told."""
     options = _one_way(a, b, options)
+    _must_connect(a, b, options)
     if not isinstance(a, Tls | TlsListen):
-        if tls is not None or server_name is not None:
-            raise config_error("network", "options of TLS need a tls: or tls-listen: endpoint")
+        if tls is not None:
+            raise of_file(unused(None, "no end is a tls: or tls-listen: endpoint"), "tls")
+        if server_name is not None:
+            raise unused("server_hostname", "needs a tls: endpoint")
         first, second = _listening(a), _listening(b)
         return connect(first, second, options=options), (_told(first), _told(second))
+    if server_name is not None and not any(isinstance(one, Tls) for one in (a, b)):
+        raise unused("server_hostname", "is for a tls: endpoint: a server's clients say which name they want")
     if isinstance(a, TlsListen) and (tls is None or tls.credentials.kind == "none"):
         raise config_error(
             "credentials", "a tls-listen: endpoint needs --cert and --key, or a pre-shared key"

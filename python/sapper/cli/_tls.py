@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from sapper._mistakes import config_error
+from sapper._mistakes import config_error, unused
 from sapper.cli._names import naming
 from sapper.cli._tls_options import PASSWORD, PSK, TLS_OPTIONS, Role, TlsOption, option, tls_words, variable
 
@@ -168,20 +168,12 @@ class TypedTls:
             ConfigError: A value is wrong; its field is what was typed.
         """
         from sapper.tls import TlsConfig
-        from sapper.tls.config import PskCredentials
 
         kept = {name: getattr(base, name) for name in base.model_fields_set} if base is not None else {}
         words = self.words()
         given = self._values()
         with naming(words):
             made = TlsConfig.from_mapping({**kept, **given})
-        is_psk = isinstance(made.credentials, PskCredentials)
-        self._refuse(
-            not is_psk, "danger-short-psk", "there is no pre-shared key, of whatever length: --psk-identity"
-        )
-        self._refuse(
-            is_psk or not made.resumption, "ticket-lifetime", "nothing is resumed: there are no tickets"
-        )
         if self._flags.role == "server" and made.credentials.kind == "none":
             cert, key, *others = (self._option(name) for name in ("cert", "key", "pkcs12", "psk-identity"))
             raise config_error(cert, f"a server's TLS needs {cert} and {key}, {' or '.join(others)}")
@@ -212,7 +204,7 @@ class TypedTls:
 
     def _refuse(self, wrong: bool, name: str, why: str) -> None:
         if wrong and name in self._given:
-            raise config_error(self._option(name), why)
+            raise unused(self._option(name), why)
 
     def _option(self, name: str) -> str:
         return self._flags.option(name)

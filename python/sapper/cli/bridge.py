@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.cli._names import in_file, naming
 from sapper.cli._run import Report, run
@@ -71,7 +72,7 @@ def bridge(
     accept_timeout: Annotated[float | None, _waiting_option("Seconds to wait for a visitor.")] = None,
     handshake_timeout: Annotated[float | None, _waiting_option("Seconds for the handshake.")] = None,
     idle_timeout: Annotated[float | None, _waiting_option("Seconds without a byte, then it ends.")] = None,
-    drain: Annotated[float, _waiting_option("Seconds that Ctrl-C gives to deliver what waits.")] = 2.0,
+    drain: Annotated[float | None, _waiting_option("Seconds that Ctrl-C gives to deliver (2).")] = None,
     stats: Annotated[
         float | None,
         typer.Option(
@@ -110,12 +111,15 @@ def bridge(
     """
     ends = parse(first, field="A"), parse(second, field="B")
     tables = _tables(config)
-    if tap is None and (tap_filter is not None or tap_max_bytes is not None):
-        raise config_error("--tap", "--tap-filter and --tap-max-bytes need --tap")
+    for name, said in (("--tap-filter", tap_filter), ("--tap-max-bytes", tap_max_bytes)):
+        if tap is None and said is not None:
+            raise unused(name, "belongs to --tap, which is not given")
     with naming():
         tap_options = TapOptions(path=tap, filter=tap_filter, max_bytes=tap_max_bytes) if tap else None
     _must_be_open(ends)
-    options = _options(
+    if quiet and as_json:
+        raise unused("--quiet", "programs are told everything: leave it away, or --json")
+    options, in_file = _options(
         config if "bridge" in tables else None,
         framing=framing,
         sink_framing=sink_framing,
@@ -127,6 +131,7 @@ def bridge(
         accept_timeout=accept_timeout,
         handshake_timeout=handshake_timeout,
         idle_timeout=idle_timeout,
+        close_timeout=drain,
         upgrade=upgrade,
         tap=tap_options,
     )
@@ -134,7 +139,10 @@ def bridge(
     out = sys.stderr if any(isinstance(end, Stdio) for end in ends) else sys.stdout
     report = Report(out if as_json else None, quiet=quiet, interval=stats)
     places = tuple(metrics or ())
-    code = asyncio.run(run(ends, tls_config, server_name, options, drain, report, places, words))
+    running = run(
+        ends, tls_config, server_name, options, options.close_timeout, report, places, words, in_file
+    )
+    code = asyncio.run(running)
     if code:
         raise typer.Exit(code)
 
@@ -166,14 +174,14 @@ def _tables(path: Path | None) -> dict[str, Any]:
     return tables
 
 
-def _options(path: Path | None, **given: Any) -> PumpOptions:
+def _options(path: Path | None, **given: Any) -> tuple[PumpOptions, set[str]]:
+    """The options of what was typed and of what a file says, and the names of those that it alone says."""
     with in_file("bridge"):
         base = PumpOptions.from_toml(path, table="bridge") if path is not None else None
     kept = {name: getattr(base, name) for name in base.model_fields_set} if base is not None else {}
+    typed = {name: value for name, value in given.items() if value is not None}
     with naming():
-        return PumpOptions.from_mapping(
-            {**kept, **{name: value for name, value in given.items() if value is not None}}
-        )
+        return PumpOptions.from_mapping({**kept, **typed}), kept.keys() - typed.keys()
 
 
 def _tls(
@@ -186,7 +194,10 @@ def _tls(
     if not typed:
         # A key of a file has no other name here.
         return base, words | {"key": "--config"} if base and base.credentials.kind == "psk" else words
-    made = typed.config(base)
     roles: set[Role] = {"client" for end in ends if isinstance(end, Tls)}
-    typed.fit(made, roles | {"server" for end in ends if isinstance(end, TlsListen)})
+    roles |= {"server" for end in ends if isinstance(end, TlsListen)}
+    if not roles:
+        raise unused(typed.first, "needs a tls: or tls-listen: endpoint")
+    made = typed.config(base)
+    typed.fit(made, roles)
     return made, words

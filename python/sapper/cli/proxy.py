@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.cli._help import Command
 from sapper.cli._names import Words, in_file
@@ -186,6 +187,16 @@ def run(
 
     if listen is None and config is None:
         raise config_error("LISTEN", "say where to listen and where to go: sapper proxy :8443 localhost:8080")
+    if quiet and as_json:
+        raise unused("--quiet", "programs are told everything: leave it away, or --json")
+    of_a_way = {
+        "--pass-through": pass_through,
+        "--keep-source": keep_source,
+        "--send-proxy": send_proxy,
+        "--upstream-upgrade": upstream_upgrade,
+    }
+    if not service and not route and (name := next((one for one, said in of_a_way.items() if said), None)):
+        raise unused(name, "belongs to a SERVICE or a --route, and none was typed")
     journal = Journal(as_json=as_json, quiet=quiet)
     with words:
         code = asyncio.run(serve(options(), options, tuple(metrics or ()), journal))

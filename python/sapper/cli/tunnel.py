@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.cli._help import Command
 from sapper.cli._names import Words, in_file
@@ -162,7 +163,7 @@ def serve(
         "danger_allow_anonymous": danger_allow_anonymous or None,
     }
     if visitor_burst is not None and visitor_rate is None and config is None:
-        raise config_error("--visitor-burst", "belongs to --visitor-rate, which is not given")
+        raise unused("--visitor-burst", "belongs to --visitor-rate, which is not given")
     given = {name: value for name, value in given.items() if value is not None}
     typed = {name: one for name, one in (("tls", tls), ("visitor_tls", visitor_tls)) if one}
     # Of what is wrong with TLS as a whole.
@@ -195,9 +196,9 @@ def serve(
             return ServerConfig(**kept)
 
     first = read()
+    made = folder / "tunnel-token"
     if first.lease_file is not None and first.lease_file == usual[0]:
         _take_over(folder, first.lease_file)
-    made = folder / "tunnel-token"
     if first.token_file == made:
         _make_token(folder)
     elif first.lease_file is not None and first.lease_file.parent == folder:
@@ -224,12 +225,16 @@ def status(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on asking, until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(help="Seconds between two questions.", min=0.1)] = 1.0,
+    interval: Annotated[
+        float | None, typer.Option(help="Seconds between two questions of --watch: 1.", min=0.1)
+    ] = None,
 ) -> None:
     """Ask a running server, or client, for its tunnels: ports, visitors, bytes, rates, round trips."""
     from sapper.cli._tunnel_status import show_status
 
-    show_status(address, as_json=as_json, watch=interval if watch else None)
+    if interval is not None and not watch:
+        raise unused("--interval", "is for --watch: without it there is one question")
+    show_status(address, as_json=as_json, watch=(interval or 1.0) if watch else None)
 
 
 @with_tls
@@ -318,6 +323,8 @@ def expose(
         given["limits"] = Limits(bytes_per_second=bytes_per_second, visitors=max_visitors)
     given = {name: value for name, value in given.items() if value is not None}
 
+    if qr is not None and as_json:
+        raise unused("--qr", "programs get it in any case: leave it away, or --json")
     files: list[Path | None] = [config, token_file]
     words = Words({**typed.words(), **_CLIENT_WORDS, "tls": typed.first or "--tls"}, "expose")
 
@@ -450,6 +457,8 @@ def _merged(base: ClientConfig, own: dict[str, Any], typed: TypedTls) -> ClientC
         kept = {name: value for name, value in kept.items() if name not in ("token_file", "credentials")}
     if own.keys() & {"service", "services"}:
         kept = {name: value for name, value in kept.items() if name not in ("service", "services")}
+    if own.get("reconnect") is False:  # how it would connect again is of no use then
+        kept = {name: value for name, value in kept.items() if name not in ("reconnect_delay", "grace")}
     said = kept.get("tls", False)
     if typed:
         own = own | {"tls": typed.config(None if isinstance(said, bool) else said)}

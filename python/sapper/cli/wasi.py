@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sapper._options import config_error
+from sapper._options import config_error, read_toml
 from sapper.cli._help import Command
 from sapper.cli._output import EXIT_CODES, write_json
 from sapper.errors import SapperError
@@ -57,8 +57,9 @@ def run(
     tls: Annotated[
         list[str] | None,
         typer.Option(
-            help="TLS configuration, a TOML file; with a name (or *.name) in front for that server alone. "
-            "Repeatable, the first that fits counts. The system's roots without it.",
+            help="TLS configuration, a TOML file, in it a table \\[tls] or the options alone; with a name "
+            "(or *.name) in front for that server alone. Repeatable, the first that fits counts. The "
+            "system's roots without it.",
             metavar="[NAME=]FILE",
         ),
     ] = None,
@@ -145,6 +146,15 @@ def _dir(text: str) -> dict[str, Any]:
     return {"host": host, "guest": guest or host, "writable": writable}
 
 
+def _tls_file(path: Path) -> TlsConfig:
+    """The options in a table [tls], as other commands have them in a file, or those of the whole file."""
+    document = read_toml(path)  # once: it may be a pipe
+    table = "tls" if "tls" in document else None
+    if table is not None and (others := document.keys() - {table}):
+        raise config_error(min(others), "stands beside the table [tls], which has all options of TLS")
+    return TlsConfig._of_document(path, document, table)
+
+
 def _tls(given: list[str]) -> dict[str, TlsConfig]:
     configurations: dict[str, TlsConfig] = {}
     for text in given:
@@ -154,7 +164,7 @@ def _tls(given: list[str]) -> dict[str, TlsConfig]:
         if name in configurations:
             raise config_error("--tls", f"{name} has two configurations")
         try:
-            configurations[name] = TlsConfig.from_toml(file)
+            configurations[name] = _tls_file(Path(file))
         except SapperError as error:
             what = f"{file}: {error.field}: {error.message}" if error.field else error.message
             raise type(error)(what, replace(error.context, field="--tls")) from None

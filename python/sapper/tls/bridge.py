@@ -22,6 +22,7 @@ from sapper import _arguments, _native, endpoint
 from sapper._joining import build, take_both
 from sapper._life import Callback, ErrorCallback, Policy
 from sapper._loop import running_post
+from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
 from sapper.errors import ApiMisuseError, ErrorContext
@@ -421,9 +422,9 @@ def create_bridge(
             inner_config = TlsConfig.of(sink_credentials, field="sink_credentials")
             inner_tls = side(inner, inner_config, False, sink_hostname, "sink_hostname")
         elif sink_credentials is not None:
-            raise config_error("sink_credentials", "are for a sink that is a tls: or tls-listen: endpoint")
+            raise unused("sink_credentials", "are for a sink that is a tls: or tls-listen: endpoint")
         elif sink_hostname is not None:
-            raise config_error("sink_hostname", "is for a sink that is a tls: endpoint")
+            raise unused("sink_hostname", "is for a sink that is a tls: endpoint")
     except BaseException:
         inner.give_back()
         network.give_back()
@@ -456,7 +457,7 @@ def side(
         raise config_error("server_side", "a tls:// endpoint is a client's; write tcp:// or tls-listen://")
     if is_server:
         if hostname is not None:
-            raise config_error(name, "is for clients: a server's clients say which name they want")
+            raise unused(name, "is for clients: a server's clients say which name they want")
         return (config.native, True, None)
     return (config.native, False, hostname if hostname is not None else taken.host)
 

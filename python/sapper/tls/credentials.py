@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, PlainValidator, SecretBytes, model_validator
+from pydantic import Field, PlainValidator, SecretBytes, Strict, model_validator
 
 from sapper import _arguments, _native
 from sapper._options import Options, config_error
@@ -277,6 +277,10 @@ def _only_key(values: dict[str, Any]) -> SecretBytes:
     raise config_error("key", "is required beside identity, or key_file")
 
 
+#: A longest time, so that every deadline is a moment that the clock knows.
+_YEAR = 365 * 86_400.0
+
+
 def _must_be_callable(value: object) -> object:
     if not callable(value):
         raise ValueError("must be callable")
@@ -289,7 +293,7 @@ class PskLookupCredentials(Credentials):
     kind: Literal["psk_lookup"] = "psk_lookup"
     finder: Annotated[PskFinder, PlainValidator(_must_be_callable)]
     """Gives the key of an identity."""
-    timeout: float = Field(default=5.0, gt=0)
+    timeout: Annotated[float, Strict(), Field(gt=0, le=_YEAR, allow_inf_nan=False)] = 5.0
     """Seconds to wait for it."""
     hash: Literal["sha256", "sha384"] = "sha256"
     """The hash the keys belong to in TLS 1.3."""

@@ -18,45 +18,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import weakref
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from sapper import _arguments, _native, endpoint
+from sapper import _arguments, _native
 from sapper._life import EventStream
 from sapper._loop import running_post
 from sapper._options import config_error
 from sapper._owned import dropped, subscribe
-from sapper._takeover import Taken, must_be_open
+from sapper._takeover import Taken
 from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, ResourceLimit, SapperError
 from sapper.events import Closed, Event, HandshakeFailed
 from sapper.pump_options import PumpOptions
 from sapper.tls.bridge import PeerPolicy, with_protocol
 from sapper.tls.config import Credentials, TlsConfig
+from sapper.tls.listen_address import ListenAddress, where_to_listen
 from sapper.tls.stream import TlsStream, shake
 from sapper.tls.stream_options import SessionOptions, known, pump_options
 
 __all__ = ["ListenAddress", "ListenerStats", "TlsListener", "listen"]
 
 logger = logging.getLogger("sapper")
-
-#: Where to listen: ``(host, port)``, ``"tcp-listen://[::]:443"``, ``"unix-listen:/path"``, a socket or
-#: descriptor that listens already, or several of these.
-ListenAddress = (
-    tuple[str | None, int]
-    | str
-    | endpoint.TcpListen
-    | endpoint.UnixListen
-    | socket.socket
-    | int
-    | Sequence[socket.socket | int]
-)
 
 Handler = Callable[[TlsStream], Awaitable[object]]
 
@@ -374,8 +361,11 @@ class TlsListener:
             self._shaking[task] = shaking
             task.add_done_callback(partial(_shaken, me))
             self._make_room()
-        elif value is None:  # max_connections are open, and somebody waits
-            self._give_way("max_connections are open", "too_many_connections")
+        elif value is None:  # there is no room for another one, and somebody waits
+            self._give_way(
+                "max_connections, or all that the process has descriptors for, are open",
+                "too_many_connections",
+            )
         else:
             self._addresses = tuple(value)
             if self._listening is not None and not self._listening.done():
@@ -575,71 +565,9 @@ def listen(
         "replace_stale": replace_stale,
         "keepalive": keepalive,
     }
-    start, own = _where(address, values)
+    start, own = where_to_listen(address, values)
     if times.upgrade == "mysql":
         raise config_error("upgrade", '"mysql" needs both ends before TLS: make bridges', "two_sided")
     config = with_protocol(TlsConfig.of(credentials, early_data=True), times.upgrade)
     config.native.check_server()
     return TlsListener(start, config, times, options.get("peer_policy"), own, max_handshakes)
-
-
-def _where(
-    address: ListenAddress, values: _native.ListenerDict
-) -> tuple[Callable[[_native.Mailbox, int], _native.Listener], Callable[[], None]]:
-    """How to begin, and what to do with what the caller gave once that has worked."""
-    if isinstance(address, str):
-        parsed = endpoint.parse(address, field="address")
-        if not isinstance(parsed, endpoint.TcpListen | endpoint.UnixListen):
-            raise config_error("address", f"{address!r} is nothing to listen at", "not_a_listener")
-        address = parsed
-    if isinstance(address, endpoint.UnixListen):
-        path = address.path
-        return lambda mailbox, key: _native.Listener.unix(path, values, mailbox, key), _nothing
-    if isinstance(address, endpoint.TcpListen):
-        address = (address.host, address.port)
-    if isinstance(address, tuple) and len(address) == 2 and isinstance(address[0], str | None):
-        return _tcp(address[0], address[1], values), _nothing
-    if isinstance(address, socket.socket | int):
-        return _adopted([address], values)
-    several: object = address
-    if isinstance(several, bytes | bytearray | memoryview) or not isinstance(several, Iterable):
-        raise _arguments.wrong_type("address", "an address or what listens", several)
-    return _adopted(list(address), values)
-
-
-def _tcp(
-    host: str | None, port: object, values: _native.ListenerDict
-) -> Callable[[_native.Mailbox, int], _native.Listener]:
-    if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65_535:
-        raise config_error("address", "a port is a whole number from 0 to 65535")
-    where = None if host in (None, "", "::") else host
-    if where is not None:
-        endpoint.check_host(where, "address")
-    return lambda mailbox, key: _native.Listener.tcp(where, port, values, mailbox, key)
-
-
-def _adopted(
-    given: Sequence[Any], values: _native.ListenerDict
-) -> tuple[Callable[[_native.Mailbox, int], _native.Listener], Callable[[], None]]:
-    numbers: list[int] = []
-    for one in given:
-        number = one.fileno() if isinstance(one, socket.socket) else one
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise config_error(
-                "address", f"must be an address or what listens, not {type(one).__name__}", "wrong_type"
-            )
-        must_be_open(number, "address")
-        numbers.append(number)
-    if not numbers:
-        raise config_error("address", "names nothing to listen at")
-
-    def own() -> None:
-        for one in given:
-            if isinstance(one, socket.socket):
-                os.close(one.detach())
-
-    return lambda mailbox, key: _native.Listener.adopt(numbers, values, mailbox, key), own
-
-
-def _nothing() -> None:
-    return None

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from sapper import _native
-from sapper._mistakes import again
+from sapper._mistakes import again, unused
 from sapper._options import Options, config_error
-from sapper.endpoint import split_address
+from sapper.endpoint import secure_url, split_address
 from sapper.errors import ConfigError
 from sapper.pump import Upgrade
 from sapper.tls.bridge import with_protocol
@@ -35,7 +35,11 @@ _YEAR = 365 * 86_400.0
 
 
 def _as_list(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        raise config_error(None, f"must be text, or several texts, not {type(value).__name__}", "wrong_type")
+    return value
 
 
 def _as_tls(value: object) -> object:
@@ -77,19 +81,19 @@ class Route(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for text in self.to:
-            _upstream(text)
+        for number, text in enumerate(self.to):
+            _upstream(text, _entry("to", number, self.to))
         if not self.to:
             raise config_error("to", "a way leads to a service")
         speaks_tls = {text.startswith("tls:") for text in self.to}
         if len(speaks_tls) > 1:
             raise config_error("to", "either all services of one way speak TLS, or none")
         if self.upstream_name is not None and not (True in speaks_tls or self.upstream_tls is not None):
-            raise config_error("upstream_name", "is for services that speak TLS: tls://host:port")
+            raise unused("upstream_name", "is for services that speak TLS: tls://host:port")
         if self.upstream_upgrade is not None and not (True in speaks_tls or self.upstream_tls is not None):
-            raise config_error("upstream_upgrade", "is for services that speak TLS: tls://host:port")
+            raise unused("upstream_upgrade", "is for services that speak TLS: tls://host:port")
         if self.pass_through and self.tls is not None:
-            raise config_error("pass_through", "nothing is decrypted: tls has no use here")
+            raise unused("pass_through", "nothing is decrypted: tls has no use here")
         return self
 
     def configurations(
@@ -148,11 +152,12 @@ class ProxyOptions(Options):
     """Who is believed about the client behind it: networks, or ``"unix"`` for clients of Unix sockets. Their
     connections must begin with a PROXY header."""
     max_connections: _Whole = Field(default=10_000, ge=1, le=2**31)
-    """Open connections. At the limit one whose handshake is not done gives way to a newcomer, as beyond
-    ``max_handshakes``; where all are served, accepting waits."""
+    """Open connections. At the limit one whose handshake is not done gives way to a newcomer: of the sender
+    that has most of them the one that said least, of those the oldest. So it is where the process has too
+    few descriptors for them all (two each: ``resource.setrlimit``). Where all are served, accepting waits."""
     max_handshakes: _Whole = Field(default=256, ge=1, le=2**31)
-    """Clients' handshakes under way. Beyond it, of the sender that has most of them, the one that said least
-    gives way to a newcomer."""
+    """Clients' handshakes under way, from their first byte. Beyond it, of the sender that has most of them
+    the oldest gives way to a newcomer."""
     rate: Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)] | None = None
     """New connections of one address (IPv6: of one /64) a second; ``None`` is no limit."""
     burst: _Whole = Field(default=20, ge=1, le=2**31)
@@ -184,43 +189,80 @@ class ProxyOptions(Options):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if "" in self.proxy_from:
+            name = _entry("proxy_from", self.proxy_from.index(""), self.proxy_from)
+            raise config_error(name, "an empty text is no network")
         if not self.listen:
             raise config_error("listen", "a proxy needs an address to listen at")
-        for text in self.listen:
+        for number, text in enumerate(self.listen):
             if not _is_systemd(text):
-                listen_values(text)
+                listen_values(text, _entry("listen", number, self.listen))
         if not self.routes and not self.to:
             raise config_error("to", "a proxy needs a service to go to, or routes")
         if not self.to:
             for name in ("pass_through", "upstream_name", "upstream_upgrade", "send_proxy", "keep_source"):
                 if getattr(self, name):
-                    raise config_error(name, "belongs to a service: give it in the routes")
+                    raise unused(name, "belongs to a service: give it in the routes")
         default = self._default_route()
         ways = [*self.routes, default] if default is not None else self.routes
         self._nothing_unused(ways)
+        self._fits_addresses(ways)
         if self.upgrade is not None and not all(way.configurations(self.tls, None)[0] for way in ways):
-            raise config_error("upgrade", "is for clients whose TLS ends here: it needs tls")
+            raise unused("upgrade", "is for clients whose TLS ends here: it needs tls")
         if self.upgrade == "mysql" and any(way.names for way in ways):
             raise config_error(
                 "upgrade",
                 "the service speaks before a client can name one: there is one way, without names",
                 "two_sided",
             )
-        for network in self.proxy_from:
-            if not network:
-                raise config_error("proxy_from", "an empty text is no network")
         return self
 
     def _nothing_unused(self, ways: Sequence[Route]) -> None:
         """TLS that no way has a use for would be believed to be there."""
         if self.tls is not None and all(way.pass_through or way.tls is not None for way in ways):
             if self.pass_through:
-                raise config_error("pass_through", "nothing is decrypted: tls has no use here")
-            raise config_error("tls", "no way has a use for it: each passes TLS through, or has its own")
+                raise unused("pass_through", "nothing is decrypted: tls has no use here")
+            raise unused("tls", "no way has a use for it: each passes TLS through, or has its own")
         if self.upstream_tls is not None and not any(
             way.to[0].startswith("tls:") and way.upstream_tls is None for way in ways
         ):
-            raise config_error("upstream_tls", "is for services that speak TLS: tls://host:port")
+            raise unused("upstream_tls", "is for services that speak TLS: tls://host:port")
+
+        looks = any(way.pass_through or way.configurations(self.tls, None)[0] is not None for way in ways)
+        if not (looks or self.proxy_from or any(way.upstream_upgrade == "mysql" for way in ways)):
+            for name in ("handshake_timeout", "max_handshakes"):
+                self._needs(name, "clients say nothing before payload: neither TLS nor a PROXY header")
+        if self.rate is None:
+            self._needs("burst", "belongs to rate, which is not given")
+
+    def _fits_addresses(self, ways: Sequence[Route]) -> None:
+        """What is said of sockets, or of clients' addresses, that are not there."""
+        kinds = {_kind(text) for text in self.listen}
+        if "path" not in kinds:
+            self._needs("unix_mode", "is for a path at which this proxy listens: unix:/path")
+        if "tcp" not in kinds:
+            for name in ("reuse_port", "transparent"):
+                self._needs(name, "is for a TCP port at which this proxy listens")
+        if kinds == {"inherited"}:
+            self._needs("backlog", "is for sockets that this proxy makes: those that it is given have theirs")
+        if kinds <= {"path", "abstract"}:
+            if self.keepalive is not None:
+                self._needs("keepalive", "is for TCP: who leaves a Unix socket is never silent")
+            if not self.proxy_from:
+                self._needs("rate", "clients of Unix sockets have no addresses")
+        for number, way in enumerate(ways):
+            if way.keep_source and (
+                all(text.removeprefix("tls:").startswith("unix:") for text in way.to)
+                or (kinds <= {"path", "abstract"} and not self.proxy_from)
+            ):
+                name = f"routes.{number}.keep_source" if number < len(self.routes) else "keep_source"
+                raise unused(name, "there are no addresses on a Unix socket")
+        for number, network in enumerate(self.proxy_from):
+            name = _entry("proxy_from", number, self.proxy_from)
+            if network == "unix" and kinds == {"tcp"}:
+                raise unused(name, "is for clients of Unix sockets: this proxy has none")
+            if network != "unix" and kinds <= {"path", "abstract"}:
+                raise unused(name, "clients of Unix sockets are in no network: say unix")
 
     def _default_route(self) -> Route | None:
         if not self.to:
@@ -280,6 +322,11 @@ class ProxyOptions(Options):
 
     def where_said(self, error: ConfigError) -> ConfigError:
         """The error of native code, which numbers all ways, with the path as it was given."""
+        if found := re.fullmatch(r"proxy_from\.(\d+)", error.field or ""):
+            # That of Unix sockets' clients is told apart from networks.
+            networks = [at for at, one in enumerate(self.proxy_from) if one != "unix"]
+            name = _entry("proxy_from", networks[int(found[1])], self.proxy_from)
+            return again(error, error.message, name)
         found = re.match(r"routes\.(\d+)\.((\w+).*)", error.field or "")
         if found is None:
             return error
@@ -317,6 +364,14 @@ class ProxyOptions(Options):
         return values
 
 
+def _kind(text: str) -> str:
+    """What is listened at: ``"tcp"``, ``"path"``, ``"abstract"``, or ``"inherited"``."""
+    if _is_systemd(text) or text.startswith("fd:"):
+        return "inherited"
+    path = _path(text)
+    return "tcp" if path is None else "abstract" if path.startswith("@") else "path"
+
+
 def _is_systemd(text: str) -> bool:
     return text == "systemd" or text.startswith("systemd:")
 
@@ -343,15 +398,23 @@ def listen_values(text: str, field: str = "listen") -> _native.ProxyListenDict:
     return {**values, "host": None if host == "*" else host, "port": port}
 
 
-def _upstream(text: str) -> _native.UpstreamDict:
+def _entry(name: str, number: int, several: Sequence[object]) -> str:
+    """What one of a list is called; the only one may have been given without a list."""
+    return name if len(several) == 1 else f"{name}.{number}"
+
+
+def _upstream(text: str, field: str = "to") -> _native.UpstreamDict:
     if text == "original":
         return {"host": None, "port": 0, "path": None}
     bare = text.removeprefix("tls:")
     if (path := _path(bare)) is not None:
         return {"host": None, "port": 0, "path": path}
-    host, port = _address(text.removeprefix("tls://"), "to", "localhost")
+    if (secure := secure_url(text)) is not None:
+        # host:port alone would send it in clear what was meant for TLS.
+        raise config_error(field, f"{text!r} is a URL of a service that speaks TLS: write tls://{secure}")
+    host, port = _address(text.removeprefix("tls://"), field, "localhost")
     if port == 0:
-        raise config_error("to", f"{text!r}: nobody can be reached at port 0")
+        raise config_error(field, f"{text!r}: nobody can be reached at port 0")
     return {"host": host, "port": port, "path": None}
 
 
@@ -364,6 +427,10 @@ def _path(text: str) -> str | None:
 
 def _address(text: str, field: str, default_host: str) -> tuple[str, int]:
     bare = text.removeprefix("tcp://")
+    if field == "listen" and (secure := secure_url(text)) is not None:
+        raise config_error(
+            field, f"{text!r} is a URL: write {secure}; that clients speak TLS is said by a certificate"
+        )
     try:
         if re.fullmatch(r"[0-9]{1,5}", bare):
             bare = f":{bare}"

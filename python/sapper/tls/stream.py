@@ -25,9 +25,10 @@ from typing import Any, Unpack, cast
 from sapper import _arguments, _native
 from sapper._joining import build
 from sapper._loop import current_loop, running_post
+from sapper._mistakes import again, unused
 from sapper._options import config_error
 from sapper._owned import dropped
-from sapper._takeover import EndpointLike, Taken, take
+from sapper._takeover import EndpointLike, Taken, not_a_transport, take
 from sapper.errors import ApiMisuseError, ErrorContext, SapperError
 from sapper.pump_options import PumpOptions
 from sapper.stats import PumpStats
@@ -35,7 +36,7 @@ from sapper.stream import ByteStream
 from sapper.tls.bridge import Bridge, HandshakeInfo, PeerPolicy, asked, side, with_protocol
 from sapper.tls.config import Credentials, TlsConfig
 from sapper.tls.session import TlsSession, extra_info
-from sapper.tls.stream_options import ClientOptions, ServerOptions, known, pump_options
+from sapper.tls.stream_options import ClientOptions, ServerOptions, check_connecting, known, pump_options
 
 __all__ = ["TlsStream", "connect", "start_client", "start_server"]
 
@@ -250,7 +251,14 @@ async def connect(host: str, port: int, **options: Unpack[ClientOptions]) -> Tls
         PolicyDenied: The policy said no.
     """
     known("connect", ClientOptions, options)
-    return await start_client((host, port), **options)
+    _arguments.host_name(host, "host")
+    _arguments.whole(port, "port", 1, 65_535)
+    try:
+        return await start_client((host, port), **options)
+    except SapperError as error:
+        if error.field != "stream":
+            raise
+        raise again(error, error.message, "host") from error.__cause__
 
 
 async def start_client(
@@ -313,9 +321,13 @@ async def _start(
     policy, early = given.get("peer_policy"), _early_data(given)
     config = with_protocol(config, options.upgrade)
     if isinstance(stream, ByteStream):
-        await stream.drain()
+        try:
+            await stream.drain()
+        except AttributeError as error:  # it was never set up
+            raise not_a_transport(stream, "stream", error) from error
     taken = take(stream, "stream")
     try:
+        check_connecting(options, taken.native)
         tls = side(taken, config, server_side, given.get("server_hostname"), "server_hostname")
     except BaseException:
         taken.give_back()
@@ -328,7 +340,7 @@ def _early_data(given: ClientOptions) -> tuple[bytes, bool] | None:
     data = _arguments.data(given.get("early_data", b""), "early_data")
     if not data:
         if resend:
-            raise config_error("resend_early_data", "there is no early_data")
+            raise unused("resend_early_data", "there is no early_data")
         return None
     if given.get("peer_policy") is not None:
         raise config_error("early_data", "is sent before peer_policy can be asked about the server")

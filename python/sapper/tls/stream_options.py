@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from sapper import _arguments
-from sapper.pump_options import PumpOptions, Upgrade, options_from
+from sapper import _arguments, _native
+from sapper._mistakes import unused
+from sapper.pump_options import PumpOptions, Upgrade, check_policy, options_from
 from sapper.tls.bridge import PeerPolicy
 from sapper.tls.config import Credentials, TlsConfig
 
@@ -86,10 +87,23 @@ def known(function: str, kind: type, given: Mapping[str, Any]) -> Mapping[str, A
     return given
 
 
+def check_connecting(options: PumpOptions, way: _native.Endpoint) -> None:
+    """Refuses a time for connecting where the stream is given; a default that is written down is none.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    usual = PumpOptions.model_fields["connect_timeout"].default
+    if options.connect_timeout != usual and not way.connects():
+        raise unused("connect_timeout", "there is nothing to connect to: the stream is given")
+
+
 def pump_options(given: Mapping[str, Any]) -> PumpOptions:
     """The part of them that is a pump's.
 
     Raises:
         ConfigError: A value is wrong.
     """
-    return options_from(None, {name: given.get(name) for name in _OF_PUMPS})
+    options = options_from(None, {name: given.get(name) for name in _OF_PUMPS})
+    check_policy(options, given.get("peer_policy"))
+    return options

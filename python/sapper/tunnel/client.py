@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sapper import _native
 from sapper._arguments import file_path, flag, host_name, named, seconds, text, whole, wrong_type
 from sapper._loop import running_post
-from sapper._mistakes import config_error, shown
+from sapper._mistakes import config_error, shown, unused
 from sapper.errors import ClosedError, ConfigError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import PlainService, client_options, one_service
@@ -83,7 +83,7 @@ class TunnelClient(TunnelObject):
             raise config_error("authentication_credentials", "JSON cannot say this") from None
         self._tls = _client_tls(tls, ca, flag(danger_accept_any_certificate, "danger_accept_any_certificate"))
         if self._tls is None and server_hostname is not None:
-            raise config_error("server_hostname", "is checked by TLS, which is not asked for")
+            raise unused("server_hostname", "is checked by TLS, which is not asked for")
         self._name = None if server_hostname is None else named(server_hostname, "server_hostname")
         self._options = client_options(options)
 
@@ -272,7 +272,7 @@ def _exposed(
         if (port is None) == (path is None):
             raise config_error("local_service_port", "a port or a path is needed, and one of them alone")
         if path is not None and host is not None:
-            raise config_error("local_service_host", "a Unix socket has no host")
+            raise unused("local_service_host", "a Unix socket has no host")
         service = one_service(
             None if host is None else host_name(host, "local_service_host"),
             None if port is None else whole(port, "local_service_port", 1, 65_535),
@@ -297,13 +297,13 @@ def _exposed(
             from sapper.tunnel.options import Service
 
             if not isinstance(one, Service):
-                raise config_error(f"services[{at}]", "must be a Service", "wrong_type")
+                raise config_error(f"services.{at}", "must be a Service", "wrong_type")
         found.append(one._native(first=at == 0))
         # A path need not be text; the name that a service has of it goes to the server.
-        text(found[at]["name"], f"services[{at}].name")
+        text(found[at]["name"], f"services.{at}.name")
         if any(found[at]["name"] == other["name"] for other in found[:at]):
             raise config_error(
-                f"services[{at}].name", f"{shown(found[at]['name'])} is the name of another one"
+                f"services.{at}.name", f"{shown(found[at]['name'])} is the name of another one"
             )
     return found
 

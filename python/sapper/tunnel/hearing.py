@@ -177,8 +177,12 @@ class TunnelObject(ABC):
         self._watch()
 
     def off(self, name: str, callback: Listener) -> None:
-        """Ends an :meth:`on`; one that was not there is ignored."""
-        listeners = self._listeners.get(name, [])
+        """Ends an :meth:`on`; one that was not there is ignored.
+
+        Raises:
+            ConfigError: ``name`` is no text.
+        """
+        listeners = self._listeners.get(text(name, "name"), [])
         for one in listeners:
             if one[0] == callback:
                 listeners.remove(one)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Str
 
 from sapper import _native
 from sapper._arguments import host_name, said_path, text, whole
-from sapper._mistakes import shown
+from sapper._mistakes import shown, unused
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
 
@@ -142,6 +142,12 @@ class Limits(Options):
     total_visits: _Bytes | None = None
     """Visits in all. More are reset."""
 
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        if self.visits_per_second is None:
+            self._needs("visit_burst", "belongs to visits_per_second, which is not given")
+        return self
+
     def _native(self) -> _native.TunnelLimitsDict:
         rate = self.visits_per_second
         return {
@@ -182,7 +188,7 @@ class Service(Options):
         if (self.port is None) == (self.path is None):
             raise config_error("port", "a port or a path is needed, and one of them alone")
         if self.path is not None and self.host is not None:
-            raise config_error("host", "a Unix socket has no host")
+            raise unused("host", "a Unix socket has no host")
         if isinstance(self.public_port, tuple) and self.public_port[0] > self.public_port[1]:
             raise config_error("public_port", "the first is above the last")
         return self
@@ -321,8 +327,11 @@ class ServerOptions(_Common):
     def _in_order(self) -> Self:
         if self.public_ports[0] > self.public_ports[1]:
             raise config_error("public_ports", "the first is above the last")
-        if any(first > last for first, last in self.asked_ports or ()):
-            raise config_error("asked_ports", "the first is above the last")
+        for number, (first, last) in enumerate(self.asked_ports or ()):
+            if first > last:
+                raise config_error(f"asked_ports.{number}", "the first is above the last")
+        if self.visitor_rate is None:
+            self._needs("visitor_burst", "belongs to visitor_rate, which is not given")
         return self
 
 
@@ -355,4 +364,7 @@ class ClientOptions(_Common):
         first, longest = self.reconnect_delay
         if first > longest:
             raise config_error("reconnect_delay", "the first pause is above the longest")
+        if not self.reconnect:
+            self._needs("reconnect_delay", "it does not connect again: reconnect is off")
+            self._needs("grace", "nothing outlives the connection: reconnect is off")
         return self

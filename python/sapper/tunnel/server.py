@@ -367,8 +367,13 @@ class TunnelServer(TunnelObject):
         Args:
             tunnel: The ``id`` of a tunnel; ``None``: of all.
             most: So many at most.
+
+        Raises:
+            ConfigError: One of them is no such number.
         """
         whole(most, "most", 0, 1_000_000)
+        if tunnel is not None:
+            whole(tunnel, "tunnel", 0, 2**64 - 1)
         if not isinstance(self._native, _native.TunnelServer):
             return ()
         return tuple(visitor_status(one) for one in self._native.visitors(tunnel, most))

@@ -5,7 +5,8 @@
 use sapper_proto::framing::Framing;
 
 use super::open::{Form, Prepared, Side};
-use super::{BridgeDirection, BridgeOptions, SideOptions, SideTls};
+use super::unused::unused;
+use super::{BridgeDirection, BridgeOptions, SideOptions, SideTls, SwapOptions};
 use crate::endpoint::EndpointSpec;
 use crate::error::{Error, Result};
 use crate::fd::Access;
@@ -30,12 +31,13 @@ impl Prepared {
         } = options;
         let form = Form { framing, sink_framing, packets, direction };
         let form = form.of_both(&transport, &sink)?;
+        form.check_use(&transport, &sink, &deadlines)?;
         check_tls(&transport, ["credentials", "server_hostname"])?;
         check_tls(&sink, ["sink_credentials", "sink_hostname"])?;
         check_side(&transport, form.needs_of_transport(), ["decrypt-only", "encrypt-only"])?;
         check_side(&sink, form.needs_of_sink(), ["encrypt-only", "decrypt-only"])?;
         if tap.is_some() && !form.carries_packets(&transport.endpoint) {
-            return Err(Error::config("tap", "a tap writes packets: set a `framing`"));
+            return Err(unused("tap", "a tap writes packets: set a `framing`"));
         }
         if !(1..=65_535).contains(&packets.max_packet) {
             return Err(Error::config("max_packet", format!("1 to 65535, not {}", packets.max_packet)));
@@ -45,7 +47,7 @@ impl Prepared {
         }
         if upgrade.is_some() {
             if transport.tls.is_none() {
-                return Err(Error::config("upgrade", "leads to TLS: give credentials"));
+                return Err(unused("upgrade", "leads to TLS: give credentials"));
             }
             if form.framing.is_some() || sink.endpoint.is_port() {
                 return Err(Error::config(
@@ -58,7 +60,7 @@ impl Prepared {
             }
         }
         if peer_policy.is_some() && transport.tls.is_none() {
-            return Err(Error::config("peer_policy", "needs TLS: without it no peer is known"));
+            return Err(unused("peer_policy", "needs TLS: without it no peer is known"));
         }
         for (field, duration) in [
             ("connect_timeout", Some(deadlines.connect)),
@@ -98,14 +100,11 @@ impl Form {
                 (true, None, None) => {}
                 (true, framing, _) => {
                     let field = if framing.is_some() { "framing" } else { "sink_framing" };
-                    return Err(Error::config(field, "both ends carry packets already: leave it away"));
+                    return Err(unused(field, "both ends carry packets already: leave it away"));
                 }
                 (false, Some(_), Some(_)) => {
-                    let message = format!(
-                        "{} carries packets already: only `sink_framing` has a meaning",
-                        transport.field
-                    );
-                    return Err(Error::config("framing", message));
+                    let text = "the network carries packets already: only `sink_framing` has a meaning";
+                    return Err(unused("framing", text));
                 }
                 // There is one stream, whichever of the two names its framing.
                 (false, framing, sink_framing) => {
@@ -113,7 +112,7 @@ impl Form {
                 }
             }
         } else if self.framing.is_none() && self.sink_framing.is_some() {
-            return Err(Error::config("sink_framing", "has no meaning without `framing`"));
+            return Err(unused("sink_framing", "has no meaning without `framing`"));
         }
         self.check_sink(&sink.endpoint, transport.endpoint.is_port())?;
         if let (EndpointSpec::Port(one), EndpointSpec::Port(other)) = (&transport.endpoint, &sink.endpoint)
@@ -154,21 +153,34 @@ impl Form {
     }
 
     /// Whether a sink can take the place of the running one.
-    pub(super) fn check_replacement(&self, sink: &EndpointSpec, transport_is_port: bool) -> Result<()> {
+    pub(super) fn check_replacement(
+        &self,
+        sink: &EndpointSpec,
+        transport_is_port: bool,
+        swap: &SwapOptions,
+    ) -> Result<()> {
+        swap.check_use(sink, self.framing.is_some() || transport_is_port)?;
+        let this = self.with(swap);
         if sink.is_port() && !transport_is_port && self.framing.is_none() {
             return Err(Error::config(
                 "sink",
                 "this bridge carries bytes: a packet endpoint needs a framing",
             ));
         }
-        if !sink.is_port() && transport_is_port && self.sink_framing.is_none() {
+        if !sink.is_port() && transport_is_port && this.sink_framing.is_none() {
             return Err(Error::config("sink", "this pump carries packets: a stream needs a framing"));
         }
-        self.check_sink(sink, transport_is_port)?;
+        this.check_sink(sink, transport_is_port)?;
         sink.check(self.needs_of_sink()).map_err(|error| error.with_field("sink"))
     }
 
-    fn carries_packets(&self, transport: &EndpointSpec) -> bool {
+    /// The form with a sink for which something else was said.
+    pub(super) fn with(mut self, swap: &SwapOptions) -> Self {
+        self.sink_framing = swap.sink_framing.or(self.sink_framing);
+        self
+    }
+
+    pub(super) fn carries_packets(&self, transport: &EndpointSpec) -> bool {
         self.framing.is_some() || transport.is_port()
     }
 

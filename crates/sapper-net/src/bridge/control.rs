@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::open::{Form, Prepared};
 use super::state::{BridgeState, Shared, StatsSnapshot};
-use super::{BridgeOptions, CdTunnelRole, Handshakes, task};
+use super::{BridgeOptions, CdTunnelRole, Handshakes, SwapOptions, task};
 use crate::endpoint::EndpointSpec;
 use crate::error::{Direction, Error, ErrorKind, Result};
 use crate::mailbox::Mailbox;
@@ -84,7 +84,8 @@ pub(super) enum Command {
     CdTunnel(CdTunnelRole, Reply),
     Start,
     Pause(Direction, bool),
-    SwapSink(EndpointSpec, Reply),
+    /// Boxed: a bridge has room for the largest of these as long as it lives.
+    SwapSink(Box<(EndpointSpec, SwapOptions)>, Reply),
     SetTap(Option<TapOptions>, Reply),
     UpdateKeys(Reply),
     Confirmed(Reply),
@@ -189,14 +190,14 @@ impl Bridge {
     }
 
     /// Finds what is wrong with a sink for [`swap_sink`](Self::swap_sink) without waiting.
-    pub fn check_sink(&self, sink: &EndpointSpec) -> Result<()> {
-        self.form.check_replacement(sink, self.transport_is_port)
+    pub fn check_sink(&self, sink: &EndpointSpec, swap: &SwapOptions) -> Result<()> {
+        self.form.check_replacement(sink, self.transport_is_port, swap)
     }
 
     /// Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
     /// A failure to open leaves the old one in use. Answers [`Value::Unit`].
-    pub fn swap_sink(&self, sink: EndpointSpec, reply: Reply) {
-        self.send_or_refuse(Command::SwapSink(sink, reply));
+    pub fn swap_sink(&self, sink: EndpointSpec, swap: SwapOptions, reply: Reply) {
+        self.send_or_refuse(Command::SwapSink(Box::new((sink, swap)), reply));
     }
 
     /// Starts, replaces or ends (`None`) the tap. Answers [`Value::Unit`].

@@ -14,6 +14,7 @@ mod resting;
 mod running;
 mod state;
 mod task;
+mod unused;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +106,15 @@ impl Default for PacketOptions {
     fn default() -> Self {
         Self { max_packet: MAX_RECORD, records_per_write: 64, resync: false }
     }
+}
+
+/// What is said of one sink that takes the place of another; what is not is as the bridge was made with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SwapOptions {
+    /// How packets lie in it, where it is a stream.
+    pub sink_framing: Option<Framing>,
+    /// Waiting for the one connection of a listener.
+    pub accept: Option<Duration>,
 }
 
 /// Limits of waiting. None of them is a promise to be fast: a peer that answers is never cut off.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sapper_proto::framing::Framing;
-use sapper_proto::framing::superframe::Hello;
+use sapper_proto::framing::superframe::{Agreement, Hello};
 use sapper_proto::packet::Offloads;
 use sapper_proto::upgrade::Upgrade;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -263,7 +263,7 @@ pub(super) async fn join(
     if framing == Framing::Superframe {
         let ours = hello_for(&sink.abilities(), form.packets.max_packet);
         let agreement = superframe_hello(&mut network, ours, &mut received, deadlines.handshake).await?;
-        options.agreement = Some(agreement);
+        options.agreement = Some(bounded(agreement, form.packets.max_packet));
     }
     let network = FramedPort::new(network, options, &received)?;
     Ok((Ends::Ports(Box::new(network), sink), Vec::new(), Vec::new()))
@@ -282,12 +282,25 @@ impl Form {
     }
 }
 
-/// What we tell the peer in a superframe hello: what our sink takes.
+/// What we tell the peer in a superframe hello: what our sink takes. Below its usual bound nothing large is.
 fn hello_for(sink: &PortAbilities, max_packet: usize) -> Hello {
-    let accepts =
-        Offloads { tso4: sink.tso4, tso6: sink.tso6, uso: sink.uso, checksum: sink.partial_checksum };
-    let large = sink.tso4 || sink.tso6 || sink.uso;
-    Hello::new(accepts, if large { LARGEST_SUPERFRAME } else { max_packet })
+    let large = max_packet >= LARGEST_SUPERFRAME;
+    let accepts = Offloads {
+        tso4: sink.tso4 && large,
+        tso6: sink.tso6 && large,
+        uso: sink.uso && large,
+        checksum: sink.partial_checksum,
+    };
+    Hello::new(accepts, max_packet)
+}
+
+/// The agreement as far as our own bound goes, which is one of what is sent too.
+fn bounded(mut agreement: Agreement, max_packet: usize) -> Agreement {
+    agreement.send_max = agreement.send_max.min(max_packet);
+    if max_packet < LARGEST_SUPERFRAME {
+        agreement.send = Offloads { checksum: agreement.send.checksum, ..Offloads::NONE };
+    }
+    agreement
 }
 
 /// The sink as a packet port: as it is, or a stream with packets of this kind in it.

@@ -488,18 +488,16 @@ impl Task {
             ))),
             Command::Start | Command::Stop => {}
             Command::Pause(direction, paused) => pump.set_paused(direction, paused),
-            Command::SwapSink(spec, reply) => {
+            Command::SwapSink(sink, reply) => {
                 if running.swap.is_some() {
                     reply.send(Err(Error::new(ErrorKind::Busy, "another sink is being opened")));
                     return;
                 }
-                let prepared = &self.prepared;
-                let opening = open::open_replacement(
-                    spec,
-                    prepared.form,
-                    self.carries_packets,
-                    prepared.deadlines.clone(),
-                );
+                let (spec, swap) = *sink;
+                let form = self.prepared.form.with(&swap);
+                let mut deadlines = self.prepared.deadlines.clone();
+                deadlines.accept = swap.accept.or(deadlines.accept);
+                let opening = open::open_replacement(spec, form, self.carries_packets, deadlines);
                 running.swap = Some((Box::pin(opening), reply));
             }
             Command::SetTap(tap, reply) => {

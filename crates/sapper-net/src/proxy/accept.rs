@@ -1,11 +1,12 @@
 //! The accepting task: listens, hands connections to the I/O threads, and is the last to go.
 
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::control::{Launch, Shared};
 use super::metrics::ProxyState;
@@ -14,9 +15,13 @@ use crate::bridge::{Reply, Value};
 use crate::error::Result;
 use crate::runtime;
 use crate::stream::listen::{ListenOptions, Listener};
+use crate::sys::descriptors_left;
 
 /// Looking up the name of an address to listen at.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long one who has to give way may take to leave.
+const LEAVE: Duration = Duration::from_millis(50);
 
 /// Runs a proxy to its end. Not an `async fn`, which would keep its arguments twice.
 #[expect(clippy::manual_async_fn, reason = "its arguments are kept once")]
@@ -75,9 +80,14 @@ async fn accept(listener: &mut Listener, shared: &Arc<Shared>, open: &Open) -> R
             () = stopped(shared) => return Ok(()),
             accepted = listener.accept_socket() => accepted?,
         };
+        let few = shared.unserved.make_room_within(descriptors_left(socket.as_fd()));
         let guard = open.enter(Arc::clone(shared));
         let task = connection::run(socket, guard);
         runtime::spawn_near("proxy connection", task)?;
+        if few {
+            // Not faster than others go.
+            let _ = timeout(LEAVE, shared.one_less.notified()).await;
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use super::two_sided::{self, PendingClient};
 use super::{Inbound, RouteOptions, Service, upgrade};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::handshakes::{Handshake, Progress};
-use crate::pump::{Ends, FlowOptions, IdleClock, Pump, PumpMode};
+use crate::pump::{Ends, FlowOptions, IdleClock, Pump, PumpMode, Turns};
 use crate::runtime;
 use crate::stream::address::Address;
 use crate::stream::listen::{Accepted, AcceptedSocket};
@@ -451,10 +451,10 @@ async fn transfer(
     idle: Option<Duration>,
 ) -> End {
     let Established { client, upstream, first } = established;
-    let to_client =
-        FlowOptions { initial: first.to_client, ..FlowOptions::new(Arc::clone(&connection.to_client)) };
-    let to_upstream =
-        FlowOptions { initial: first.to_upstream, ..FlowOptions::new(Arc::clone(&connection.to_upstream)) };
+    // Many share a proxy, and often one machine with their services: what one moves the others' bytes wait for.
+    let flow = |initial, stats| FlowOptions { initial, turns: Turns::Short, ..FlowOptions::new(stats) };
+    let to_client = flow(first.to_client, Arc::clone(&connection.to_client));
+    let to_upstream = flow(first.to_upstream, Arc::clone(&connection.to_upstream));
     let mut pump = Pump::new(Ends::Streams(client, upstream), to_client, to_upstream);
     let mut clock = IdleClock::new(idle);
     let mut cut = pin!(shared.until_cut());

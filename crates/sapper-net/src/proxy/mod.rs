@@ -21,6 +21,7 @@ mod route;
 mod two_sided;
 mod upgrade;
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,12 +252,18 @@ fn check_route(route: &RouteOptions) -> Result<()> {
     if route.upstreams.is_empty() || route.upstreams.len() > MAX_UPSTREAMS {
         return Err(Error::config("to", format!("names 1 to {MAX_UPSTREAMS} services")));
     }
-    for upstream in &route.upstreams {
+    for (index, upstream) in route.upstreams.iter().enumerate() {
         if let Upstream::Unix(address) = upstream {
-            address.to_system().map_err(|error| error.with_field("to"))?;
+            let field = entry("to", index, route.upstreams.len());
+            address.to_system().map_err(|error| Error::config(field, error.message()))?;
         }
     }
     Ok(())
+}
+
+/// What one of a list is called; the only one may have been given without a list.
+fn entry(list: &'static str, index: usize, of: usize) -> Cow<'static, str> {
+    if of == 1 { list.into() } else { format!("{list}.{index}").into() }
 }
 
 /// A mistake of the TLS with clients, which is a table of its own.

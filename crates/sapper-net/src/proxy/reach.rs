@@ -81,7 +81,7 @@ fn late(name: &str, time: Duration) -> Error {
 /// One service: connected, told who comes, and shaken hands with.
 async fn connect(subject: &Subject, upstream: &Upstream, until: Instant) -> Result<Reached> {
     let route = &subject.route;
-    let socket = SocketOptions { keepalive: Some(KEEPALIVE), ..SocketOptions::default() };
+    let socket = SocketOptions { keepalive: Some(KEEPALIVE), short_near: true, ..SocketOptions::default() };
     let mut options = ConnectOptions { socket, ..ConnectOptions::default() };
     if let (true, Address::Inet(source)) = (route.keep_source, &subject.parties.source) {
         // Its port is taken: by the client's connection to us.

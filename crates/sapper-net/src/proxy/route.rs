@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Inbound, RouteOptions};
+use super::{Inbound, RouteOptions, entry};
 use crate::error::{Error, Result};
 
 /// All ways through a proxy.
@@ -40,13 +40,15 @@ impl Routes {
             if route.names.is_empty() && all.default.replace(Arc::clone(&route)).is_some() {
                 return Err(Error::config("routes", "two ways are for those that no other one wants"));
             }
-            for name in &route.names {
-                let (table, name) = match normal(name).map_err(of_route)? {
-                    (true, suffix) => (&mut all.wildcard, suffix),
-                    (false, name) => (&mut all.exact, name),
-                };
+            for (index, name) in route.names.iter().enumerate() {
+                let field = || entry("names", index, route.names.len());
+                let (table, name) =
+                    match normal(name).map_err(|text| of_route(Error::config(field(), text)))? {
+                        (true, suffix) => (&mut all.wildcard, suffix),
+                        (false, name) => (&mut all.exact, name),
+                    };
                 if table.insert(name, Arc::clone(&route)).is_some() {
-                    return Err(of_route(Error::config("names", "a name has two ways")));
+                    return Err(of_route(Error::config(field(), "this name has two ways")));
                 }
             }
         }
@@ -67,13 +69,13 @@ impl Routes {
 }
 
 /// Whether it is a wildcard, and the name without `*.`, in lower case.
-fn normal(name: &str) -> Result<(bool, String)> {
+fn normal(name: &str) -> std::result::Result<(bool, String), String> {
     let bare = name.strip_prefix("*.").unwrap_or(name);
     let bare = bare.strip_suffix('.').unwrap_or(bare);
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(plain);
     if bare.len() > 253 || !bare.split('.').all(label) {
-        return Err(Error::config("names", format!("{name:?} is no server name (and no *.name)")));
+        return Err(format!("{name:?} is no server name (and no *.name)"));
     }
     Ok((name.starts_with("*."), bare.to_ascii_lowercase()))
 }

@@ -3,12 +3,43 @@
 
 use std::task::{Context, Poll};
 
-use super::{FlowOptions, PumpMode};
+use super::{FlowOptions, PumpMode, Turns};
 use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::sys;
 
 /// Rounds of receive-and-send that a direction does before the other one and the thread's other
 /// tasks get their turn: 2 MiB of a stream.
 const ROUNDS: usize = 8;
+
+/// The same of a direction with short turns: a read, its write, and a look whether there is more, so that who has a
+/// byte now and then is through before the core is offered.
+const SHORT_ROUNDS: usize = 3;
+/// What such a direction reads at a time.
+const SHORT_READ: usize = 64 * 1024;
+
+impl Turns {
+    fn rounds(self) -> usize {
+        match self {
+            Self::Long => ROUNDS,
+            Self::Short => SHORT_ROUNDS,
+        }
+    }
+
+    /// The most that one read may take.
+    pub(super) fn most_read(self) -> usize {
+        match self {
+            Self::Long => usize::MAX,
+            Self::Short => SHORT_READ,
+        }
+    }
+
+    /// A turn is over, and there is more to do.
+    fn over(self) {
+        if self == Self::Short {
+            sys::offer_core();
+        }
+    }
+}
 
 /// Whether an error means only that a peer is gone before it heard the end of our direction, which is
 /// no loss where it had ended its own, or where we end anyway.
@@ -48,6 +79,7 @@ pub(super) struct FlowControl {
     refuses: bool,
     forward_eof: bool,
     paused: bool,
+    turns: Turns,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,7 +99,12 @@ impl FlowControl {
             refuses: options.refuses,
             forward_eof: options.forward_eof,
             paused: false,
+            turns: options.turns,
         }
+    }
+
+    pub(super) fn turns(&self) -> Turns {
+        self.turns
     }
 
     /// The destination is another one, which has not heard of an end yet.
@@ -125,7 +162,7 @@ pub(super) trait Flow {
         if self.ended() {
             return Ok(FlowState::Ended);
         }
-        for _ in 0..ROUNDS {
+        for _ in 0..self.control().turns.rounds() {
             if !destination.is_wanted() {
                 // Whoever was to have it has gone, and meant to: that is an end of this direction alone.
                 self.forget();
@@ -178,6 +215,7 @@ pub(super) trait Flow {
             }
         }
         cx.waker().wake_by_ref();
+        self.control().turns.over();
         Ok(FlowState::Open)
     }
 

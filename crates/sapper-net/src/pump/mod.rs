@@ -9,6 +9,8 @@ mod flow;
 mod idle;
 mod packet;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -150,6 +152,18 @@ pub struct FlowOptions {
     pub forward_eof: bool,
     /// Whether the pump goes on for it alone: not so where it only watches for alerts.
     pub keeps_alive: bool,
+    /// How much it moves before others have their turn.
+    pub turns: Turns,
+}
+
+/// How much a direction moves before others have their turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turns {
+    /// Eight rounds; then the other direction and the thread's other tasks have theirs.
+    Long,
+    /// At most 64 KB of a stream read and written; then the core is offered to other threads as well, of any process:
+    /// for pumps beside which somebody waits for single bytes. Costs some bulk where cores are scarce.
+    Short,
 }
 
 impl FlowOptions {
@@ -162,6 +176,7 @@ impl FlowOptions {
             refuses: false,
             forward_eof: true,
             keeps_alive: true,
+            turns: Turns::Long,
         }
     }
 }

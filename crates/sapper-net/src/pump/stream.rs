@@ -96,8 +96,11 @@ impl Flow for StreamFlow {
             return Ok(Poll::Pending);
         }
         let room = self.waiting.reserve(MIN_READ);
+        let most = room.len().min(self.control.turns().most_read());
         self.marks.clear();
-        let read = source.poll_read(cx, room, &mut self.marks).map_err(|e| e.with_phase(Phase::Transfer))?;
+        let read = source
+            .poll_read(cx, &mut room[..most], &mut self.marks)
+            .map_err(|e| e.with_phase(Phase::Transfer))?;
         if let Poll::Ready(n @ 1..) = read {
             self.waiting.commit(n);
             self.received_at = Some(Instant::now());

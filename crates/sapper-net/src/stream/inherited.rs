@@ -45,11 +45,19 @@ pub fn take_inherited() -> Result<Vec<Inherited>> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    if TAKEN.swap(true, Ordering::SeqCst) {
-        return Err(Error::new(ErrorKind::ApiMisuse, "the inherited sockets were taken already"));
+    let taken = || Error::new(ErrorKind::ApiMisuse, "the inherited sockets were taken already");
+    if TAKEN.load(Ordering::SeqCst) {
+        return Err(taken());
     }
-    // All are looked at before one is owned: what is not open must not be closed later.
+    // All are looked at before one is owned: what is not open, or was opened here under a number that was
+    // not handed over (an event loop's descriptor takes the first that is free), must not be closed later.
     let numbers = FIRST..;
+    for (number, _) in numbers.clone().zip(&names) {
+        must_listen(number)?;
+    }
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(taken());
+    }
     for (number, _) in numbers.clone().zip(&names) {
         set_cloexec(number).map_err(|source| {
             Error::io(ErrorKind::Device, format_args!("LISTEN_FDS: use descriptor {number}"), &source)
@@ -99,6 +107,28 @@ pub fn parse(variables: Variables<'_>, own_pid: u32) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// An error where the descriptor is no listening socket.
+fn must_listen(number: RawFd) -> Result<()> {
+    let mut listens: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals of the sizes that are said; for a number that is not open, or
+    // no socket, it fails.
+    let asked = unsafe {
+        libc::getsockopt(
+            number,
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut listens).cast(),
+            &raw mut size,
+        )
+    };
+    if asked == 0 && listens != 0 {
+        return Ok(());
+    }
+    let why = if asked == 0 { "does not listen" } else { "is no socket that was handed over" };
+    Err(Error::config("LISTEN_FDS", format!("descriptor {number} {why}")))
+}
+
 fn set_cloexec(number: RawFd) -> io::Result<()> {
     // SAFETY: F_SETFD touches no memory, and for a number that is not open it fails.
     if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
@@ -127,6 +157,24 @@ mod tests {
         assert_eq!(names("42", "2", Some("web:")).unwrap(), ["web", "unknown"]);
         assert_eq!(names("42", "2", None).unwrap(), ["unknown", "unknown"]);
         assert!(names("42", "0", None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_what_listens_was_handed_over() {
+        use std::os::fd::AsRawFd;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        must_listen(listener.as_raw_fd()).unwrap();
+        let connected = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (read, _write) = io::pipe().unwrap();
+        for (number, why) in [
+            (connected.as_raw_fd(), "does not listen"),
+            (read.as_raw_fd(), "is no socket"),
+            (RawFd::MAX, "is no socket"),
+        ] {
+            let error = must_listen(number).unwrap_err();
+            assert_eq!(error.field(), Some("LISTEN_FDS"));
+            assert!(error.to_string().contains(why), "{error}");
+        }
     }
 
     #[test]

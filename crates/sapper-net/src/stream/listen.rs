@@ -11,7 +11,7 @@ mod tests;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,6 +30,7 @@ use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::nonblocking::NonBlocking;
 use crate::fd::{self, FdKind, SocketType};
 use crate::stats::Counter;
+use crate::sys::NotForChildren;
 
 /// First and longest pause where the system has no descriptor or memory for a connection.
 const EXHAUSTED_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -53,11 +54,13 @@ pub struct Listener {
     /// Removed from the file system when the listener goes.
     own_paths: Vec<OwnPath>,
     stats: Arc<ListenerStats>,
-    /// Asked where all places are taken and somebody comes; whether one may be given up.
+    /// Asked where all places or all of the system's are taken and somebody comes; whether one may be given up.
     when_full: Option<Box<dyn Fn() -> bool + Send + Sync>>,
 }
 
 struct ListenSocket {
+    /// Gone before the socket is.
+    _not_for_children: Option<NotForChildren>,
     io: AsyncFd<NonBlocking>,
     is_tcp: bool,
     local: Address,
@@ -111,7 +114,7 @@ impl Listener {
     /// Binds and listens. The deadline is for looking a name up.
     pub async fn bind(address: &ListenAddress, options: &ListenOptions, deadline: Instant) -> Result<Self> {
         let (sockets, own_path) = bind::bind(address, options, deadline).await?;
-        let sockets = sockets.into_iter().map(ListenSocket::new).collect::<Result<_>>()?;
+        let sockets = sockets.into_iter().map(|fd| ListenSocket::new(fd, true)).collect::<Result<_>>()?;
         Self::new(sockets, own_path.into_iter().collect(), options)
     }
 
@@ -138,7 +141,7 @@ impl Listener {
                 }
             }
         }
-        let sockets: Result<_> = fds.into_iter().map(ListenSocket::new).collect();
+        let sockets: Result<_> = fds.into_iter().map(|fd| ListenSocket::new(fd, false)).collect();
         Self::new(sockets.map_err(|error: Error| error.with_field(field))?, Vec::new(), options)
     }
 
@@ -162,8 +165,8 @@ impl Listener {
         })
     }
 
-    /// Has this called where the limit is reached and somebody waits: a connection that nobody serves yet can give
-    /// its place up. It says whether one may.
+    /// Has this called where the limit is reached, or the system has no room, and somebody waits: a connection that
+    /// nobody serves yet can give its place up. It says whether one may.
     pub(crate) fn when_full(&mut self, ask: impl Fn() -> bool + Send + Sync + 'static) {
         self.when_full = Some(Box::new(ask));
     }
@@ -244,6 +247,9 @@ impl Listener {
             // The connection waits in the kernel's queue, and readiness says so all the time.
             tracing::warn!(listener = %local, error = %source, ?pause, "no connection can be accepted now");
             self.stats.exhausted_pauses.add(1);
+            if let Some(ask) = &self.when_full {
+                ask();
+            }
             sleep(pause).await;
             pause = (pause * 2).min(longest);
             aborted_run = 0;
@@ -327,6 +333,12 @@ impl Listener {
     }
 }
 
+impl AsFd for AcceptedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl AcceptedSocket {
     /// Where the client wanted to go, where the system's rules led it here (REDIRECT, DNAT) instead. A
     /// connection that came by TPROXY has it as its own address.
@@ -361,7 +373,8 @@ fn local_address(fd: &OwnedFd, listening_at: &Address) -> io::Result<Address> {
 }
 
 impl ListenSocket {
-    fn new(fd: OwnedFd) -> Result<Self> {
+    /// `ours`: made here, for this process alone.
+    fn new(fd: OwnedFd, ours: bool) -> Result<Self> {
         let failed = |source: io::Error| Error::io(ErrorKind::Bind, "use a listening socket", &source);
         let is_tcp = matches!(fd::classify(fd.as_fd(), "fd")?, FdKind::Socket(socket) if socket.is_tcp());
         let local = Address::from_system(&SockRef::from(&fd).local_addr().map_err(failed)?);
@@ -375,7 +388,8 @@ impl ListenSocket {
         // SAFETY: a `NonBlocking` owns an open descriptor and names the same one as long as it lives.
         let io = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
             .map_err(|refused| failed(refused.into_parts().1))?;
-        Ok(Self { io, is_tcp, local })
+        let not_for_children = ours.then(|| NotForChildren::new(io.get_ref().as_fd()));
+        Ok(Self { _not_for_children: not_for_children, io, is_tcp, local })
     }
 
     fn poll_newcomer(&self, cx: &mut Context<'_>) -> Poll<()> {

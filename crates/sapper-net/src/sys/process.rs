@@ -11,8 +11,8 @@ static WATCHING: Once = Once::new();
 /// call; `getpid` is a system call.)
 pub fn forks() -> u32 {
     WATCHING.call_once(|| {
-        // SAFETY: the handler only adds to an atomic, which a fork's child may do, and lives as long as
-        // this library.
+        // SAFETY: the handler only changes atomics and closes descriptors, which a fork's child may do, and lives as
+        // long as this library.
         let outcome = unsafe { libc::pthread_atfork(None, None, Some(forked)) };
         assert_eq!(outcome, 0, "there is no memory to watch for forks");
     });
@@ -32,4 +32,5 @@ pub fn machine() -> Vec<u8> {
 
 extern "C" fn forked() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    super::children::close_in_child();
 }

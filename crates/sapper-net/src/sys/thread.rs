@@ -26,6 +26,12 @@ pub(crate) fn take_short_turns() {
     }
 }
 
+/// Lets whoever waits for this core go first. A thread that always has more to do is otherwise interrupted at the
+/// clock's next tick only, milliseconds later; where nobody waits it is a system call and no more.
+pub(crate) fn offer_core() {
+    std::thread::yield_now();
+}
+
 /// There is no such wish here.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn take_short_turns() {}

@@ -103,23 +103,27 @@ impl PskCredentials {
             return Err(Error::config("credentials", "a pre-shared key is missing"));
         }
         for (index, psk) in identities.iter().enumerate() {
+            let field = || match identities {
+                [_] => IDENTITIES.to_owned(),
+                _ => psk.field(),
+            };
             if psk.identity.contains(&0) {
-                return Err(Error::config(IDENTITIES, "an identity cannot contain a zero byte"));
+                return Err(Error::config(field(), "an identity cannot contain a zero byte"));
             }
             if psk.identity.len() > MAX_IDENTITY {
                 return Err(Error::config(
-                    IDENTITIES,
+                    field(),
                     format!("an identity has at most {MAX_IDENTITY} bytes, not {}", psk.identity.len()),
                 ));
             }
             if psk.identity.is_empty() && tls13_only {
                 return Err(Error::config(
-                    IDENTITIES,
+                    field(),
                     "TLS 1.3 forbids an empty identity; set max_version to TLSv1.2 or name the key",
                 ));
             }
             if identities[..index].iter().any(|other| other.identity == psk.identity) {
-                return Err(Error::config(IDENTITIES, "the same identity was given twice"));
+                return Err(Error::config(field(), "the same identity was given twice"));
             }
             // Which one: identities are no secret, they are sent in clear.
             let whose = match identities {
@@ -235,7 +239,16 @@ pub(super) fn read_pkcs12(bytes: &[u8], password: Option<&Secret>) -> Result<(Ve
                 "it is encrypted with an algorithm that is not known here (an old one such as RC2); write it \
                  again with AES-256",
             ),
-            (false, _) => wrong("the PKCS#12 file cannot be read"),
+            // Without a MAC a wrong password shows only in what comes out.
+            (false, None) if says("cipherfinal") => {
+                Error::config("password", "the PKCS#12 file needs a password")
+            }
+            (false, Some(_)) if says("cipherfinal") => {
+                Error::config("password", "the password does not open the PKCS#12 file")
+            }
+            (false, _) => {
+                wrong("the PKCS#12 file cannot be read: it is damaged, or its password is another one")
+            }
         }
     })?;
     let key = parsed.pkey.ok_or_else(|| wrong("the file holds no key"))?;

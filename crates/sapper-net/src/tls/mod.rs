@@ -14,6 +14,7 @@ mod credentials;
 pub mod dev_cert;
 pub mod early_data;
 pub mod failure;
+mod fruitless;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzed;
 mod greeting;
@@ -32,6 +33,7 @@ mod revocation;
 mod rustls_config;
 mod rustls_engine;
 mod scene;
+mod session_end;
 mod settings;
 mod shown;
 pub mod stream;

@@ -381,8 +381,8 @@ impl TlsOptions {
         if let Roots::Own(roots) = &mut self.roots {
             act(roots, "roots".to_owned())?;
         }
-        for crl in &mut self.crls {
-            act(crl, "crls".to_owned())?;
+        for (index, crl) in self.crls.iter_mut().enumerate() {
+            act(crl, format!("crls.{index}"))?;
         }
         let own = match &mut self.credentials {
             Credentials::Certificate(own) => Some(("credentials".to_owned(), own)),

@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::failure::{CertificateReason, Rejection};
 use super::options::{ClientAuth, Roots, TlsOptions};
 use super::verify::public_key_pin;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How much of a refused peer's names an error repeats.
 const SHOWN: usize = 300;
@@ -91,24 +91,32 @@ impl PeerRule {
 
     fn check(&self) -> Result<()> {
         if self.is_empty() {
-            return Err(Error::config("peer_rules", "a rule without any list would let everybody in"));
+            return Err(Error::new(ErrorKind::Config, "a rule without any list would let everybody in"));
         }
-        for name in &self.dns {
+        for (index, name) in self.dns.iter().enumerate() {
             let bare = name.strip_prefix("*.").unwrap_or(name);
             if bare.is_empty() || bare.contains('*') {
-                let text = format!("dns: {name:?}: a * stands alone and in front: \"*.example.com\"");
-                return Err(Error::config("peer_rules", text));
+                let text = format!("{name:?}: a * stands alone and in front: \"*.example.com\"");
+                return Err(Error::config(format!("dns.{index}"), text));
             }
         }
-        for uri in &self.uri {
+        for (index, uri) in self.uri.iter().enumerate() {
             if uri == "*" || uri.find('*').is_some_and(|at| at + 1 != uri.len()) {
-                let text = format!("uri: {uri:?}: a * stands at the end, for any rest");
-                return Err(Error::config("peer_rules", text));
+                let text = format!("{uri:?}: a * stands at the end, for any rest");
+                return Err(Error::config(format!("uri.{index}"), text));
             }
         }
-        let lists = [&self.dns, &self.uri, &self.email, &self.cn, &self.ou];
-        if lists.iter().any(|list| list.iter().any(String::is_empty)) {
-            return Err(Error::config("peer_rules", "an entry is empty"));
+        let lists = [
+            ("dns", &self.dns),
+            ("uri", &self.uri),
+            ("email", &self.email),
+            ("cn", &self.cn),
+            ("ou", &self.ou),
+        ];
+        for (name, list) in lists {
+            if let Some(index) = list.iter().position(String::is_empty) {
+                return Err(Error::config(format!("{name}.{index}"), "is empty"));
+            }
         }
         Ok(())
     }
@@ -187,7 +195,12 @@ impl PeerRules {
     }
 
     pub(crate) fn new(rules: &[PeerRule]) -> Result<Self> {
-        rules.iter().try_for_each(PeerRule::check)?;
+        for (index, rule) in rules.iter().enumerate() {
+            rule.check().map_err(|error| match error.field() {
+                None => Error::config(format!("peer_rules.{index}"), error.message()),
+                Some(_) => error.of_table(format_args!("peer_rules.{index}")),
+            })?;
+        }
         Ok(Self(rules.to_vec()))
     }
 
@@ -328,7 +341,8 @@ mod tests {
         let dns = |name: &str| PeerRule { dns: vec![name.to_owned()], ..PeerRule::default() };
         let uri = |name: &str| PeerRule { uri: vec![name.to_owned()], ..PeerRule::default() };
         for rule in [PeerRule::default(), dns("*"), dns("a.*.b"), dns("*."), dns(""), uri("*"), uri("a*b")] {
-            assert_eq!(PeerRules::new(&[rule]).unwrap_err().field(), Some("peer_rules"));
+            let error = PeerRules::new(&[rule]).unwrap_err();
+            assert!(error.field().unwrap().starts_with("peer_rules.0"), "{error:?}");
         }
     }
 }

@@ -321,8 +321,11 @@ fn in_chain(error: &webpki::Error) -> Words {
         W::MalformedDnsIdentifier => "a name in it is no DNS name",
         W::MaximumNameConstraintComparisonsExceeded
         | W::MaximumPathBuildCallsExceeded
-        | W::MaximumPathDepthExceeded
         | W::MaximumSignatureChecksExceeded => "its chain takes too long to follow",
+        // webpki's MAX_SUB_CA_COUNT.
+        W::MaximumPathDepthExceeded => {
+            "no root is found behind 6 certificates of authorities, and chains are followed no further"
+        }
         W::NameConstraintViolation => "its name is none of those to which its authority is restricted",
         W::PathLenConstraintViolated => "more authorities are between than one of them allows",
         W::SignatureAlgorithmMismatch => "it names two kinds of signature",

@@ -34,7 +34,8 @@ const STATUS_REQUEST: [u8; 3] = [2, 1, 5];
 /// Lists of PEM text (all of them) or DER (one).
 pub(crate) fn read_crls(materials: &[Material]) -> Result<Vec<CertificateRevocationListDer<'static>>> {
     let mut lists = Vec::new();
-    for material in materials {
+    for (index, material) in materials.iter().enumerate() {
+        let field = || format!("crls.{index}");
         let bytes = material.expose();
         let before = lists.len();
         if bytes.first() == Some(&0x30) {
@@ -42,14 +43,14 @@ pub(crate) fn read_crls(materials: &[Material]) -> Result<Vec<CertificateRevocat
         } else {
             for list in CertificateRevocationListDer::pem_slice_iter(bytes) {
                 let broken =
-                    |e| material.blame(Error::config("crls", format!("the PEM text is broken: {e}")));
+                    |e| material.blame(Error::config(field(), format!("the PEM text is broken: {e}")));
                 let list = list.map_err(broken)?;
                 lists.push(list);
             }
         }
         if lists.len() == before {
             let text = "no list was found: neither PEM (-----BEGIN X509 CRL-----) nor DER";
-            return Err(material.blame(Error::config("crls", text)));
+            return Err(material.blame(Error::config(field(), text)));
         }
     }
     Ok(lists)

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openssl::pkey::{Id, PKeyRef, Private};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -27,6 +28,7 @@ use super::failure::{CertificateReason, Rejection};
 use super::key_log::KeyLogSink;
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
+use super::session_end;
 use super::settings::Settings;
 use super::shown::ShownCertificates;
 use super::suites::Group;
@@ -78,8 +80,29 @@ pub(crate) fn certified_key(own: &CertifiedCredentials) -> Result<Arc<CertifiedK
     let pkcs8 = own.key_pkcs8()?;
     // Borrowed, so that no copy is left behind in memory.
     let key = any_supported_type(&PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice())))
-        .map_err(|e| Error::config("key", format!("a key of this kind cannot be used here: {e}")))?;
+        .map_err(|_| Error::config("key", unusable_key(&own.key)))?;
     Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+/// What the key is, and which ones can be used.
+fn unusable_key(key: &PKeyRef<Private>) -> String {
+    let what = match key.id() {
+        Id::RSA => format!("an RSA key of {} bits", key.bits()),
+        Id::RSA_PSS => "an RSA key for PSS alone".to_owned(),
+        Id::EC => {
+            let curve = key.ec_key().ok().and_then(|key| key.group().curve_name()?.short_name().ok());
+            format!("a key of the curve {}", curve.unwrap_or("that has no name"))
+        }
+        Id::ED448 => "an Ed448 key".to_owned(),
+        _ => "a key of this kind".to_owned(),
+    };
+    let mut text = format!(
+        "{what} cannot be used here: RSA of 2048 to 8192 bits, ECDSA with P-256, P-384 or P-521, and Ed25519 can"
+    );
+    if key.id() == Id::RSA && key.bits() < 2048 {
+        text += " (danger_security_level_0 allows smaller RSA keys)";
+    }
+    text
 }
 
 /// The configuration of clients.
@@ -162,10 +185,10 @@ fn ticketer(lifetime: Duration) -> Result<Arc<dyn ProducesTickets>> {
             self.0.lifetime()
         }
         fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-            self.0.encrypt(plain)
+            self.0.encrypt(&session_end::stamped(plain))
         }
         fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-            self.0.decrypt(cipher)
+            self.0.decrypt(cipher).and_then(|stamped| session_end::unstamped(&stamped))
         }
     }
 
@@ -246,7 +269,11 @@ impl Adapter {
             let error = certificate_error(&rejection);
             on_stage(|scene| scene.rejection = Some(rejection));
             rustls::Error::InvalidCertificate(error)
-        })
+        })?;
+        if peer_is_client {
+            session_end::note_chain(&chain);
+        }
+        Ok(())
     }
 
     fn verify_tls12_signature(

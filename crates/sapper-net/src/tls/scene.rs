@@ -31,6 +31,8 @@ pub(crate) struct Scene {
     pub(crate) server_name: Option<String>,
     /// Servers: the channel binding `tls-server-end-point` of the certificate that was shown.
     pub(crate) end_point: Option<Arc<[u8]>>,
+    /// Servers: when the session ends, in seconds since 1970; `None` where nothing says.
+    pub(crate) session_end: Option<u64>,
     /// Why the verifier refused the peer.
     pub(crate) rejection: Option<Rejection>,
     /// Identity of the pre-shared key that was looked up.

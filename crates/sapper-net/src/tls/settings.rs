@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
 
@@ -15,7 +16,8 @@ use super::credentials::{CertifiedCredentials, PskCredentials, read_certificates
 use super::early_data::LARGEST as LARGEST_EARLY_DATA;
 use super::key_log::KeyLogSink;
 use super::options::{
-    ClientAuth, Credentials, LONGEST_TICKET_LIFETIME, OcspCheck, PskHash, Roots, TlsOptions, TlsVersion,
+    ClientAuth, Credentials, LONGEST_TICKET_LIFETIME, Material, OcspCheck, PskHash, Roots, TlsOptions,
+    TlsVersion,
 };
 use super::peer_rules::{PeerRules, check_asked};
 use super::revocation::{self, StapleCheck};
@@ -23,6 +25,10 @@ use super::shown::ShownCertificates;
 use super::suites::{Auth, DEFAULT_GROUPS, GROUPS, Group, SUITES, Suite, similar_suites};
 use super::verify::{ChainVerifier, GuardedVerifier, OwnRoots, PeerVerifier, ReplacedVerifier, Trust};
 use crate::error::{Error, Result};
+
+/// Bytes of all application protocols as they are written in a hello. A list's length has 16 bits there, and
+/// so have all extensions together: this leaves room for the others.
+const LONGEST_ALPN: usize = 60 * 1024;
 
 /// What is proved to the peer, parsed.
 #[derive(Clone)]
@@ -90,12 +96,24 @@ impl Settings {
         let credentials = load_credentials(options)?;
         let psk = matches!(credentials, OurCredentials::Psk(_));
         check_psk_has_no_certificates(options, psk)?;
+        check_use(options, psk)?;
         let suites = choose_suites(options, &credentials)?;
         let groups = choose_groups(options)?;
-        for protocol in &options.alpn {
+        for (index, protocol) in options.alpn.iter().enumerate() {
             if protocol.is_empty() || protocol.len() > 255 {
-                return Err(Error::config("alpn", "an application protocol's name has 1 to 255 bytes"));
+                return Err(Error::config(
+                    format!("alpn.{index}"),
+                    "an application protocol's name has 1 to 255 bytes",
+                ));
             }
+        }
+        // Each is written with its length in front (RFC 7301, section 3.1).
+        if options.alpn.iter().map(|protocol| 1 + protocol.len()).sum::<usize>() > LONGEST_ALPN {
+            let message = format!(
+                "the application protocols are longer than a hello can carry: {LONGEST_ALPN} bytes in all, \
+                 one more for each"
+            );
+            return Err(Error::config("alpn", message));
         }
         let wants_openssl = psk
             || options.danger_legacy_renegotiation
@@ -169,7 +187,8 @@ impl Settings {
             (Role::Server, _) if self.legacy_renegotiation => Err(Error::config(
                 "danger_legacy_renegotiation",
                 "is for a client: it has no use at a server",
-            )),
+            )
+            .with_reason("unused")),
             (Role::Server, OurCredentials::None) => {
                 Err(Error::config("credentials", "a server needs a certificate or a pre-shared key"))
             }
@@ -246,7 +265,20 @@ fn check_psk_has_no_certificates(options: &TlsOptions, psk: bool) -> Result<()> 
         () if options.ocsp.is_some() => "ocsp",
         () => return Ok(()),
     };
-    Err(Error::config(field, "with a pre-shared key there is no certificate to check"))
+    Err(Error::config(field, "with a pre-shared key there is no certificate to check").with_reason("unused"))
+}
+
+/// The same of what needs something else beside it.
+fn check_use(options: &TlsOptions, psk: bool) -> Result<()> {
+    if options.danger_short_psk && !psk {
+        let text = "there is no pre-shared key, of whatever length";
+        return Err(Error::config("danger_short_psk", text).with_reason("unused"));
+    }
+    if options.ticket_lifetime != LONGEST_TICKET_LIFETIME && (psk || !options.resumption) {
+        let text = "nothing is resumed: there are no tickets";
+        return Err(Error::config("ticket_lifetime", text).with_reason("unused"));
+    }
+    Ok(())
 }
 
 /// Certificates as rustls shows them.
@@ -297,10 +329,13 @@ fn check_early_data(options: &TlsOptions, wants_openssl: bool) -> Result<()> {
         _ if wants_openssl => "pre-shared keys, legacy modes and legacy suites have no early data",
         _ if options.max_version < TlsVersion::V1_3 => "early data needs TLS 1.3",
         _ if !options.resumption => "early data needs resumption",
-        bytes if bytes > LARGEST_EARLY_DATA => "must be at most 65536 bytes",
+        bytes if bytes > LARGEST_EARLY_DATA => {
+            let text = "must be at most 65536 bytes";
+            return Err(Error::config("danger_early_data", text).with_reason("out_of_range"));
+        }
         _ => return Ok(()),
     };
-    Err(Error::config("danger_early_data", why))
+    Err(Error::config("danger_early_data", why).with_reason("unused"))
 }
 
 fn load_staple_check(
@@ -366,11 +401,33 @@ fn load_verifier(options: &TlsOptions) -> Result<LoadedVerifier> {
         Roots::Own(material) => {
             let certificates = read_certificates(material.expose(), "roots");
             let certificates = certificates.map_err(|error| material.blame(error))?;
-            let roots = Arc::new(OwnRoots::new(certificates, crls, &provider)?);
+            let roots = OwnRoots::new(certificates.clone(), crls, &provider);
+            let roots = roots.map_err(|error| culprit(error, &options.crls, &certificates, &provider))?;
+            let roots = Arc::new(roots);
             let verifier = chain(Trust::Own(Arc::clone(&roots)), check_name);
             LoadedVerifier { own_roots: Some(roots), ..loaded(verifier, check_name) }
         }
     })
+}
+
+/// Which of several revocation lists cannot be used.
+fn culprit(
+    error: Error,
+    crls: &[Material],
+    certificates: &[Vec<u8>],
+    provider: &Arc<CryptoProvider>,
+) -> Error {
+    if error.field() != Some("crls") {
+        return error;
+    }
+    for (index, material) in crls.iter().enumerate() {
+        let alone = revocation::read_crls(std::slice::from_ref(material))
+            .and_then(|lists| OwnRoots::new(certificates.to_vec(), lists, provider));
+        if let Err(wrong) = alone {
+            return material.blame(Error::config(format!("crls.{index}"), wrong.message()));
+        }
+    }
+    error
 }
 
 fn choose_suites(options: &TlsOptions, credentials: &OurCredentials) -> Result<Vec<&'static Suite>> {
@@ -383,10 +440,11 @@ fn choose_suites(options: &TlsOptions, credentials: &OurCredentials) -> Result<V
         let fits = |s: &&Suite| misfit(s, psk_hash).is_none() && (!s.legacy || options.danger_legacy_suites);
         chosen.extend(SUITES.iter().filter(fits));
     } else {
-        for name in &options.cipher_suites {
-            let suite = named_suite(name, options)?;
+        for (index, name) in options.cipher_suites.iter().enumerate() {
+            let field = || format!("cipher_suites.{index}");
+            let suite = named_suite(name, field, options)?;
             if let Some(why) = misfit(suite, psk_hash) {
-                return Err(Error::config("cipher_suites", format!("{} {why}", suite.iana)));
+                return Err(Error::config(field(), format!("{} {why}", suite.iana)));
             }
             if !chosen.contains(&suite) {
                 chosen.push(suite);
@@ -415,16 +473,16 @@ fn misfit(suite: &Suite, psk_hash: Option<PskHash>) -> Option<&'static str> {
     }
 }
 
-fn named_suite(name: &str, options: &TlsOptions) -> Result<&'static Suite> {
+fn named_suite(name: &str, field: impl Fn() -> String, options: &TlsOptions) -> Result<&'static Suite> {
     let suite = Suite::by_name(name).ok_or_else(|| {
         Error::config(
-            "cipher_suites",
+            field(),
             format!("{name:?} is not a suite that is known here; {}", similar_suites(name)),
         )
     })?;
     if suite.legacy && !options.danger_legacy_suites {
         return Err(Error::config(
-            "cipher_suites",
+            field(),
             format!("{} has CBC or no forward secrecy; allow it by danger_legacy_suites", suite.iana),
         ));
     }
@@ -438,11 +496,12 @@ fn choose_groups(options: &TlsOptions) -> Result<Vec<&'static Group>> {
     options
         .groups
         .iter()
-        .map(|name| {
+        .enumerate()
+        .map(|(index, name)| {
             Group::by_name(name).ok_or_else(|| {
                 let known: Vec<_> = GROUPS.iter().map(|g| g.name).collect();
                 Error::config(
-                    "groups",
+                    format!("groups.{index}"),
                     format!("{name:?} is not a group that is known here; these are: {}", known.join(", ")),
                 )
             })

@@ -14,7 +14,7 @@ use rustls::sign::CertifiedKey;
 use super::credentials::CertifiedCredentials;
 use super::options::OwnCertificate;
 use super::{openssl_ffi, revocation, rustls_config};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// One certificate with its key, ready to be shown.
 pub(crate) struct Shown {
@@ -115,14 +115,13 @@ fn names(certified: &CertifiedCredentials, own: &OwnCertificate) -> Result<Vec<S
     }
     own.names
         .iter()
-        .map(|name| {
+        .enumerate()
+        .map(|(index, name)| {
             let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
             let bare = lower.strip_prefix("*.").unwrap_or(&lower);
             let wrong = bare.contains('*') || rustls::pki_types::DnsName::try_from(bare).is_err();
             if wrong {
-                return Err(
-                    Error::new(ErrorKind::Config, format!("{name:?} is no DNS name")).with_field("names")
-                );
+                return Err(Error::config(format!("names.{index}"), format!("{name:?} is no DNS name")));
             }
             Ok(lower)
         })

@@ -5,9 +5,12 @@
 //! in both directions and OpenSSL spends a third of a microsecond around each AEAD call; here a
 //! record is opened straight into the caller's buffer and sealed straight out of it.
 
+use std::time::Instant;
+
 use zeroize::Zeroizing;
 
 use super::failure::{self, alert, misuse, peer_misbehaved};
+use super::fruitless::Fruitless;
 use super::key_schedule::{Exporter, Hash, next_traffic_secret};
 use super::options::TlsVersion;
 use super::record::{ALERT, APPLICATION_DATA, Aead, DirectionKeys, HANDSHAKE};
@@ -22,9 +25,6 @@ const CLIENT_HELLO: u8 = 1;
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 
-/// Records without application data in a row (empty ones, tickets, key updates, warnings): more is
-/// a peer that keeps us busy for nothing.
-const MAX_FRUITLESS: u8 = 32;
 /// Largest message after the handshake: a ticket of 65,535 bytes, and what is around it.
 const MAX_MESSAGE: usize = 65_535 + 1024;
 /// Tickets that are kept; a client needs one at a time.
@@ -61,7 +61,7 @@ pub(crate) struct Traffic {
     parts: TrafficParts,
     /// Handshake message of which more fragments are to come.
     partial: Vec<u8>,
-    fruitless: u8,
+    fruitless: Fruitless,
     tickets_seen: u8,
     /// We asked for new keys of the peer's and it has not answered.
     update_requested: bool,
@@ -77,7 +77,7 @@ impl Traffic {
         Self {
             parts,
             partial: Vec::new(),
-            fruitless: 0,
+            fruitless: Fruitless::default(),
             tickets_seen: 0,
             update_requested: false,
             read_closed: false,
@@ -148,7 +148,7 @@ impl Traffic {
                 opened.produced += n;
                 opened.records += 1;
                 marks.push(opened.produced);
-                self.fruitless = 0;
+                self.fruitless.data();
                 if self.parts.open.wants_rekey() && !self.update_requested {
                     self.request_update(outgoing)?;
                 }
@@ -164,8 +164,7 @@ impl Traffic {
 
     /// Everything that is not application data.
     fn control(&mut self, content_type: u8, content: &[u8], outgoing: &mut Buffer) -> Result<()> {
-        self.fruitless += 1;
-        if self.fruitless > MAX_FRUITLESS {
+        if !self.fruitless.one_more(Instant::now()) {
             return Err(peer_misbehaved(
                 alert::UNEXPECTED_MESSAGE,
                 "the peer sends records without data and does not stop",

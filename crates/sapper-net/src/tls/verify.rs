@@ -459,7 +459,12 @@ pub(crate) fn rejection(error: &rustls::Error, leaf: &[u8]) -> Rejection {
         Reason::RevocationUnknown => format!(
             "no revocation list that is valid now covers the peer's certificate and those that signed it ({text})"
         ),
-        Reason::UnknownIssuer => "nobody among the roots has signed the peer's certificate".to_owned(),
+        // A chain that was not followed to its end is another matter.
+        Reason::UnknownIssuer
+            if matches!(error, rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) =>
+        {
+            "nobody among the roots has signed the peer's certificate".to_owned()
+        }
         _ => format!("the peer's certificate is not acceptable: {text}"),
     };
     Rejection::new(reason, message)

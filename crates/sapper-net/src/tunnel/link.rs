@@ -379,9 +379,14 @@ impl Link {
                 Some(Ok(found)) if found.consumed > 0 || found.event.is_some() => found,
                 said => {
                     let delivered = self.deliver_gathered(&mut gathered);
-                    if let Some(Err(error)) = said {
-                        let error = Error::new(ErrorKind::RemoteProtocol, error.to_string());
-                        self.exit = Some(Exit::Broken(error.with_phase(Phase::Transfer)));
+                    if let Some(Err(wrong)) = said {
+                        let error = Error::new(ErrorKind::RemoteProtocol, wrong.to_string());
+                        let error = error.with_phase(Phase::Transfer);
+                        if self.mux.keeps_session(&wrong) {
+                            self.lose_carrier(Some(error));
+                        } else {
+                            self.exit = Some(Exit::Broken(error));
+                        }
                         fine = false;
                     } else if delivered {
                         // That may have made room for more.
@@ -413,7 +418,10 @@ impl Link {
             }
         }
         input.consume(at);
-        self.input = input;
+        // What a carrier that is gone said besides is nobody's.
+        if self.carrier.is_some() {
+            self.input = input;
+        }
         fine
     }
 

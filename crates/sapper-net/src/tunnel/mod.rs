@@ -38,8 +38,12 @@ const MOST_UNSENT: u32 = 64 * 1024;
 
 /// Sockets of streams, towards visitors and services. Nobody at such a socket takes a part for the whole, whatever
 /// ends the stream: a peer's reset, a session that is replaced, the death of either process.
-const STREAM: SocketOptions =
-    SocketOptions { keepalive: None, most_unsent: fd::MOST_UNSENT, reset_unless_ended: true };
+const STREAM: SocketOptions = SocketOptions {
+    keepalive: None,
+    most_unsent: fd::MOST_UNSENT,
+    reset_unless_ended: true,
+    short_near: false,
+};
 
 /// What the two ends have in common.
 #[derive(Clone, Debug)]

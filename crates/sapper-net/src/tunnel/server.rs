@@ -125,9 +125,10 @@ impl ServerOptions {
         self.visitor_limits.check("visitor_limits")?;
         self.client_limits.check("client_limits")?;
         self.service_limits.check("service_limits")?;
-        for (first, last) in self.asked_ports.iter().flatten() {
+        for (index, (first, last)) in self.asked_ports.iter().flatten().enumerate() {
             if *first == 0 || first > last {
-                return Err(Error::config("asked_ports", format!("{first} to {last} is no range of ports")));
+                let text = format!("{first} to {last} is no range of ports");
+                return Err(Error::config(format!("asked_ports.{index}"), text));
             }
         }
         if let Some(rate) = &self.visitor_rate {

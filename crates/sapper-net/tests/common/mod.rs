@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use becomes::assert_becomes;
 use sapper_net::bridge::{
     Bridge, BridgeDirection, BridgeOptions, CdTunnelRole, ControlMailbox, Deadlines, Event, Handshakes,
-    PacketOptions, Reply, SideOptions, SideTls, Value,
+    PacketOptions, Reply, SideOptions, SideTls, SwapOptions, Value,
 };
 use sapper_net::endpoint::EndpointSpec;
 use sapper_net::error::{Error, Result};
@@ -138,7 +138,10 @@ impl End {
                 direction: plan.direction,
                 framing: plan.framing,
                 sink_framing: None,
-                packets: PacketOptions { max_packet: 16_000, ..PacketOptions::default() },
+                packets: plan.framing.map_or_else(PacketOptions::default, |_| PacketOptions {
+                    max_packet: 16_000,
+                    ..PacketOptions::default()
+                }),
                 deadlines: plan.deadlines,
                 peer_policy: None,
                 upgrade: None,
@@ -185,7 +188,8 @@ impl End {
     }
 
     pub fn swap_sink(&self, fd: OwnedFd) -> Result<()> {
-        self.bridge().swap_sink(EndpointSpec::from_fd(fd, "sink").unwrap(), self.reply(90));
+        let sink = EndpointSpec::from_fd(fd, "sink").unwrap();
+        self.bridge().swap_sink(sink, SwapOptions::default(), self.reply(90));
         self.answer(90).map(drop)
     }
 

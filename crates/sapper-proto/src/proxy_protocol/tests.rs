@@ -169,6 +169,29 @@ fn every_kind_of_address() {
     }
 }
 
+#[test]
+fn what_stands_in_a_local_header_is_discarded() {
+    let local = Header { version: Version::V2, addresses: Addresses::Local, details: Details::default() };
+    // A family that does not exist, an address cut short, a TLV cut short, a checksum that is wrong, a TLV.
+    for rest in [
+        "ff 0003 616263",
+        "11 0000",
+        "00 0003 616263",
+        "00 0007 03 0004 61626364",
+        "11 000f 00000000 00000000 0000 0000 010002",
+        "00 0005 01 0002 6832",
+    ] {
+        let bytes = hex(&format!("0d0a0d0a000d0a515549540a 20 {rest}"));
+        assert_eq!(Header::parse(&bytes), done(local.clone(), bytes.len()), "{rest}");
+        let behind = [&bytes[..], b"payload"].concat();
+        assert_eq!(Header::parse(&behind), done(local.clone(), bytes.len()), "{rest}");
+        let short = Header::parse(&bytes[..bytes.len() - 1]);
+        assert!(matches!(short, Ok(Parsed::NeedMore { .. })), "{rest}: {short:?}");
+    }
+    let too_long = hex("0d0a0d0a000d0a515549540a 20 00 ffff");
+    assert!(matches!(Header::parse(&too_long), Err(ProxyError::TooLong(_))));
+}
+
 proptest! {
     #[test]
     fn headers_come_back(

@@ -19,6 +19,8 @@ pub struct IpList {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{entry:?} {what}")]
 pub struct IpListError {
+    /// Which one it is, from 0.
+    pub index: usize,
     /// The entry, shortened.
     pub entry: String,
     /// What is wrong.
@@ -36,8 +38,8 @@ impl IpList {
     /// Of entries as users write them.
     pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>) -> Result<Self, IpListError> {
         let mut list = Self::default();
-        for entry in entries {
-            match span(entry.trim()).map_err(|what| IpListError { entry: shown(entry), what })? {
+        for (index, entry) in entries.into_iter().enumerate() {
+            match span(entry.trim()).map_err(|what| IpListError { index, entry: shown(entry), what })? {
                 Span::V4(from, to) => list.v4.push((from, to)),
                 Span::V6(from, to) => list.v6.push((from, to)),
                 Span::All => {

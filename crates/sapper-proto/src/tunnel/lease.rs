@@ -49,24 +49,30 @@ pub struct Lessee {
     pub token: TokenHash,
     /// Its token for whatever it exposes: it may have a port that is not in use for another service.
     pub client: TokenHash,
+    /// What it says of itself, before anybody knows which of its leases it comes for.
+    pub credentials: TokenHash,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lease {
     token: TokenHash,
-    /// The client's token; files of earlier versions do not have it.
+    /// The client's token, and that of its credentials; files of earlier versions do not have them.
     client: Option<TokenHash>,
+    credentials: Option<TokenHash>,
     /// Which of the token's services.
     service: u16,
     /// When it was last in use, in seconds since 1970: it outlives this process's clock.
     seen: u64,
     in_use: bool,
+    /// The silent one that had the port, as long as it may turn out that this one took it in vain.
+    before: Option<Box<Lease>>,
 }
 
 /// The table.
 ///
 /// Order of calls: [`take`](Self::take), then bind the port. Where the system has given it away, call
-/// [`lost`](Self::lost) and take again. [`release`](Self::release) when the tunnel ends: the lease stays.
+/// [`lost`](Self::lost) and take again; where another port is wanted, [`undo`](Self::undo).
+/// [`release`](Self::release) when the tunnel ends: the lease stays.
 /// [`to_json`](Self::to_json) after changes, [`from_json`](Self::from_json) at the start.
 #[derive(Clone, Debug)]
 pub struct Leases {
@@ -81,6 +87,8 @@ pub struct Leases {
     key: Option<TokenHash>,
     /// Until when one that had the table before may still use its ports, in seconds since 1970.
     until: u64,
+    /// Until when those who have leases are expected: this one has just begun, and they may be on their way.
+    expected: u64,
 }
 
 impl Leases {
@@ -89,7 +97,17 @@ impl Leases {
     pub fn new(first: u16, last: u16, most_per_token: usize, keep: Duration) -> Self {
         let (first, last) = (first.max(1), last.max(first).max(1));
         let asked = vec![(first, last)];
-        Self { first, last, most_per_token, keep, asked, by_port: BTreeMap::new(), key: None, until: 0 }
+        Self {
+            first,
+            last,
+            most_per_token,
+            keep,
+            asked,
+            by_port: BTreeMap::new(),
+            key: None,
+            until: 0,
+            expected: 0,
+        }
     }
 
     /// Those who ask for ports may have these, first and last each, instead of any of `first..=last`. Who
@@ -117,7 +135,7 @@ impl Leases {
         now: u64,
         entropy: u64,
     ) -> Result<u16, LeaseError> {
-        let Lessee { token, client } = lessee;
+        let Lessee { token, client, .. } = lessee;
         let mine = self.port(token, service);
         let will_do = |port: u16| match wanted {
             Wanted::Exactly(exactly) => exactly == port && self.may_be_asked_for(port),
@@ -162,8 +180,14 @@ impl Leases {
         Ok(port)
     }
 
-    fn hold(&mut self, port: u16, Lessee { token, client }: Lessee, service: u16, now: u64) {
-        self.by_port.insert(port, Lease { token, client: Some(client), service, seen: now, in_use: true });
+    fn hold(&mut self, port: u16, Lessee { token, client, credentials }: Lessee, service: u16, now: u64) {
+        let (client, credentials) = (Some(client), Some(credentials));
+        let before = match self.by_port.remove(&port) {
+            Some(same) if (same.token, same.service) == (token, service) => same.before,
+            other => other.map(|other| Box::new(Lease { before: None, ..other })),
+        };
+        let lease = Lease { token, client, credentials, service, seen: now, in_use: true, before };
+        self.by_port.insert(port, lease);
     }
 
     /// Nobody's, or the same client's for something that it does not expose now, or of somebody who has not been
@@ -180,8 +204,8 @@ impl Leases {
 
     /// From a place drawn by chance: ports that nobody ever had first, then the one that has been
     /// silent longest. Were those that are kept for somebody never given, whoever comes with ever new tokens could
-    /// keep all others out for as long as they are kept. While another server may still use its ports, who is silent
-    /// here may be busy there.
+    /// keep all others out for as long as they are kept. While another server may still use its ports, or those who
+    /// have them are expected, who is silent here is busy there or on its way.
     fn any(
         &self,
         (first, last): (u16, u16),
@@ -194,8 +218,8 @@ impl Leases {
         let mut never = (0..ports).map(at).filter(|port| !self.by_port.contains_key(port) && allowed(*port));
         let silent = || {
             let range = self.by_port.range(first..=last);
-            let silent =
-                |lease: &Lease| if self.is_shared(now) { self.has_lapsed(lease, now) } else { !lease.in_use };
+            let waits = self.is_shared(now) || now < self.expected;
+            let silent = |lease: &Lease| if waits { self.has_lapsed(lease, now) } else { !lease.in_use };
             let unused = range.filter(|(port, lease)| silent(lease) && allowed(**port));
             unused.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
         };
@@ -211,7 +235,7 @@ impl Leases {
     /// The tunnel of that port ended. The lease stays its token's.
     pub fn release(&mut self, port: u16, now: u64) {
         if let Some(lease) = self.by_port.get_mut(&port) {
-            (lease.in_use, lease.seen) = (false, now);
+            (lease.in_use, lease.seen, lease.before) = (false, now, None);
         }
     }
 
@@ -220,16 +244,27 @@ impl Leases {
         self.by_port.remove(&port);
     }
 
+    /// The port was taken in vain: it is whose it was before, who has got no other one meanwhile.
+    pub fn undo(&mut self, port: u16) {
+        if let Some(before) = self.by_port.remove(&port).and_then(|lease| lease.before)
+            && self.port(before.token, before.service).is_none()
+        {
+            self.by_port.insert(port, *before);
+        }
+    }
+
     /// What was another name's is this one's: the port of that service, where it has none itself, and that for
     /// something else. Not where it is in use.
     pub fn inherit(&mut self, from: Lessee, to: Lessee, service: u16) {
         let mut has_one = self.port(to.token, service).is_some();
         for lease in self.by_port.values_mut().filter(|lease| !lease.in_use) {
             if !has_one && lease.token == from.token && lease.service == service {
-                (lease.token, lease.client, has_one) = (to.token, Some(to.client), true);
-            } else if lease.client == Some(from.client) {
-                lease.client = Some(to.client);
+                has_one = true;
+                lease.token = to.token;
+            } else if lease.client != Some(from.client) {
+                continue;
             }
+            (lease.client, lease.credentials) = (Some(to.client), Some(to.credentials));
         }
     }
 
@@ -246,6 +281,18 @@ impl Leases {
     /// Whether one that had the table before may still use its ports.
     pub fn is_shared(&self, now: u64) -> bool {
         now < self.until
+    }
+
+    /// Those who have leases may come until then: nobody else gets their ports for want of another one.
+    pub fn expect(&mut self, until: u64) {
+        self.expected = until;
+    }
+
+    /// A port of whoever says these credentials, for whatever it exposes, which is not in use.
+    pub fn kept_for(&self, credentials: TokenHash) -> Option<u16> {
+        let is_it = |lease: &Lease| !lease.in_use && lease.credentials == Some(credentials);
+        let one = self.by_port.iter().find(|(_, lease)| is_it(lease));
+        one.map(|(port, _)| *port)
     }
 
     /// Which port a token's service has.
@@ -278,7 +325,8 @@ impl Leases {
     pub fn set_key(&mut self, key: TokenHash, again: impl Fn(TokenHash) -> TokenHash) {
         self.key = Some(key);
         for lease in self.by_port.values_mut() {
-            (lease.token, lease.client) = (again(lease.token), lease.client.map(&again));
+            lease.token = again(lease.token);
+            (lease.client, lease.credentials) = (lease.client.map(&again), lease.credentials.map(&again));
         }
     }
 
@@ -289,8 +337,13 @@ impl Leases {
             .by_port
             .iter()
             .map(|(port, lease)| {
+                let Lease { service, seen, .. } = lease;
                 let (token, client) = (hex(lease.token), lease.client.map(hex));
-                json!({"port": port, "token": token, "client": client, "service": lease.service, "seen": lease.seen})
+                let credentials = lease.credentials.map(hex);
+                json!({
+                    "port": port, "token": token, "client": client, "credentials": credentials,
+                    "service": service, "seen": seen,
+                })
             })
             .collect();
         let mut table = match self.key {
@@ -325,11 +378,13 @@ impl Leases {
             let service = small("service").ok_or_else(|| wrong("service"))?;
             let seen = lease["seen"].as_u64().ok_or_else(|| wrong("seen"))?;
             let token = lease["token"].as_str().and_then(token).ok_or_else(|| wrong("token"))?;
-            let client = match &lease["client"] {
-                Value::Null => None,
-                said => Some(said.as_str().and_then(self::token).ok_or_else(|| wrong("client"))?),
+            let may_be_there = |field: &str| match &lease[field] {
+                Value::Null => Ok(None),
+                said => said.as_str().and_then(self::token).map(Some).ok_or_else(|| wrong(field)),
             };
-            read.insert(port, Lease { token, client, service, seen, in_use: false });
+            let (client, credentials) = (may_be_there("client")?, may_be_there("credentials")?);
+            let lease = Lease { token, client, credentials, service, seen, in_use: false, before: None };
+            read.insert(port, lease);
         }
         (self.by_port, self.key, self.until) = (read, key, until);
         Ok(())
@@ -348,238 +403,4 @@ fn token(text: &str) -> Option<TokenHash> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const ANN: Lessee = Lessee { token: [1; 32], client: [9; 32] };
-    const BOB: Lessee = Lessee { token: [2; 32], client: [8; 32] };
-    /// Ann's for another service.
-    const ANN_TOO: Lessee = Lessee { token: [3; 32], ..ANN };
-    const DAY: u64 = 86_400;
-
-    fn leases() -> Leases {
-        Leases::new(40_000, 40_004, 2, Duration::from_secs(DAY))
-    }
-
-    #[test]
-    fn a_token_has_its_port_again() {
-        let mut leases = leases();
-        let port = leases.take(ANN, 0, Wanted::Any, 0, 3).unwrap();
-        assert_eq!(port, 40_003, "where chance pointed");
-        assert_eq!(leases.take(ANN, 0, Wanted::Any, 1, 0), Ok(port), "a stale connection is taken over");
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, 1, 3), Ok(40_004));
-        leases.release(port, 5);
-        assert_eq!(leases.take(BOB, 1, Wanted::Exactly(port), 6, 0), Err(LeaseError::Taken(port)));
-        assert_eq!(leases.take(ANN, 0, Wanted::Rather(40_000), 7, 0), Ok(port), "its own before a wish");
-        assert_eq!((leases.owner(port), leases.owner(1)), (Some(ANN.token), None));
-    }
-
-    #[test]
-    fn wishes_and_limits() {
-        let mut leases = leases();
-        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(39_999), 0, 0), Err(LeaseError::OutOfRange(39_999)));
-        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(40_002), 0, 0), Ok(40_002));
-        assert_eq!(leases.take(BOB, 0, Wanted::Rather(40_002), 0, 2), Ok(40_003));
-        assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 0), Ok(40_000));
-        assert_eq!(leases.take(ANN, 2, Wanted::Any, 0, 0), Err(LeaseError::TooMany(2)));
-        assert_eq!(leases.take(ANN, 1, Wanted::Exactly(40_001), 0, 0), Ok(40_001), "instead of the old one");
-        assert_eq!((leases.len(), leases.owner(40_000)), (3, None));
-        leases.lost(40_001);
-        assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 1), Ok(40_001));
-    }
-
-    #[test]
-    fn other_ports_are_for_those_who_come() {
-        let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
-        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(1), 0, 0), Ok(1));
-        leases.reload(7, 7, Duration::from_secs(DAY));
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, 0, 0), Ok(7));
-        assert_eq!(leases.owner(1), Some(ANN.token), "who has one keeps it");
-        assert_eq!(leases.take(BOB, 1, Wanted::Any, 0, 0), Err(LeaseError::Exhausted));
-    }
-
-    #[test]
-    fn ports_that_are_asked_for_are_those_that_the_server_allows() {
-        let mut leases = leases();
-        leases.allow(vec![(443, 443), (8000, 8009), (40_004, 40_004)]);
-        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(40_000), 0, 0), Err(LeaseError::OutOfRange(40_000)));
-        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(443), 0, 0), Ok(443));
-        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(443), 0, 0), Err(LeaseError::Taken(443)));
-        assert_eq!(leases.take(BOB, 0, Wanted::Within(1, 7_999), 0, 0), Err(LeaseError::Exhausted));
-        assert_eq!(leases.take(BOB, 0, Wanted::Within(444, 7_999), 0, 0), Err(LeaseError::OutOfRange(444)));
-        let port = leases.take(BOB, 0, Wanted::Within(8_005, 9_000), 0, 7).unwrap();
-        assert!((8_005..=8_009).contains(&port), "{port}");
-        assert_eq!(
-            leases.take(BOB, 0, Wanted::Within(8_000, 9_000), 1, 0),
-            Ok(port),
-            "it has one that will do"
-        );
-        assert_eq!(leases.take(ANN, 0, Wanted::Any, 1, 0), Ok(443), "it had asked for it");
-        // After a restart with other ranges.
-        let mut restarted = self::leases();
-        restarted.from_json(&leases.to_json()).unwrap();
-        assert_eq!(restarted.take(ANN, 0, Wanted::Any, 2, 0), Ok(40_000), "443 is nobody's now");
-        assert_eq!(restarted.owner(443), None);
-    }
-
-    #[test]
-    fn ports_that_a_server_which_ends_may_use_are_kept_for_their_owners_meanwhile() {
-        let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
-        for service in [0, 1] {
-            let port = leases.take(ANN, service, Wanted::Any, 0, 0).unwrap();
-            leases.release(port, u64::from(service));
-        }
-        leases.hand_over(100);
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, 99, 0), Err(LeaseError::Exhausted));
-        assert_eq!(leases.take(BOB, 0, Wanted::Within(1, 2), 99, 0), Err(LeaseError::Exhausted));
-        assert_eq!(leases.take(ANN, 1, Wanted::Any, 99, 0), Ok(2), "it is its own");
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, 100, 0), Ok(1));
-    }
-
-    #[test]
-    fn ports_of_those_who_stay_away_go_to_others_when_there_is_no_other() {
-        let mut leases = Leases::new(1, 2, 9, Duration::from_secs(DAY));
-        assert_eq!(leases.take(ANN, 0, Wanted::Any, 0, 0), Ok(1));
-        assert_eq!(leases.take(ANN, 1, Wanted::Any, 0, 0), Ok(2));
-        leases.release(1, 50);
-        leases.release(2, 40);
-        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(2), 60, 0), Err(LeaseError::Taken(2)), "it is kept");
-        assert_eq!(leases.take(BOB, 0, Wanted::Any, 60, 0), Ok(2), "the one that is silent longest");
-        assert_eq!(leases.take(ANN, 0, Wanted::Any, 60, 0), Ok(1));
-        assert_eq!(leases.take(BOB, 1, Wanted::Any, 60, 0), Err(LeaseError::Exhausted), "both are in use");
-        leases.release(2, 70);
-        assert_eq!(leases.take(ANN, 1, Wanted::Exactly(2), DAY + 69, 0), Err(LeaseError::Taken(2)));
-        assert_eq!(leases.take(ANN, 1, Wanted::Exactly(2), DAY + 70, 0), Ok(2), "it was kept long enough");
-    }
-
-    #[test]
-    fn a_client_has_its_port_for_another_service() {
-        let mut leases = leases();
-        assert_eq!(leases.take(ANN, 0, Wanted::Exactly(40_000), 0, 0), Ok(40_000));
-        let taken = Err(LeaseError::Taken(40_000));
-        assert_eq!(leases.take(ANN_TOO, 0, Wanted::Exactly(40_000), 0, 0), taken, "it is in use");
-        leases.release(40_000, 1);
-        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(40_000), 2, 0), taken);
-        let mut restarted = self::leases();
-        restarted.from_json(&leases.to_json()).unwrap();
-        for mut leases in [leases, restarted] {
-            assert_eq!(leases.take(ANN_TOO, 0, Wanted::Exactly(40_000), 2, 0), Ok(40_000));
-            assert_eq!(leases.owner(40_000), Some(ANN_TOO.token));
-        }
-    }
-
-    #[test]
-    fn leases_survive_a_restart() {
-        let mut leases = leases();
-        leases.take(ANN, 7, Wanted::Any, 11, 1).unwrap();
-        let text = leases.to_json();
-        let (token, client) = ("01".repeat(32), "09".repeat(32));
-        assert_eq!(
-            text,
-            format!(
-                r#"{{"leases":[{{"client":"{client}","port":40001,"seen":11,"service":7,"token":"{token}"}}],"version":1}}"#
-            )
-        );
-        let earlier = text.replace(&format!(r#""client":"{client}","#), "");
-        let mut read = self::leases();
-        read.from_json(&earlier).unwrap();
-        assert_eq!(read.take(ANN, 7, Wanted::Any, 12, 0), Ok(40_001), "as earlier versions wrote it");
-        let mut restarted = self::leases();
-        restarted.from_json(&text).unwrap();
-        assert_eq!(restarted.take(ANN, 7, Wanted::Any, 12, 0), Ok(40_001));
-        for (from, to, what) in [
-            ("40001", "0", "leases[0].port"),
-            ("40001", "65536", "leases[0].port"),
-            ("\"seen\":11", "\"seen\":-1", "leases[0].seen"),
-            ("0101", "01+1", "leases[0].token"),
-            ("0909", "0", "leases[0].client"),
-            ("\"version\":1", "\"version\":3", "version"),
-            ("\"version\":1", "\"version\":2", "key"),
-            ("\"leases\"", "\"x\"", "leases"),
-            ("{", "[", "expected"),
-        ] {
-            let mut empty = self::leases();
-            let error = empty.from_json(&text.replacen(from, to, 1)).unwrap_err();
-            assert!(error.contains(what) && empty.is_empty(), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_name_has_what_was_another_name_s() {
-        let mut leases = Leases::new(1, 9, 9, Duration::from_secs(DAY));
-        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(1), 0, 0), Ok(1));
-        assert_eq!(leases.take(BOB, 1, Wanted::Exactly(2), 0, 0), Ok(2));
-        leases.inherit(BOB, ANN, 0);
-        assert_eq!(leases.owner(1), Some(BOB.token), "it is in use");
-        leases.release(1, 0);
-        leases.release(2, 0);
-        leases.inherit(BOB, ANN, 0);
-        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(1), 1, 0), Err(LeaseError::Taken(1)));
-        assert_eq!(leases.take(ANN, 0, Wanted::Any, 1, 0), Ok(1));
-        assert_eq!(leases.take(ANN_TOO, 0, Wanted::Exactly(2), 1, 0), Ok(2), "of the same client");
-        assert_eq!(leases.take(BOB, 0, Wanted::Exactly(3), 1, 0), Ok(3));
-        leases.release(3, 1);
-        leases.inherit(BOB, ANN, 0);
-        assert_eq!((leases.owner(3), leases.port(ANN.token, 0)), (Some(BOB.token), Some(1)), "it has one");
-    }
-
-    #[test]
-    fn who_is_here_was_seen_when_the_table_is_handed_over() {
-        let mut leases = leases();
-        let port = leases.take(ANN, 0, Wanted::Any, 0, 0).unwrap();
-        assert!(!leases.to_json().contains("until"));
-        leases.touch(DAY);
-        leases.hand_over(DAY + 5);
-        let mut next = self::leases();
-        next.from_json(&leases.to_json()).unwrap();
-        assert_eq!((next.is_shared(DAY + 4), next.is_shared(DAY + 5)), (true, false));
-        let taken = next.take(BOB, 0, Wanted::Exactly(port), DAY + 1, 0);
-        assert_eq!(taken, Err(LeaseError::Taken(port)));
-        let error = next.from_json(&leases.to_json().replace("\"until\":", "\"until\":-")).unwrap_err();
-        assert!(error.contains("until"), "{error}");
-    }
-
-    #[test]
-    fn a_file_without_a_key_is_taken_over() {
-        let mut leases = leases();
-        leases.take(ANN, 0, Wanted::Any, 11, 1).unwrap();
-        let mut later = self::leases();
-        later.from_json(&leases.to_json()).unwrap();
-        assert_eq!(later.key(), None);
-        let again = |token: TokenHash| token.map(|byte| byte ^ 0x55);
-        later.set_key([7; 32], again);
-        let text = later.to_json();
-        assert!(text.contains("\"version\":2") && !text.contains(&"01".repeat(32)), "{text}");
-        let mut restarted = self::leases();
-        restarted.from_json(&text).unwrap();
-        assert_eq!((restarted.key(), restarted.to_json()), (Some([7; 32]), text));
-        let ann = Lessee { token: again(ANN.token), client: again(ANN.client) };
-        assert_eq!(restarted.take(ann, 0, Wanted::Any, 12, 0), Ok(40_001));
-    }
-
-    proptest! {
-        /// No port is two tokens' at a time, and none is outside of the range.
-        #[test]
-        fn nobody_shares(steps in proptest::collection::vec((0u8..4, 0u16..3, 0u16..8, any::<u64>(), any::<bool>()), 0..80)) {
-            let mut leases = Leases::new(10, 14, 2, Duration::from_secs(50));
-            let mut used: BTreeMap<u16, (u8, u16)> = BTreeMap::new();
-            for (now, (who, service, wish, entropy, leave)) in steps.into_iter().enumerate() {
-                let now = now as u64 * 10;
-                let wanted = [Wanted::Any, Wanted::Exactly(wish + 9), Wanted::Rather(wish + 9), Wanted::Within(wish + 9, wish + 11)];
-                let wanted = wanted[usize::from(wish) % 4];
-                if leave {
-                    if let Some(port) = used.iter().find(|(_, user)| **user == (who, service)).map(|(port, _)| *port) {
-                        leases.release(port, now);
-                        used.remove(&port);
-                    }
-                } else if let Ok(port) = leases.take(Lessee { token: [who; 32], client: [who; 32] }, service, wanted, now, entropy) {
-                    prop_assert!((10..=14).contains(&port));
-                    used.retain(|_, user| *user != (who, service));
-                    prop_assert_eq!(used.insert(port, (who, service)), None);
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -358,6 +358,28 @@ fn outside_an_event_loop_it_says_so() {
     assert_eq!(error.kind(), ErrorKind::ApiMisuse);
 }
 
+#[tokio::test]
+async fn sockets_are_small_towards_this_machine_alone() {
+    let options = SocketOptions { short_near: true, ..SocketOptions::default() };
+    let own = |text: &str| Address::Inet(text.parse().unwrap());
+    for (local, peer, near) in [
+        ("127.0.0.1:1", "127.0.0.1:2", true),
+        ("[::ffff:127.0.0.1]:1", "[::ffff:127.0.0.2]:2", true),
+        ("192.0.2.1:1", "192.0.2.1:2", true),
+        ("[2001:db8::1]:1", "[2001:db8::1]:2", true),
+        ("192.0.2.1:1", "192.0.2.2:2", false),
+        ("[2001:db8::1]:1", "[2001:db8::2]:2", false),
+    ] {
+        let (socket, _other) = tcp_pair("127.0.0.1");
+        let mut stream = FdStream::between(socket.into(), true, &own(local), &own(peer)).unwrap();
+        stream.set_own_options(&options).unwrap();
+        let socket = stream.socket().unwrap();
+        let sizes = [socket.recv_buffer_size().unwrap(), socket.send_buffer_size().unwrap()];
+        // The system doubles what it is asked for.
+        assert_eq!(sizes == [2 * MOST_NEAR, 4 * MOST_NEAR], near, "{local} -> {peer}: {sizes:?}");
+    }
+}
+
 /// Our end of a connection that is reset unless it is ended, and the other one.
 fn resetting() -> (FdStream, TcpStream) {
     let (one, other) = tcp_pair("127.0.0.1");

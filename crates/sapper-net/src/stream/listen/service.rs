@@ -6,6 +6,7 @@
 //! known amount.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,10 +55,12 @@ pub struct Service {
 
 struct Shared {
     closing: Notify,
-    closed: std::sync::atomic::AtomicBool,
+    closed: AtomicBool,
     stats: Mutex<Option<Arc<ListenerStats>>>,
     pending: Arc<Semaphore>,
     max_pending: u32,
+    /// A place is held for whoever comes next.
+    waits: AtomicBool,
 }
 
 /// Counters of one moment.
@@ -110,6 +113,7 @@ impl Service {
             stats: Mutex::default(),
             pending: Arc::new(Semaphore::new(max_pending as usize)),
             max_pending,
+            waits: AtomicBool::new(false),
         });
         runtime::spawn("listener", run(address, options, Arc::clone(&shared), events))?;
         Ok(Self { shared })
@@ -117,14 +121,15 @@ impl Service {
 
     /// Accepts no more. What waits in the kernel's queue is refused by it.
     pub fn close(&self) {
-        self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
+        self.shared.closed.store(true, Ordering::Release);
         self.shared.closing.notify_one();
     }
 
     /// Counters now.
     pub fn stats(&self) -> ServiceStats {
         let stats = self.shared.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let pending = self.shared.max_pending as usize - self.shared.pending.available_permits();
+        let taken = self.shared.max_pending as usize - self.shared.pending.available_permits();
+        let pending = taken.saturating_sub(self.shared.waits.load(Ordering::Relaxed).into());
         let Some(stats) = stats.as_ref() else { return ServiceStats::default() };
         ServiceStats {
             accepted: stats.accepted.get(),
@@ -144,7 +149,7 @@ impl Drop for Service {
 
 impl Shared {
     async fn closing(&self) {
-        while !self.closed.load(std::sync::atomic::Ordering::Acquire) {
+        while !self.closed.load(Ordering::Acquire) {
             self.closing.notified().await;
         }
     }
@@ -192,14 +197,17 @@ async fn serve(
     });
     loop {
         let place = Arc::clone(&shared.pending).acquire_owned().await.expect("the semaphore is never closed");
+        shared.waits.store(true, Ordering::Relaxed);
         let mut accepting = pin!(listener.accept_socket());
         let socket = loop {
             tokio::select! {
                 biased;
-                socket = &mut accepting => break socket?,
+                // Before whoever comes next: a flood always has one.
                 () = full.notified() => events.full(),
+                socket = &mut accepting => break socket?,
             }
         };
+        shared.waits.store(false, Ordering::Relaxed);
         events.arrived(Arrival { socket, _pending: place });
     }
 }

@@ -94,7 +94,7 @@ pub fn crls(input: &[u8]) {
         Ok(config) => {
             let _ = show(config.verifier().as_ref(), &[&chain()[0]], &[], false);
         }
-        Err(error) => blames(&error, &["crls"]),
+        Err(error) => blames(&error, &["crls.0", "crls.1", "crls"]),
     }
 }
 

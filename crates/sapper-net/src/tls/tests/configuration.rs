@@ -112,12 +112,30 @@ fn rsa_and_edwards_keys_work_with_both_engines() {
     }
 }
 
+/// The longest list that is taken goes through a handshake with all that a hello can have besides.
+#[test]
+fn a_long_list_of_protocols_fits_into_a_hello() {
+    let longest = |last: &[u8]| [vec![vec![b'a'; 255]; 239], vec![last.to_vec()]].concat();
+    for (_, client, server) in kinds() {
+        let client = TlsOptions { alpn: longest(b"h2"), ..client };
+        let server = TlsOptions { alpn: vec![b"h2".to_vec()], ..server };
+        let pair = connected(&client, &server);
+        assert_eq!(pair.client.info.as_ref().unwrap().alpn.as_deref(), Some(&b"h2"[..]));
+    }
+}
+
 #[test]
 fn keys_that_an_engine_refuses_are_named() {
     let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::SECP256K1).unwrap();
     let strange = PKey::from_ec_key(openssl::ec::EcKey::generate(&group).unwrap()).unwrap();
     let error = refused(&credentials(self_signed(&strange), strange.private_key_to_pkcs8().unwrap(), None));
     assert_eq!(error.field(), Some("credentials.key"), "{error}");
+    assert!(error.message().contains("secp256k1 cannot be used here: RSA of 2048"), "{error}");
+    let weak = PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap();
+    let error = refused(&credentials(self_signed(&weak), weak.private_key_to_pkcs8().unwrap(), None));
+    assert_eq!(error.field(), Some("credentials.key"), "{error}");
+    assert!(error.message().contains("an RSA key of 1024 bits"), "{error}");
+    assert!(error.message().contains("danger_security_level_0"), "{error}");
     // OpenSSL's security level allows no such key, unless that is lowered.
     let small = PKey::from_rsa(Rsa::generate(1024).unwrap()).unwrap();
     let options = TlsOptions {
@@ -157,9 +175,10 @@ fn what_cannot_be_read_is_named() {
             },
             "min_version",
         ),
-        (TlsOptions { alpn: vec![Vec::new()], ..TlsOptions::default() }, "alpn"),
-        (TlsOptions { alpn: vec![vec![b'a'; 256]], ..TlsOptions::default() }, "alpn"),
-        (TlsOptions { groups: vec!["X25520".to_owned()], ..TlsOptions::default() }, "groups"),
+        (TlsOptions { alpn: vec![Vec::new()], ..TlsOptions::default() }, "alpn.0"),
+        (TlsOptions { alpn: vec![b"h2".to_vec(), vec![b'a'; 256]], ..TlsOptions::default() }, "alpn.1"),
+        (TlsOptions { groups: vec!["X25520".to_owned()], ..TlsOptions::default() }, "groups.0"),
+        (TlsOptions { alpn: vec![vec![b'a'; 255]; 241], ..TlsOptions::default() }, "alpn"),
         (TlsOptions { client_auth: ClientAuth::Required, ..server_options() }, "roots"),
         (
             TlsOptions { key_log: KeyLog::File("/nonexistent/keys".into()), ..TlsOptions::default() },
@@ -187,7 +206,9 @@ fn suites_are_known_by_both_names_and_dangers_are_asked_for() {
         (suites(&["TLS_AES_128_GCM_SHA256"], only(TlsVersion::V1_2, key.clone())), "versions"),
     ] {
         let error = refused(&options);
-        assert_eq!(error.field(), Some("cipher_suites"));
+        // Of all of them together: none is left.
+        let field = if words == "versions" { "cipher_suites" } else { "cipher_suites.0" };
+        assert_eq!(error.field(), Some(field));
         assert!(error.message().contains(words), "{error}");
     }
     // A version without a suite is not spoken.

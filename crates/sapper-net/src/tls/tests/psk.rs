@@ -105,7 +105,7 @@ fn identities_and_keys_are_checked_before_anything_is_sent() {
         (with(Vec::new()), "credentials"),
         (with(vec![psk(b"a\0b", KEY)]), "credentials.identities"),
         (with(vec![psk(&[b'a'; 257], KEY)]), "credentials.identities"),
-        (with(vec![psk(b"a", KEY), psk(b"a", &[1; 32])]), "credentials.identities"),
+        (with(vec![psk(b"a", KEY), psk(b"a", &[1; 32])]), "credentials.identities.a"),
         (with(vec![psk(b"a", &[])]), "credentials.identities.a"),
         (with(vec![psk(b"a", &[1; 15])]), "credentials.identities.a"),
         (with(vec![psk(b"a", &[1; 513])]), "credentials.identities.a"),

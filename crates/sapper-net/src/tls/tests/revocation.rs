@@ -144,9 +144,9 @@ fn what_cannot_be_checked_is_named() {
     for (options, field) in [
         (TlsOptions { crls: list(), ..TlsOptions::default() }, "crls"),
         (TlsOptions { crls: list(), roots: Roots::DangerNone, ..own() }, "crls"),
-        (TlsOptions { crls: vec![b"garbage".to_vec().into()], ..own() }, "crls"),
-        (TlsOptions { crls: vec![vec![0x30, 0x03, 1, 2, 3].into()], ..own() }, "crls"),
-        (TlsOptions { crls: vec![Vec::new().into()], ..own() }, "crls"),
+        (TlsOptions { crls: vec![b"garbage".to_vec().into()], ..own() }, "crls.0"),
+        (TlsOptions { crls: [list(), vec![vec![0x30, 0x03, 1, 2, 3].into()]].concat(), ..own() }, "crls.1"),
+        (TlsOptions { crls: vec![Vec::new().into()], ..own() }, "crls.0"),
         (TlsOptions { crls: list(), ..psk_options(b"x", &[7; 32]) }, "crls"),
         (TlsOptions { ocsp: Some(OcspCheck::Required), danger_security_level_0: true, ..own() }, "ocsp"),
         (TlsOptions { ocsp: Some(OcspCheck::IfStapled), roots: Roots::DangerNone, ..own() }, "ocsp"),

@@ -145,11 +145,11 @@ fn a_server_has_no_rules_that_a_client_without_a_certificate_gets_past() {
 fn rules_without_a_verified_name_mean_nothing() {
     let rules = vec![PeerRule { cn: list(&["x"]), ..PeerRule::default() }];
     let with = |options| TlsOptions { peer_rules: rules.clone(), ..options };
-    for options in [
-        with(TlsOptions { roots: Roots::DangerNone, ..TlsOptions::default() }),
-        with(psk_options(b"x", &[7; 32])),
-        TlsOptions { peer_rules: vec![PeerRule::default()], ..client_options() },
+    for (options, field) in [
+        (with(TlsOptions { roots: Roots::DangerNone, ..TlsOptions::default() }), "peer_rules"),
+        (with(psk_options(b"x", &[7; 32])), "peer_rules"),
+        (TlsOptions { peer_rules: vec![PeerRule::default()], ..client_options() }, "peer_rules.0"),
     ] {
-        assert_eq!(TlsConfig::new(&options).unwrap_err().field(), Some("peer_rules"));
+        assert_eq!(TlsConfig::new(&options).unwrap_err().field(), Some(field));
     }
 }

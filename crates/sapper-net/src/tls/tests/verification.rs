@@ -99,6 +99,32 @@ fn hears_of_it(end: &mut EngineEnd) -> Error {
     }
 }
 
+/// webpki looks for a root behind six authorities at most, which is not the same as that there is none.
+#[test]
+fn a_chain_that_is_too_long_is_called_so() {
+    let root = Authority::new("the root");
+    let mut chain = Vec::new();
+    let mut issuer = root.intermediate("authority 1");
+    let pem = root.pem();
+    for number in 2..=8 {
+        chain.insert(0, issuer.pem());
+        let next = issuer.intermediate(&format!("authority {number}"));
+        let identity = issuer.issue(|_| ());
+        let whole = DevIdentity { chain: identity.chain + &chain.concat(), key: identity.key };
+        each_kind(|what, kind| {
+            let (client, server) = (kind(trusting(&pem)), kind(with(&whole)));
+            if chain.len() <= 6 {
+                connected(&client, &server);
+                return;
+            }
+            let (error, _) = client_refuses(&client, &server);
+            assert!(error.message().contains("6 certificates of authorities"), "{what}: {error}");
+            assert!(!error.message().contains("has signed"), "{what}: {error}");
+        });
+        issuer = next;
+    }
+}
+
 #[test]
 fn certificates_are_refused_for_the_right_reason() {
     let authority = Authority::new("the authority");

@@ -276,14 +276,28 @@ impl Link {
             }
             return;
         }
+        self.retire(key);
+    }
+
+    /// A stream that is over in order leaves its place; its socket gets what it has still to get, and says goodbye.
+    fn retire(&mut self, key: StreamKey) {
         self.tell_untold(key);
         self.tell_if_wanted(DISCONNECTED, key);
         let Some(mut slot) = self.forget(key) else { return };
+        let rest = std::mem::take(&mut slot.pending);
         match slot.stream.take() {
             // The peer has said its end and heard ours: nothing can get lost.
             Some(_) if slot.local_ended && slot.eof_sent => {}
-            Some(stream) => self.start(Box::pin(goodbye(stream, VecDeque::new()))),
-            None => drop(self.slots.undialled.insert(key, VecDeque::new())),
+            Some(stream) => self.start(Box::pin(goodbye(stream, rest))),
+            None => drop(self.slots.undialled.insert(key, rest)),
+        }
+    }
+
+    /// The state machine gave a place to a new stream: whose it was is forgotten there, perhaps only since this round
+    /// began, and leaves.
+    fn make_way(&mut self, key: StreamKey) {
+        if let Some(before) = self.slots.key(key.slot) {
+            self.retire(before);
         }
     }
 
@@ -385,6 +399,7 @@ impl Link {
         };
         let dial = std::sync::Arc::clone(dialer).dial(visitor);
         let service = std::sync::Arc::clone(service);
+        self.make_way(key);
         self.slots.insert(key, (service, throttle), None, visitor, &self.awake, &self.live);
         self.start(Box::pin(async move { Done::Dialled(key, dial.await) }));
     }
@@ -495,6 +510,7 @@ impl Link {
             service.refused();
             return stream.reset(0);
         };
+        self.make_way(key);
         let slot =
             self.slots.insert(key, (service, throttle), Some(stream), visitor, &self.awake, &self.live);
         slot.place = place;

@@ -99,10 +99,9 @@ impl Slots {
             read_waker: awake.waker(Token::Read(key.slot)),
             write_waker: awake.waker(Token::Write(key.slot)),
         };
-        if self.by_slot[at].replace(Box::new(slot)).is_none() {
-            self.count += 1;
-        }
-        self.by_slot[at].as_mut().expect("it was put there")
+        debug_assert!(self.by_slot[at].is_none(), "somebody has that place");
+        self.count += 1;
+        self.by_slot[at].insert(Box::new(slot))
     }
 
     pub(super) fn len(&self) -> usize {

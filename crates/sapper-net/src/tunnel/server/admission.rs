@@ -30,8 +30,8 @@ pub(super) struct Admitted {
     pub(super) carrier: BoxStream,
     /// Its credentials, as the table of leases knows them.
     pub(super) owner: TokenHash,
-    /// `None` where every port is taken, one of them by a session of the same credentials: the client may be
-    /// the one that it waits for.
+    /// `None` where every port is taken, one of them by a session of the same credentials, or kept for them: the
+    /// client may be the one that it waits for.
     pub(super) public: Option<(PublicPort, Place)>,
     /// `None` where there are as many clients as there may be, one of them the same.
     pub(super) permit: Option<OwnedSemaphorePermit>,
@@ -85,7 +85,7 @@ pub(super) async fn admit(
         Ok(_) => {
             registry::bind(
                 &shared.registry,
-                (Lessee { token: owner, client: owner }, None),
+                (Lessee { token: owner, client: owner, credentials: owner }, None),
                 Wanted::Any,
                 None,
                 &shared.gate,
@@ -96,7 +96,11 @@ pub(super) async fn admit(
     let public = match bound {
         Ok(bound) => Some(bound),
         Err(error) => {
-            let port = lock(&shared.registry).port_of(owner);
+            let port = {
+                let registry = lock(&shared.registry);
+                let expected = permit.is_ok() && error.reason() == Some("no_port");
+                registry.port_of(owner).or_else(|| registry.kept_for(owner).filter(|_| expected))
+            };
             let Some(port) = port else {
                 let code = if permit.is_err() { "too_many_clients" } else { "no_port" };
                 return Err(refused(carrier, code, error, Retry::Usual));

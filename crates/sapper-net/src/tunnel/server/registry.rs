@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::session::Connection;
 use super::{ServerOptions, TunnelSnapshot, no_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::BoxStream;
+use crate::sys::NotForChildren;
 use crate::tunnel::limit::{Clients, Meter};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
@@ -39,6 +41,9 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
 /// Seconds that clients have to come to the next server when the drain is over.
 const COMES_AGAIN: u64 = 5;
+/// Seconds that clients have to come to a server that has just begun: their longest pause, where they say no other,
+/// and a handshake.
+const EXPECTED: u64 = 35;
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 
@@ -60,6 +65,8 @@ pub(super) struct Takeover {
     pub(super) carrier: BoxStream,
     pub(super) rest: Vec<u8>,
     pub(super) hello: Hello,
+    /// How long it took to say that.
+    pub(super) took: Duration,
     pub(super) connection: Connection,
 }
 
@@ -118,7 +125,7 @@ pub(super) struct Registry {
     key: hmac::Key,
     file: Option<PathBuf>,
     /// Held as long as the file is ours.
-    lock: Option<File>,
+    lock: Option<(NotForChildren, File)>,
     dirty: bool,
     tunnels: BTreeMap<u64, Entry>,
     /// Places that are in use, by tunnels or by those that become one.
@@ -152,8 +159,11 @@ impl Registry {
 
     /// Leases are those of this file, which is ours from here on, and kept in it.
     pub(super) fn keep_in(&mut self, file: PathBuf) -> Result<()> {
-        self.lock = Some(own(&file)?);
+        let lock = own(&file)?;
+        self.lock = Some((NotForChildren::new(lock.as_fd()), lock));
         read(&file, &mut self.leases)?;
+        // The one before may have been killed: who has leases comes here, each after a pause of its own.
+        self.leases.expect(seconds() + EXPECTED);
         let fresh: TokenHash = random()?;
         let key = self.leases.key().unwrap_or(fresh);
         self.key = hmac::Key::new(hmac::HMAC_SHA256, &key);
@@ -175,10 +185,7 @@ impl Registry {
         }
         let saved = self.save();
         self.file = None;
-        if let Some(lock) = self.lock.take() {
-            // A child that was forked off has the same descriptor: closing ours alone would not free it.
-            let _ = lock.unlock();
-        }
+        self.lock = None;
         saved
     }
 
@@ -208,8 +215,9 @@ impl Registry {
         self.dirty = true;
     }
 
-    fn keyed(&self, Lessee { token, client }: Lessee) -> Lessee {
-        Lessee { token: keyed(&self.key, token), client: keyed(&self.key, client) }
+    fn keyed(&self, Lessee { token, client, credentials }: Lessee) -> Lessee {
+        let [token, client, credentials] = [token, client, credentials].map(|one| keyed(&self.key, one));
+        Lessee { token, client, credentials }
     }
 
     /// The place of a client: the first service of its token that nobody uses.
@@ -239,7 +247,8 @@ impl Registry {
     /// The place was taken in vain: as before.
     pub(super) fn give_back(&mut self, place: Place) {
         if place.fresh {
-            self.forget(place);
+            self.leave(place);
+            self.leases.undo(place.port);
         } else {
             self.release(place);
         }
@@ -379,6 +388,12 @@ impl Registry {
         self.tunnels.values().find(waits).map(|entry| entry.info.port)
     }
 
+    /// A port that is kept for the same credentials: its client may be the one that comes for it, by a name that it
+    /// has not said yet.
+    pub(super) fn kept_for(&self, owner: TokenHash) -> Option<u16> {
+        self.leases.kept_for(keyed(&self.key, owner))
+    }
+
     /// Whether a session of these credentials waits for its client.
     pub(super) fn waits_for(&self, owner: TokenHash) -> bool {
         self.tunnels.values().any(|entry| entry.owner == owner && entry.waits.is_some())
@@ -509,6 +524,10 @@ fn keyed(key: &hmac::Key, token: TokenHash) -> TokenHash {
 }
 
 fn read(file: &Path, leases: &mut Leases) -> Result<()> {
+    // Opening a pipe waits for whoever writes into it, perhaps for ever.
+    if std::fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(Error::config("lease_file", format!("{} is no regular file", file.display())));
+    }
     match std::fs::read_to_string(file) {
         Ok(text) => leases
             .from_json(&text)

@@ -14,7 +14,7 @@ use sapper_proto::tunnel::words::{ClientWords, ServerWords};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::admission::{Admitted, Turned, admit, full};
+use super::admission::{self, Admitted, Turned, admit, full};
 use super::registry::{Client, Order, Place, Takeover};
 use super::{Shared, lock};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,10 +43,10 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Orders that wait at most: each is somebody's who waits for its effect.
 const ORDERS: usize = 8;
 /// How long a client has to answer when another one comes that looks the same, and how often that is looked at. Its
-/// round trip is on top, and may have grown since it was measured, or not have been yet.
+/// round trip is on top, and may have grown since it was measured.
 const PROBE: Duration = Duration::from_secs(2);
 const PROBE_STEP: Duration = Duration::from_millis(10);
-/// The longest round trip that it has on top of that, twice.
+/// The longest round trip that it has on top of that, twice: the newcomer waits for it.
 const SLOWEST: Duration = Duration::from_secs(2);
 /// What it takes to tell a client that is there that another has its place; one that is not hears nothing anyway.
 const STEP_ASIDE: Duration = Duration::from_millis(50);
@@ -294,7 +294,7 @@ async fn tunnel(
             },
             () = tokio::time::sleep(PROBE_STEP), if !probes.is_empty() => {
                 let now = link.now();
-                let round_trip = link.mux().gauges().rtt.unwrap_or_default().min(SLOWEST);
+                let round_trip = link.mux().slowness().unwrap_or_default().min(SLOWEST);
                 let patience = PROBE + 2 * round_trip;
                 for (asked, answer) in std::mem::take(&mut probes) {
                     if link.mux().answered(asked) {
@@ -325,20 +325,28 @@ async fn tunnel(
         };
         match exit {
             Exit::Hello(hello) => {
+                let took = began.elapsed();
                 let other = hello.resume.then(|| lock(&shared.registry).session(&hello.session)).flatten();
                 if let Some(orders) = other {
-                    return tunnel.hand_over(link, *hello, orders).await;
+                    return tunnel.hand_over(link, *hello, took, orders).await;
                 }
                 undecided = false;
                 let had = public.take().or_else(|| link.take_public().pop());
                 let several = hello.capabilities.has(Capabilities::SERVICES);
-                let (words, ports) = match tunnel.settle(&hello.application, several, had).await {
+                let settled = tokio::select! {
+                    biased;
+                    // The next one decides.
+                    () = shared.stopped() => Err(admission::undecided().into()),
+                    settled = tunnel.settle(&hello.application, several, had) => settled,
+                };
+                let (words, ports) = match settled {
                     Ok(settled) => settled,
                     Err(no) => return tunnel.refuse(link, no).await,
                 };
                 if let Err(error) = tunnel.answer(&mut link) {
                     return tunnel.end(Some(link), Some(error));
                 }
+                link.mux().took(took);
                 tunnel.create(&mut link, ports, &words);
             }
             Exit::Resumed => {}
@@ -434,33 +442,42 @@ impl Tunnel<'_> {
     }
 
     /// The carrier belongs to a session of another tunnel.
-    async fn hand_over(mut self, mut link: Link, hello: Hello, orders: mpsc::Sender<Order>) {
+    async fn hand_over(mut self, mut link: Link, hello: Hello, took: Duration, orders: mpsc::Sender<Order>) {
         drop(link.take_public());
         self.give_back();
         lock(&self.shared.registry).remove(self.info.id);
-        let carrier = link.give_carrier().await;
+        let carrier = tokio::select! {
+            biased;
+            // Whose session it is ends as well.
+            () = self.shared.stopped() => None,
+            carrier = link.give_carrier() => carrier,
+        };
         link.cut_all();
         drop(link);
+        if carrier.is_none() {
+            self.disconnected();
+        }
         if self.told.is_some() {
             // It was taken for an original client: its hello came late.
             tell(self.shared, "tunnel-destroyed", &self.info, None);
         }
         if let Some(((carrier, rest), connection)) = carrier.zip(self.connection.take()) {
             // Where that tunnel ended meanwhile, the carrier goes with the order and the client comes again.
-            let takeover = Takeover { carrier, rest, hello, connection };
+            let takeover = Takeover { carrier, rest, hello, took, connection };
             let _ = orders.send(Order::Takeover(Box::new(takeover))).await;
         }
     }
 
     /// The client is back.
     fn take_over(&mut self, link: &mut Link, takeover: Takeover) {
-        let Takeover { mut carrier, rest, hello, mut connection } = takeover;
+        let Takeover { mut carrier, rest, hello, took, mut connection } = takeover;
         let (now, said) = (link.now(), self.words());
         if let Err(error) = carrier.moved() {
             return tell(self.shared, "tunnel-error", &self.info, Some(error));
         }
         if link.mux().resume(&hello, said, now) {
             link.set_carrier(carrier, &rest);
+            link.mux().took(took);
             // The one before may not be known to be gone.
             self.disconnected();
             connection.session = Some(self.info.id);

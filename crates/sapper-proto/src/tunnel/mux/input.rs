@@ -298,6 +298,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
                 if let Some(sent) = self.ping_sent.filter(|sent| sent.as_micros() as u64 == number) {
                     (self.ping_sent, self.answered) = (None, Some(sent));
                     let sample = now.saturating_sub(sent);
+                    self.latest = Some(sample);
                     self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
                     let shorter = self.path.is_none_or(|(path, at)| sample <= path || now >= at + PATH_LIFE);
                     if shorter {

@@ -49,7 +49,8 @@ const FRESH_QUANTUM: u32 = 16 * 1024;
 const FRESH_RUN: u32 = 16;
 /// Ids of streams that ended with plain frames: late frames of theirs must not open them again.
 const MOST_TOMBSTONES: usize = 16_384;
-/// Streams that a server may begin before it hears our hello; one that begins more is none of ours.
+/// Streams that a server may begin before it hears our hello; one that begins more is none of ours, and the session
+/// waits for another connection.
 const MOST_STRANGE: usize = 1024;
 /// The longest that a late frame is expected.
 const TOMBSTONE_LIFE: Duration = Duration::from_secs(120);
@@ -199,7 +200,7 @@ pub struct Turn {
     pub max: u32,
 }
 
-/// What the peer did wrong. The connection cannot go on.
+/// What the peer did wrong. The connection cannot go on, nor its session, unless it [keeps](Mux::keeps_session) it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MuxError {
     /// A frame that is none.
@@ -384,6 +385,8 @@ pub struct Mux<B> {
     pong: Option<[u8; 8]>,
     heard: Duration,
     rtt: Option<Duration>,
+    /// What the latest answer took.
+    latest: Option<Duration>,
     /// The shortest round trip of late, and when it was: what the path takes without what waits on it.
     path: Option<(Duration, Duration)>,
     /// Bytes a second that the carrier takes while something waits, and the measurement under way.
@@ -463,6 +466,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             pong: None,
             heard: now,
             rtt: None,
+            latest: None,
             path: None,
             rate: 0.0,
             rate_from: None,
@@ -510,6 +514,23 @@ impl<B: AsRef<[u8]>> Mux<B> {
     /// Whether a ping that was sent at `asked` or later has its answer.
     pub fn answered(&self, asked: Duration) -> bool {
         self.answered.is_some_and(|sent| sent >= asked)
+    }
+
+    /// Something that the peer answered, other than a ping, took so long: the first that is known of a connection.
+    pub fn took(&mut self, sample: Duration) {
+        self.latest = Some(sample);
+    }
+
+    /// How long an answer of the peer takes, the slower of the latest one and of what they take on average.
+    pub fn slowness(&self) -> Option<Duration> {
+        self.latest.max(self.rtt)
+    }
+
+    /// Whether what is wrong is wrong with the connection alone: the session waits for another one. Until the server's
+    /// hello is there, nobody has said that this is the session's server; only what its hello says is about the session.
+    pub fn keeps_session(&self, error: &MuxError) -> bool {
+        let of_the_hello = matches!(error, MuxError::Count(_) | MuxError::Capabilities);
+        matches!(self.phase, Phase::Resuming { .. }) && !of_the_hello
     }
 
     /// When the peer last said something, or was not listened to.

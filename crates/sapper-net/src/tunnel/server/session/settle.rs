@@ -65,8 +65,8 @@ impl Tunnel<'_> {
         if let Some(lease) = words.lease.as_ref().filter(|_| !self.shared.options().shared_leases) {
             let (before, mut registry) = (everybodys(lease), lock(&self.shared.registry));
             for (asked, to) in words.services.iter().zip(&owners) {
-                let from = Lessee { token: owner(before, &asked.name), client: before };
-                registry.inherit(from, Lessee { token: *to, client: base }, 0);
+                let from = Lessee { token: owner(before, &asked.name), ..self.lessee(before) };
+                registry.inherit(from, Lessee { token: *to, ..self.lessee(base) }, 0);
             }
         }
         self.count().await?;
@@ -101,7 +101,7 @@ impl Tunnel<'_> {
             };
             let exposed = match kept.take_if(|_| *asked == Asked::default()) {
                 Some(kept) => Ok(kept),
-                None => self.expose(asked, Lessee { token: owner, client: base }, number).await,
+                None => self.expose(asked, Lessee { token: owner, ..self.lessee(base) }, number).await,
             };
             match exposed {
                 Ok((port, place)) => {
@@ -126,6 +126,11 @@ impl Tunnel<'_> {
         }
         let own: Vec<u8> = self.owner.iter().copied().chain(name.bytes()).collect();
         hash(b"own lease:", &own)
+    }
+
+    /// It, where its ports are those of `base`.
+    fn lessee(&self, base: TokenHash) -> Lessee {
+        Lessee { token: base, client: base, credentials: self.owner }
     }
 
     /// Tunnels of what looks like the same client whose connection gives no answer.

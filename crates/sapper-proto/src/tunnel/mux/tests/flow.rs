@@ -242,7 +242,14 @@ fn round_trips_are_measured_and_silence_is_noticed() {
     pair.pass(Duration::from_secs(30));
     for end in [&pair.client, &pair.server] {
         assert_eq!(end.mux.gauges().rtt, Some(40 * MS));
+        assert_eq!(end.mux.slowness(), Some(40 * MS));
         assert!(!end.events.contains(&Event::CarrierDead));
+    }
+    pair.delay = 400 * MS;
+    pair.pass(Duration::from_secs(6));
+    for end in [&pair.client, &pair.server] {
+        assert!(end.mux.gauges().rtt.is_some_and(|rtt| rtt < 400 * MS));
+        assert_eq!(end.mux.slowness(), Some(800 * MS), "it has just become slower");
     }
     let silent = pair.now;
     let mut now = silent;

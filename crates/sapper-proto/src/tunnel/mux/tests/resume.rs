@@ -309,19 +309,27 @@ fn streams_that_began_before_a_restarted_server_heard_our_hello_are_ended() {
 }
 
 #[test]
-fn a_server_that_begins_ever_more_streams_without_a_hello_is_none_of_ours() {
+fn a_server_that_begins_ever_more_streams_without_a_hello_costs_a_connection() {
     let mut pair = Pair::greeted(quiet(), quiet());
-    pair.client.mux.handle_carrier_lost(pair.now);
+    let id = pair.server.open(pair.now);
+    pair.server.write(id, b"before");
+    pair.run();
+    pair.server.write(id, b" and after");
+    pair.cut();
     assert!(pair.client.mux.reattach(Vec::new(), pair.now));
     let open = |stream| Header { stream, kind: Kind::Data, payload: 0 }.encode();
     for stream in 1..=MOST_STRANGE as u32 {
         assert_eq!(pair.client.receive(&open(stream), pair.now), Ok(()));
         assert_eq!(pair.client.receive(&open(stream), pair.now), Ok(()), "one more frame of the same");
     }
-    assert_eq!(
-        pair.client.receive(&open(MOST_STRANGE as u32 + 1), pair.now),
-        Err(MuxError::NotNow(Kind::Data))
-    );
+    let error = pair.client.receive(&open(MOST_STRANGE as u32 + 1), pair.now).unwrap_err();
+    assert_eq!(error, MuxError::NotNow(Kind::Data));
+    assert!(pair.client.mux.keeps_session(&error));
+    pair.cut();
+    pair.reattach();
+    pair.run();
+    assert_eq!(pair.client.side(id).got, b"before and after");
+    assert!(!pair.client.mux.keeps_session(&error), "it is open");
 }
 
 #[test]
