@@ -11,7 +11,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from sapper._files import read_whole
 from sapper._mistakes import config_error, unused
@@ -56,12 +57,20 @@ class Options(BaseModel):
         except ValidationError as error:
             raise _first_mistake(error) from None
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Looks at the names of a table inside of others before they are those of our arguments."""
+        return core_schema.no_info_before_validator_function(cls._inner, handler(source))
+
+    @staticmethod
+    def _inner(given: object) -> object:
+        return _named(given, None) if isinstance(given, Mapping) else given
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values, checked like new ones (pydantic's own does not look at them)."""
         del deep  # nothing in it changes
-        return type(self)(
-            **{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {})
-        )
+        others = {} if update is None else _named(update, "update")
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(others))
 
     def _needs(self, name: str, missing: str) -> None:
         """Refuses an option that has no use as things are. A default that is written down counts as left out.
@@ -90,10 +99,7 @@ class Options(BaseModel):
         Raises:
             ConfigError: A name is unknown or a value wrong; ``field`` is its dotted path.
         """
-        given: object = values
-        if not (isinstance(given, Mapping) and all(isinstance(name, str) for name in given)):
-            raise config_error("values", "must be a mapping with text as keys", "wrong_type")
-        return cls(**values)
+        return cls(**_named(values, "values"))
 
     @classmethod
     def from_toml(cls, source: str | PathLike[str], *, table: str | None = None) -> Self:
@@ -132,6 +138,13 @@ class Options(BaseModel):
         """Makes the paths among ``values`` relative to the file's folder; models with paths override it."""
         del folder
         return values
+
+
+def _named(given: object, field: str | None) -> Mapping[str, Any]:
+    """Values by their names."""
+    if not (isinstance(given, Mapping) and all(isinstance(name, str) for name in given)):
+        raise config_error(field, "must be a mapping with text as keys", "wrong_type")
+    return given
 
 
 def _first_mistake(error: ValidationError) -> ConfigError:

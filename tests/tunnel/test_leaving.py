@@ -189,8 +189,8 @@ async def test_a_service_that_is_still_dialled_when_its_server_is_gone(leak_chec
     peer = await asyncio.start_server(original, "127.0.0.1", 0)
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        # With room for one more than this says. Without any, Linux would answer with SYN cookies, and resets a connection
-        # that says something before it is taken, or acknowledges bytes that nobody gets.
+        # With room for one more than this says. Without any, Linux would answer with SYN cookies, and resets
+        # a connection that says something before it is taken, or acknowledges bytes that nobody gets.
         listener.listen(1)
         place = listener.getsockname()
         for one in (first, second):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
 from sapper import _native
-from sapper._arguments import host_name, said_path, text, whole
+from sapper._arguments import host_name, said_path, text, whole, wrong_type
 from sapper._mistakes import shown, unused
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
@@ -204,8 +204,9 @@ class Service(Options):
         Raises:
             ConfigError: It is none.
         """
+        if not isinstance(rest := text, str):
+            raise wrong_type("text", "text", rest)
         given: dict[str, Any] = {}
-        rest = text
         if named := re.fullmatch(r"([\w.-]+)=(.+)", rest):
             given["name"], rest = named.groups()
         if asked := re.fullmatch(r"(.+)@(?:([\d.]+|\[[\da-fA-F:.]+\]):)?(\d+)(?:-(\d+))?", rest):
