@@ -20,7 +20,6 @@ import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
 import pytest
 
@@ -29,7 +28,7 @@ from support.certs import Certificates
 from support.postgres import postgres_program, run_postgres
 from support.programs import free_port, run_program
 from support.tunnel_ends import Tunnel
-from support.tunnels import LATEST, until
+from support.tunnels import LATEST, Service, until
 
 HERE = Path(__file__).parent
 
@@ -515,30 +514,15 @@ async def test_websocket(scale: Scale, tmp_path: Path) -> None:
 IPERF3_COOKIE = 37
 
 
-class Counted:
+class Counted(Service):
     """A service that counts what each client says, to the end, though what is behind it stops to listen."""
 
     def __init__(self, port: int) -> None:
+        super().__init__(self._pass_on)
         self._to = port
-        self._tasks: set[asyncio.Task[Any]] = set()
         self.said: list[int] = []
-        self.port = 0
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind, ahead = await asyncio.open_connection("127.0.0.1", self._to)
         back = asyncio.create_task(self._answers(behind, writer))
         at = len(self.said)
@@ -552,13 +536,10 @@ class Counted:
             with contextlib.suppress(OSError):  # it may have left
                 ahead.write_eof()
             await back
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # a cancelled handler would be logged as a defect
         finally:
             back.cancel()
             for one in (ahead, writer):
                 one.transport.abort()
-            self._tasks.discard(task)
 
     @staticmethod
     async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from ipaddress import ip_address
 from typing import Any
 
@@ -67,6 +68,70 @@ async def test_packets_are_counted_where_they_went(leak_check: None) -> None:
         assert (stats.encapsulate.packets, stats.encapsulate.bytes) == (1, len(good))
         assert stats.decapsulate.drops == {}
         await asyncio.gather(bridge.stop(), peer.stop(), return_exceptions=True)
+
+
+def whole(size: int) -> bytes:
+    """An IP packet of that size."""
+    return traffic.udp_packet("10.0.0.1", "10.0.0.2", bytes(size - 28))
+
+
+def superframe(packet: bytes) -> bytes:
+    """The packet in one, as docs/framing.md has it: nothing is partial, nothing to be cut."""
+    return struct.pack(">I", 10 + len(packet)) + bytes(10) + packet
+
+
+async def superframes(max_packet: int, theirs: int) -> tuple[Bridge, Bridge, socket.socket, socket.socket]:
+    """As :func:`joined`, of superframes: the far end takes packets of ``theirs`` bytes."""
+    near, far = socket.socketpair()
+    sink, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    raw, hand = socket.socketpair()
+    bridge = create_bridge(
+        socket=near,
+        sink=sink,
+        credentials=PSK,
+        framing="superframe",
+        options=PumpOptions(max_packet=max_packet),
+    )
+    peer = create_bridge(socket=far, sink=raw, credentials=PSK, server_side=True)
+    hello = b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 7, theirs)
+    hand.sendall(hello)
+    shaken = asyncio.create_task(bridge.handshake())
+    await peer.handshake()
+    peer.start()
+    await shaken
+    bridge.start()
+    said = await receive(hand, len(hello))
+    assert struct.unpack(">8sBBHI", said)[::4] == (b"SAPPERSF", max_packet), "it says what it takes"
+    return bridge, peer, end, hand
+
+
+@pytest.mark.parametrize(("max_packet", "theirs"), [(2000, 65_535), (65_535, 2000), (2000, 1500)])
+async def test_the_longest_superframe_is_sent(max_packet: int, theirs: int, leak_check: None) -> None:
+    most = min(max_packet, theirs)
+    bridge, peer, end, hand = await superframes(max_packet, theirs)
+    with end, hand:
+        for size in (most + 1, most):
+            end.send(whole(size))
+        assert await receive(hand, 14 + most) == superframe(whole(most))
+        stats = bridge.stats().encapsulate
+        assert (stats.packets, stats.bytes, stats.drops) == (1, most, {"too_large": 1})
+        await asyncio.gather(bridge.stop(), peer.stop(), return_exceptions=True)
+
+
+@pytest.mark.parametrize("most", [1280, 2000, 65_535])
+async def test_the_longest_superframe_is_taken(most: int, leak_check: None) -> None:
+    bridge, peer, end, hand = await superframes(most, 65_535)
+    with end, hand:
+        hand.sendall(superframe(whole(most)))
+        assert await receive(end, most) == whole(most)
+        too_large = bytes(most + 1) if most == 65_535 else whole(most + 1)
+        hand.sendall(superframe(too_large))
+        async with asyncio.timeout(20):
+            with pytest.raises(RemoteProtocolError) as caught:
+                await bridge.wait_closed()
+        assert (caught.value.phase, caught.value.direction) == ("transfer", "decapsulate")
+        assert bridge.stats().decapsulate.packets == 1
+        await asyncio.gather(peer.stop(), return_exceptions=True)
 
 
 async def test_a_bad_device_tunnel_hello(leak_check: None) -> None:
