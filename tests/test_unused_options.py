@@ -345,7 +345,7 @@ SERVER: dict[str, Case] = {
 }
 SERVER |= {"visitor_burst": {"visitor_burst": 7}, "filter_timeout": LATER}
 CLIENT: dict[str, Case] = {
-    **always("handshake_timeout overflow linger reconnect dial_timeout"),
+    **always("handshake_timeout overflow reconnect dial_timeout"),
     **always("send_proxy max_streams limits lease"),
     "reconnect_delay": {"reconnect_delay": (1.0, 2.0), "reconnect": False},
     "grace": {"grace": 1.0, "reconnect": False},

@@ -146,8 +146,11 @@ async def test_leases_that_cannot_be_written(tmp_path: Path, leak_check: None) -
 
 @pytest.mark.parametrize("value", [True, "5", float("nan")], ids=str)
 def test_numbers_of_seconds_are_numbers(value: Any) -> None:
-    both = ("handshake_timeout", "grace", "linger")
-    for kind, own in ((ServerOptions, ("filter_timeout", "lease_time")), (ClientOptions, ("dial_timeout",))):
+    both = ("handshake_timeout", "grace")
+    for kind, own in (
+        (ServerOptions, ("filter_timeout", "lease_time", "linger")),
+        (ClientOptions, ("dial_timeout",)),
+    ):
         for name in both + own:
             assert wrong(kind, **{name: value}).field == name
     assert wrong(ServerOptions, visitor_rate=value).field == "visitor_rate"

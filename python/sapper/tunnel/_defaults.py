@@ -60,14 +60,13 @@ class CommonDefaults:
     handshake_timeout: float = 10.0
     grace: float = 60.0
     overflow: Literal["pause", "reset"] = "pause"
-    linger: float = 5.0
 
-    def _common(self) -> _native.TunnelCommonDict:
+    def _common(self, linger: float = 0.0) -> _native.TunnelCommonDict:
         return {
             "handshake_timeout": self.handshake_timeout,
             "grace": self.grace,
             "overflow": self.overflow,
-            "linger": self.linger,
+            "linger": linger,
         }
 
 
@@ -89,6 +88,7 @@ class ServerDefaults(CommonDefaults):
     max_clients: int = 1_024
     max_handshakes: int = 256
     max_visitors: int = 4_096
+    linger: float = 5.0
     max_streams: int = 65_536
     visitor_limits: NoLimits = NoLimits()
     client_limits: NoLimits = NoLimits()

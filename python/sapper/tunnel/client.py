@@ -128,9 +128,9 @@ class TunnelClient(TunnelObject):
     async def reload(self, like: TunnelClient | None = None) -> None:
         """Does from now on what another client would do; no stream is cut.
 
-        The address of a service is another from the next visitor on; the server, credentials and all else are
-        from the next connection to the server on, services of other names, other ports to ask for and other
-        limits from the next session on.
+        Limits are others at once. The address of a service is another from the next visitor on; the server,
+        credentials and all else are from the next connection to the server on, services of other names and
+        other ports to ask for from the next session on.
 
         Args:
             like: Another client, which is not started. Without it the files of the TLS configuration are read

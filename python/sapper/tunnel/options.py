@@ -254,16 +254,13 @@ class _Common(Options):
     overflow: Literal["pause", "reset"] = "pause"
     """What happens where an end takes less than it is sent, beyond the bound: the tunnel is read no further
     until there is room, or the stream that holds most is reset."""
-    linger: _Seconds = 5.0
-    """Seconds of silence for which the close of a visitor who sends no more is held back with an original
-    client, which knows no half-close."""
 
-    def _common(self) -> _native.TunnelCommonDict:
+    def _common(self, linger: float = 0.0) -> _native.TunnelCommonDict:
         return {
             "handshake_timeout": self.handshake_timeout,
             "grace": self.grace,
             "overflow": self.overflow,
-            "linger": self.linger,
+            "linger": linger,
         }
 
 
@@ -289,6 +286,9 @@ class ServerOptions(_Common):
     """Addresses at which a client may ask its public ports to listen, besides ``visitor_host``."""
     max_services: _Count = 64
     """Services of one client; with more it gets none."""
+    linger: _Seconds = 5.0
+    """Seconds of silence for which the close of a visitor who sends no more is held back with an original
+    client, which knows no half-close."""
     filter_timeout: _Seconds = 10.0
     """Seconds that a filter has for an answer. Without one nobody is let in, and who is ours comes again."""
     allow_visitors: tuple[_Text, ...] | None = None

@@ -254,8 +254,8 @@ class TunnelServer(TunnelObject):
     ) -> None:
         """Does otherwise from now on; no stream is cut.
 
-        Clients and visitors that come meet what is given here; who is there keeps what it began with. Without
-        arguments the files of its TLS configurations are read again.
+        Clients and visitors that come meet what is given here; who is there keeps what it began with, but for
+        limits, which hold at once. Without arguments the files of its TLS configurations are read again.
 
         Args:
             options: All of them. ``host``, ``max_clients``, ``max_handshakes``, ``max_streams`` and
@@ -338,7 +338,7 @@ class TunnelServer(TunnelObject):
             "lease_file": options.lease_file,
             "lease_time": options.lease_time,
             "danger_shared_leases": options.danger_shared_leases,
-            "common": options._common(),
+            "common": options._common(options.linger),
         }
 
     async def stop(self, drain: float = 0.0) -> None:

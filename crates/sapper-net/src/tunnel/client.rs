@@ -112,6 +112,8 @@ struct Shared {
     stock: Mutex<Stock>,
     /// Others are there: a pause is over.
     reloaded: Notify,
+    /// The same for the tunnel at work: it looks for other limits.
+    reloads: watch::Sender<()>,
     stopping: watch::Sender<Option<Duration>>,
     waiting: Mutex<Waiting>,
     teller: Arc<Teller>,
@@ -155,6 +157,7 @@ impl Client {
             stock: Mutex::new(Stock::default().renewed(&options)),
             options: Mutex::new(Arc::new(options)),
             reloaded: Notify::new(),
+            reloads: watch::Sender::new(()),
             stopping: watch::Sender::new(None),
             waiting: Mutex::default(),
             teller,
@@ -165,9 +168,9 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// Another address of a service from the next visitor on; another server, other credentials and all else from
-    /// the next connection to the server on, other services and limits from the next session on. Streams that
-    /// are there stay.
+    /// Other limits at once; another address of a service from the next visitor on; another server, other
+    /// credentials and all else from the next connection to the server on, other services from the next session on.
+    /// Streams that are there stay.
     pub fn reload(&self, options: ClientOptions) -> Result<()> {
         options.check()?;
         // Both at once: one says what the other has.
@@ -177,6 +180,7 @@ impl Client {
         *current = Arc::new(options);
         drop((stock, current));
         self.shared.reloaded.notify_one();
+        self.shared.reloads.send_replace(());
         Ok(())
     }
 
@@ -275,6 +279,7 @@ async fn work(
     let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
     let mut pauses = None;
     let mut link: Option<Link> = None;
+    let mut reloads = shared.reloads.subscribe();
     loop {
         let (options, mine) = {
             let options = lock(&shared.options);
@@ -282,11 +287,6 @@ async fn work(
             (Arc::clone(&options), mine)
         };
         let options = &*options;
-        if pauses != options.reconnect {
-            let (first, longest) = options.reconnect.unwrap_or_default();
-            backoff = Backoff::new(first, longest);
-            pauses = options.reconnect;
-        }
         let granted = tokio::select! {
             biased;
             () = stopped(stopping) => {
@@ -300,8 +300,8 @@ async fn work(
             Ok(granted) => match attach(&mut link, granted, &mine, options, shared, rests) {
                 Ok(created) => {
                     let working = link.as_mut().expect("it was attached");
-                    let ended =
-                        tunnel(working, created, options, shared, (&mut *stopping, &mut *rests)).await;
+                    let heard = (&mut *stopping, &mut reloads, &mut *rests);
+                    let ended = tunnel(working, created, options, shared, heard).await;
                     match ended.left {
                         Left::Session => {}
                         Left::Rest => rests.add(link.take()),
@@ -329,9 +329,13 @@ async fn work(
         if link.is_none() {
             *shared.exposed() = Exposure::default();
         }
-        if lock(&shared.options).reconnect.is_none() {
-            retry = Retry::Never;
+        let reconnect = lock(&shared.options).reconnect;
+        match reconnect {
+            None => retry = Retry::Never,
+            Some((first, longest)) if pauses != reconnect => backoff = Backoff::new(first, longest),
+            Some(_) => {}
         }
+        pauses = reconnect;
         let pause = match retry {
             Retry::Never => return ended.take().map_or(Ok(()), Err),
             Retry::Usual => backoff.next(entropy()),
@@ -447,7 +451,11 @@ async fn tunnel(
     mut created: Option<Instant>,
     options: &ClientOptions,
     shared: &Shared,
-    (stopping, rests): (&mut watch::Receiver<Option<Duration>>, &mut Rests),
+    (stopping, reloads, rests): (
+        &mut watch::Receiver<Option<Duration>>,
+        &mut watch::Receiver<()>,
+        &mut Rests,
+    ),
 ) -> Ended {
     let disconnected = |created: Option<Instant>, error: Option<Error>, left, retry| {
         if error.is_some() {
@@ -475,6 +483,10 @@ async fn tunnel(
                 return disconnected(created, None, Left::Nothing, Retry::Usual);
             }
             () = rests.delivered_and_on() => unreachable!("it never returns"),
+            Ok(()) = reloads.changed() => {
+                lock(&shared.stock).renew_limits(link);
+                continue;
+            }
             exit = link.run() => exit,
         };
         match exit {

@@ -11,6 +11,7 @@ mod jobs;
 mod output;
 mod pieces;
 mod slots;
+mod renewal;
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};

@@ -3,8 +3,8 @@
 //! What is not here: where it listens ([`public`](super::public)) and how it is reached
 //! ([`service`](super::service)).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::limit::Meter;
 use super::notice::ServiceInfo;
@@ -34,7 +34,8 @@ pub struct ServiceStats {
 #[derive(Debug, Default)]
 pub(super) struct Served {
     info: ServiceInfo,
-    meter: Option<Arc<Meter>>,
+    /// Its limits, which a reload exchanges.
+    meter: Mutex<Option<Arc<Meter>>>,
     visitors: AtomicU64,
     visits: AtomicU64,
     sent: AtomicU64,
@@ -46,12 +47,17 @@ pub(super) struct Served {
 
 impl Served {
     pub(super) fn new(info: ServiceInfo, meter: Option<Arc<Meter>>) -> Self {
-        Self { info, meter, ..Self::default() }
+        Self { info, meter: Mutex::new(meter), ..Self::default() }
     }
 
     /// Its limits, where it has some.
-    pub(super) fn meter(&self) -> Option<&Arc<Meter>> {
-        self.meter.as_ref()
+    pub(super) fn meter(&self) -> Option<Arc<Meter>> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It has others from here on.
+    pub(super) fn set_meter(&self, meter: Option<Arc<Meter>>) {
+        *self.meter.lock().unwrap_or_else(PoisonError::into_inner) = meter;
     }
 
     pub(super) fn info(&self) -> &ServiceInfo {

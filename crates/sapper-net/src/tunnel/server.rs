@@ -205,6 +205,8 @@ struct Shared {
     handshakes: Arc<Handshakes>,
     registry: Mutex<Registry>,
     changed: Notify,
+    /// Tunnels look for other limits.
+    reloads: watch::Sender<()>,
     stopping: watch::Sender<Option<Duration>>,
     waiting: Mutex<Waiting>,
 }
@@ -236,6 +238,7 @@ impl Server {
             teller,
             registry: Mutex::new(registry),
             changed: Notify::new(),
+            reloads: watch::Sender::new(()),
             stopping: watch::Sender::new(None),
             waiting: Mutex::default(),
         });
@@ -243,8 +246,8 @@ impl Server {
         Ok(Self { shared })
     }
 
-    /// Other options from here on, for clients and visitors that come; those that are there keep what they
-    /// began with, and their streams. Where it listens and where leases are kept stays.
+    /// Other options from here on, for clients and visitors that come, and other limits for those that are there;
+    /// else these keep what they began with, and their streams. Where it listens and where leases are kept stays.
     pub fn reload(&self, options: ServerOptions) -> Result<()> {
         options.check()?;
         let mut current = lock(&self.shared.options);
@@ -252,6 +255,8 @@ impl Server {
         self.shared.gate.replace(options.public(Some(&self.shared.gate.current())));
         lock(&self.shared.registry).reload(&options);
         *current = Arc::new(options);
+        drop(current);
+        self.shared.reloads.send_replace(());
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use sapper_proto::tunnel::words::ClientWords;
 
 use super::ClientOptions;
 use crate::tunnel::limit::{Limits, Meter, Quota, Scope};
+use crate::tunnel::link::Link;
 use crate::tunnel::service::{Dialer, Exposed, Origin};
 
 /// What a client has for all of its sessions: what was used up in one is used up in the next.
@@ -60,6 +61,18 @@ impl Stock {
         self
     }
 
+    fn quota(&self) -> Quota {
+        Quota { meters: self.meter.iter().cloned().collect(), ..Quota::default() }
+    }
+
+    /// The limits are these now. A service that is not exposed any more keeps its own as long as its session does.
+    pub(super) fn renew_limits(&self, link: &mut Link) {
+        link.renew_limits(self.quota(), |service| {
+            let known = self.services.iter().find(|one| one.name == service.info().name);
+            known.map_or_else(|| service.meter(), |one| one.meter.clone())
+        });
+    }
+
     /// For a connection to the server with these options.
     pub(super) fn mine(&self, instance: &str, options: &ClientOptions) -> Mine {
         let asked = options.services.iter().map(|exposed| exposed.asked.clone()).collect();
@@ -71,7 +84,7 @@ impl Stock {
         };
         Mine {
             dialers: self.services.iter().map(|one| Arc::clone(&one.dialer)).collect(),
-            quota: Quota { meters: self.meter.iter().cloned().collect(), ..Quota::default() },
+            quota: self.quota(),
             meters: self.services.iter().map(|one| one.meter.clone()).collect(),
             words: words.encode(),
         }

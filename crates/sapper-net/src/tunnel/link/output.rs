@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use sapper_proto::tunnel::frame::{Code, OpenInfo};
@@ -390,15 +391,15 @@ impl Link {
             return self.mux.reset(key, Code::UNREACHABLE, "there is no such service", now);
         };
         let visitor = info.and_then(|info| info.visitor);
-        let throttle = match self.quota.admit(service.meter(), None) {
+        let throttle = match self.quota.admit(service.meter().as_ref(), None) {
             Ok(throttle) => throttle,
             Err(error) => {
                 self.mux.reset(key, Code::LIMIT, error.message(), now);
                 return self.refused(at as u16, error);
             }
         };
-        let dial = std::sync::Arc::clone(dialer).dial(visitor);
-        let service = std::sync::Arc::clone(service);
+        let dial = Arc::clone(dialer).dial(visitor);
+        let service = Arc::clone(service);
         self.make_way(key);
         self.slots.insert(key, (service, throttle), None, visitor, &self.awake, &self.live);
         self.start(Box::pin(async move { Done::Dialled(key, dial.await) }));
@@ -491,11 +492,13 @@ impl Link {
         let Some(service) = self.services.get(usize::from(at)).filter(|_| !self.parts) else {
             return stream.reset(0);
         };
-        let service = std::sync::Arc::clone(service);
+        let service = Arc::clone(service);
         let visitor = stream.peer_address().zip(stream.local_address());
         let from = visitor.map(|(from, _)| from.ip());
-        let admitted =
-            self.quota.place().and_then(|place| Ok((place, self.quota.admit(service.meter(), from)?)));
+        let admitted = self
+            .quota
+            .place()
+            .and_then(|place| Ok((place, self.quota.admit(service.meter().as_ref(), from)?)));
         let (place, throttle) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {

@@ -189,7 +189,7 @@ impl Registry {
         saved
     }
 
-    /// Other ports and limits for those who come; who is there keeps what it has.
+    /// Other ports for those who come, and other limits for whoever asks for them again.
     pub(super) fn reload(&mut self, options: &ServerOptions) {
         let (first, last) = options.public_ports;
         self.leases.reload(first, last, options.lease_time);

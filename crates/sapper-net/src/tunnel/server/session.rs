@@ -23,7 +23,7 @@ use crate::stream::listen::AcceptedSocket;
 use crate::stream::{BoxStream, ops};
 use crate::sys;
 use crate::tunnel::greeting;
-use crate::tunnel::limit::{Meter, Quota, Scope};
+use crate::tunnel::limit::{Limits, Meter, Quota, Scope};
 use crate::tunnel::link::{End, Exit, Link};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::{Notice, ServiceInfo, TunnelInfo};
@@ -157,6 +157,8 @@ struct Tunnel<'a> {
     connection: Option<Connection>,
     client: Client,
     orders: mpsc::Sender<Order>,
+    /// What may pass to each of its services.
+    limits: Limits,
 }
 
 /// What a connection counts as. Where there are as many clients as there may be, one that is perhaps the same as one
@@ -210,6 +212,7 @@ async fn tunnel(
         connection: Some(connection),
         client: Client::default(),
         orders,
+        limits: Limits::default(),
     };
     let talk = async {
         ops::write_all(carrier.as_mut(), &answer.encode()).await?;
@@ -232,12 +235,9 @@ async fn tunnel(
     mux.share(Arc::clone(crate::tunnel::budget()));
     let mut link = Link::new(mux, carrier, &[], End::Server(Vec::new()), Arc::clone(&shared.teller), began);
     link.set_live(Arc::clone(&tunnel.live));
-    let current = shared.gate.current();
-    link.set_quota(Quota {
-        meters: lock(&shared.registry).limits(owner).into_iter().collect(),
-        visitors: current.visitors.clone(),
-        places: Some(Arc::clone(&current.places)),
-    });
+    // Before they are looked at.
+    let mut reloads = shared.reloads.subscribe();
+    link.set_quota(tunnel.quota());
     // Until it is known what the client is, nobody is let in: its tunnel may be another's.
     let mut undecided = true;
     let mut probes: Vec<(Duration, oneshot::Sender<bool>)> = Vec::new();
@@ -321,6 +321,10 @@ async fn tunnel(
                 tunnel.create(&mut link, vec![port], &ClientWords::default());
                 continue;
             }
+            Ok(()) = reloads.changed() => {
+                tunnel.renew_limits(&mut link);
+                continue;
+            }
             exit = link.run() => exit,
         };
         match exit {
@@ -372,7 +376,8 @@ impl Tunnel<'_> {
         self.info = Arc::new(info);
         link.set_info(Arc::clone(&self.info));
         let options = self.shared.options();
-        let limits = &options.service_limits;
+        self.limits.clone_from(&options.service_limits);
+        let limits = &self.limits;
         link.set_services(
             services.into_iter().map(|info| Served::new(info, Meter::new(Scope::Service, limits))),
         );
@@ -394,6 +399,27 @@ impl Tunnel<'_> {
             connection.session = Some(self.info.id);
         }
         tell(self.shared, "tunnel-created", &self.info, None);
+    }
+
+    /// What may pass for its client, and for each of its visitors.
+    fn quota(&self) -> Quota {
+        let current = self.shared.gate.current();
+        Quota {
+            meters: lock(&self.shared.registry).limits(self.owner).into_iter().collect(),
+            visitors: current.visitors.clone(),
+            places: Some(Arc::clone(&current.places)),
+        }
+    }
+
+    /// They are others perhaps.
+    fn renew_limits(&mut self, link: &mut Link) {
+        let options = self.shared.options();
+        let same = self.limits == options.service_limits;
+        self.limits.clone_from(&options.service_limits);
+        link.renew_limits(self.quota(), |service| match same {
+            true => service.meter(),
+            false => Meter::new(Scope::Service, &self.limits),
+        });
     }
 
     /// Our hello, with the final ports.
