@@ -17,7 +17,7 @@ pub mod failure;
 mod fruitless;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzed;
-mod greeting;
+pub(crate) mod greeting;
 mod key_log;
 mod key_schedule;
 mod material;

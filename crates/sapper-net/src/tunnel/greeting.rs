@@ -14,6 +14,12 @@ use crate::tls::failure::alert;
 
 /// What a client hears that speaks plainly where it should not.
 pub(super) const SPEAKS_TLS: &str = "the port speaks TLS: connect with TLS, or turn TLS off at the server";
+/// The same in the words of a visitor that speaks HTTP.
+pub(super) const HTTP_WORD: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\
+\r\nThis port speaks TLS: the address begins with https.\r\n";
+/// What TLS says of a peer that speaks none.
+const NOT_TLS: &str = "not_tls";
 /// How long a last word may take to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -48,13 +54,36 @@ pub(super) fn perhaps_plain(error: Error) -> Error {
             .with_reason("tls_at_plain_port")
             .with_alert_received(alert::UNEXPECTED_MESSAGE);
     }
+    let (text, reason) = match error.kind() {
+        ErrorKind::ConnectionLost => {
+            (format!("{}; perhaps the port is plain: {REMEDY}", error.message()), "truncated")
+        }
+        // It said something, at least.
+        _ if error.reason() == Some(NOT_TLS) => (format!("{}; {REMEDY}", error.message()), NOT_TLS),
+        _ => return error,
+    };
+    Error::new(error.kind(), text).with_phase(Phase::Handshake).with_reason(error.reason().unwrap_or(reason))
+}
+
+/// A server that closes without a word: what it may have meant, `secure` where TLS is spoken already.
+fn perhaps_refused(error: Error, secure: bool) -> Error {
     if error.kind() != ErrorKind::ConnectionLost {
         return error;
     }
-    let text = format!("{}; perhaps the port is plain: {REMEDY}", error.message());
+    let refused = "does not let this client in, which a server of the original does not say";
+    let text = match secure {
+        true => format!("{}; perhaps it {refused}", error.message()),
+        false => format!("{}; perhaps {SPEAKS_TLS}; or it {refused}", error.message()),
+    };
     Error::new(ErrorKind::ConnectionLost, text)
         .with_phase(Phase::Handshake)
         .with_reason(error.reason().unwrap_or("truncated"))
+}
+
+/// A visitor speaks no TLS where public ports do.
+pub(super) fn plain_visitor(error: &Error) -> Error {
+    let text = format!("{}; visit the port with TLS, or turn TLS off at public ports", error.message());
+    Error::new(ErrorKind::IncompatiblePeer, text).with_phase(Phase::Handshake).with_reason(NOT_TLS)
 }
 
 pub(super) fn ended(what: &str) -> Error {
@@ -108,13 +137,20 @@ pub(super) async fn credentials(
     }
 }
 
-/// A server's answer, and what came behind it.
+/// The handshake is said: a server's answer, and what came behind it.
 pub(super) async fn acknowledgement(
     stream: &mut BoxStream,
     handshake: &ClientHandshake,
-    mut confirmed: impl FnMut(),
+    (said, mut confirmed): (impl FnOnce(), impl FnMut()),
 ) -> Result<(Acknowledgement, Vec<u8>)> {
     const { assert!(LONGEST_HANDSHAKE + PREFIX < 2 * LONGEST_HELLO) };
+    let secure = stream.tls_mut().is_some();
+    let talk = async {
+        ops::write_all(stream.as_mut(), handshake.message()).await?;
+        ops::flush(stream.as_mut()).await
+    };
+    talk.await.map_err(|error| perhaps_refused(error, secure))?;
+    said();
     let (mut bytes, mut told) = (Vec::new(), false);
     loop {
         if !told && bytes.len() >= 7 && recognise(&bytes) == Some(Speech::W3p) {
@@ -137,8 +173,12 @@ pub(super) async fn acknowledgement(
             }
             Err(error) => return Err(failed(&error)),
         }
-        if more(stream, &mut bytes).await? == 0 {
-            return Err(ended("before it answered"));
-        }
+        let silent = bytes.is_empty();
+        let end = match more(stream, &mut bytes).await {
+            Ok(1..) => continue,
+            Ok(0) => ended("before it answered"),
+            Err(error) => error,
+        };
+        return Err(if silent { perhaps_refused(end, secure) } else { end });
     }
 }

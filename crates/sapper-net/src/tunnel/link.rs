@@ -7,11 +7,12 @@
 //! What is not here: handshakes, who may come in, when to connect again. A carrier that breaks is told
 //! ([`Exit`]), and the link goes on without one where its session can be resumed.
 
+mod first_words;
 mod jobs;
 mod output;
 mod pieces;
-mod slots;
 mod renewal;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};

@@ -6,10 +6,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sapper_proto::tunnel::ip_list::VisitorRule;
+use sapper_proto::tunnel::w3p::{Speech, TLS_ALERT, recognise};
 use tokio::sync::Semaphore;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
 use super::STREAM;
+use super::greeting;
 use super::limit::Visitors;
 use super::link::{BoxFuture, Connected};
 use super::notice::{ServiceInfo, Teller, TunnelInfo};
@@ -20,6 +23,7 @@ use crate::stream::BoxStream;
 use crate::stream::address::Address;
 use crate::stream::listen::{AcceptedSocket, ListenAddress, ListenOptions, Listener};
 use crate::tls::config::TlsConfig;
+use crate::tls::greeting::check;
 use crate::tls::stream::TlsStream;
 use crate::tls::{Role, SharedTlsConfig};
 
@@ -170,20 +174,38 @@ impl Visitor {
                     return Err(denied(&format!("the visitor filter did not let {from} in")));
                 }
                 match &door.tls {
-                    Some(tls) => {
-                        shake(stream, Arc::clone(tls), Role::Server, Vec::new(), door.handshake).await
-                    }
+                    Some(tls) => welcome(stream, Arc::clone(tls), door.handshake).await,
                     None => Ok(stream),
                 }
             }));
         }
         match &door.tls {
             None => Ok(stream),
-            Some(tls) => {
-                Err(Box::pin(shake(stream, Arc::clone(tls), Role::Server, Vec::new(), door.handshake)))
-            }
+            Some(tls) => Err(Box::pin(welcome(stream, Arc::clone(tls), door.handshake))),
         }
     }
+}
+
+/// TLS with a visitor. One that speaks none hears so, in its own words where they are known.
+async fn welcome(mut stream: BoxStream, tls: Arc<TlsConfig>, deadline: Duration) -> Connected {
+    let (began, mut said) = (Instant::now(), Vec::new());
+    let first = async {
+        // One that ends is told by the handshake.
+        while !check(&said, false)? && greeting::more(&mut stream, &mut said).await? > 0 {}
+        Ok::<_, Error>(())
+    };
+    let error = match timeout(deadline, first).await {
+        Ok(Err(error)) if error.kind() == ErrorKind::IncompatiblePeer => error,
+        Ok(Err(error)) => return Err(error),
+        Ok(Ok(())) | Err(_) => {
+            let handshake = TlsStream::handshake(stream, &tls, &Role::Server, &said);
+            let left = deadline.saturating_sub(began.elapsed());
+            return in_time(timeout(left, handshake).await, deadline);
+        }
+    };
+    let word = if recognise(&said) == Some(Speech::Http) { greeting::HTTP_WORD } else { &TLS_ALERT };
+    greeting::last_word(&mut stream, word).await;
+    Err(greeting::plain_visitor(&error))
 }
 
 fn denied(text: &str) -> Error {
@@ -214,7 +236,11 @@ pub(super) async fn shake(
     initial: Vec<u8>,
     deadline: Duration,
 ) -> Connected {
-    match timeout(deadline, TlsStream::handshake(stream, &tls, &role, &initial)).await {
+    in_time(timeout(deadline, TlsStream::handshake(stream, &tls, &role, &initial)).await, deadline)
+}
+
+fn in_time<T>(shaken: std::result::Result<Result<(TlsStream, T)>, Elapsed>, deadline: Duration) -> Connected {
+    match shaken {
         Ok(Ok((stream, _))) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(error),
         Err(_) => {

@@ -9,9 +9,9 @@ use tokio::time::{Instant, timeout};
 
 use super::{ClientOptions, KEEPALIVE, Shared};
 use crate::error::{Error, ErrorKind, Phase};
+use crate::stream::BoxStream;
 use crate::stream::connect::{ConnectOptions, connect_tcp};
 use crate::stream::fd::SocketOptions;
-use crate::stream::{BoxStream, ops};
 use crate::tls::Role;
 use crate::tunnel::notice::Notice;
 use crate::tunnel::public::shake;
@@ -57,12 +57,8 @@ pub(super) async fn connect(options: &ClientOptions, shared: &Shared) -> Result<
     tell("tunnel-connection-established");
     let handshake = ClientHandshake::new(&options.credentials, limit)
         .map_err(|error| Error::config("authentication_credentials", error.to_string()))?;
-    let talk = async {
-        ops::write_all(carrier.as_mut(), handshake.message()).await?;
-        ops::flush(carrier.as_mut()).await?;
-        tell("authentication-credentials-sent");
-        greeting::acknowledgement(&mut carrier, &handshake, || tell("tunnel-protocol-confirmed")).await
-    };
+    let heard = (|| tell("authentication-credentials-sent"), || tell("tunnel-protocol-confirmed"));
+    let talk = greeting::acknowledgement(&mut carrier, &handshake, heard);
     let (answer, rest) = timeout(limit, talk).await.unwrap_or_else(|_| {
         let text = format!("the server did not answer within {} s", limit.as_secs_f64());
         Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))

@@ -88,7 +88,7 @@ impl Link {
     }
 
     fn turns(&mut self) {
-        let now = self.now();
+        let (now, server) = (self.now(), self.is_server());
         while let Some(Turn { key, max }) = self.mux.poll_turn(now) {
             let Some(slot) = self.slots.get_mut(key) else {
                 self.mux.not_ready(key);
@@ -135,12 +135,16 @@ impl Link {
                     payload::give(block);
                     slot.local_ended = true;
                     let both = slot.peer_ended;
+                    if !server && slot.first.hears_no_more() {
+                        self.tell_mismatch(key, false);
+                    }
                     self.mux.finish(key);
                     if both {
                         self.slots.closing.push(key);
                     }
                 }
                 Poll::Ready(Ok(n)) => {
+                    let mismatch = slot.first.hears(!server, &block[..n]);
                     self.teller.copy(&mut slot.copied.0, &block[..n]);
                     if let Some(throttle) = &mut slot.throttle {
                         throttle.used(FROM, n as u32);
@@ -148,6 +152,9 @@ impl Link {
                     let taken = self.mux.send(key, Payload::new(block, n), now);
                     debug_assert!(taken, "a turn is a promise");
                     self.note_data(key, n as u64, 0);
+                    if mismatch {
+                        self.tell_mismatch(key, true);
+                    }
                 }
                 Poll::Ready(Err(error)) => {
                     payload::give(block);
@@ -159,6 +166,7 @@ impl Link {
 
     /// Writes what waits for a stream's socket and then `data`; what is not taken waits.
     pub(super) fn deliver(&mut self, key: StreamKey, data: Pieces<'_>) {
+        let server = self.is_server();
         let Some(slot) = self.slots.get_mut(key) else {
             // Nobody is there any more: it counts as delivered.
             let (now, n) = (self.now(), data.len() as u32);
@@ -174,6 +182,7 @@ impl Link {
         };
         let mut context = Context::from_waker(&slot.write_waker);
         let (mut delivered, mut rest, mut failure, mut limit) = (0, data, None, None);
+        let mut mismatch = false;
         while !slot.pending.is_empty() || !rest.is_empty() {
             let waiting = slot.pending.len() + rest.len();
             let may = match &mut slot.throttle {
@@ -199,6 +208,10 @@ impl Link {
                     if let Some(throttle) = &mut slot.throttle {
                         throttle.used(TO, n as u32);
                     }
+                    let opening = slot.first.says_nothing(server).then(|| {
+                        let mut bytes = slices.iter().flat_map(|slice| slice.iter().copied()).take(n);
+                        [bytes.next(), bytes.next()]
+                    });
                     let mut written = n;
                     for slice in &slices {
                         let part = written.min(slice.len());
@@ -209,6 +222,10 @@ impl Link {
                     let waited = n.min(slot.pending.len());
                     slot.pending.drain(..waited);
                     rest.advance(n - waited);
+                    if let Some(opening) = opening {
+                        let opening: Vec<u8> = opening.into_iter().flatten().collect();
+                        mismatch = slot.first.hears(server, &opening);
+                    }
                 }
                 Poll::Pending => {
                     if let Some(throttle) = &mut slot.throttle {
@@ -239,6 +256,10 @@ impl Link {
             }
         }
         let (both, over) = (slot.local_ended && slot.peer_ended, slot.over);
+        let ends = server && slot.peer_ended && slot.pending.is_empty() && slot.first.hears_no_more();
+        if mismatch || ends {
+            self.tell_mismatch(key, mismatch);
+        }
         let now = self.now();
         if let Some(error) = failure {
             return self.fail(key, Code::CONNECTION_RESET, error);

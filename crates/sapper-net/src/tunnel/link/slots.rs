@@ -8,6 +8,7 @@ use std::task::Waker;
 use sapper_proto::tunnel::mux::StreamKey;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::first_words::FirstWords;
 use crate::stream::BoxStream;
 use crate::tunnel::limit::Throttle;
 use crate::tunnel::live::{Listed, Live};
@@ -40,6 +41,8 @@ pub(super) struct Slot {
     pub(super) untold: (u64, u64),
     /// The first of them, where somebody wants to see them.
     pub(super) copied: (Option<Copied>, Option<Copied>),
+    /// What the visitor and the service say first.
+    pub(super) first: FirstWords,
     /// What it may do; nothing where there are no limits.
     pub(super) throttle: Option<Box<Throttle>>,
     /// Its place among the visitors of all tunnels.
@@ -94,6 +97,7 @@ impl Slots {
             listed,
             untold: (0, 0),
             copied: (None, None),
+            first: FirstWords::default(),
             throttle,
             place: None,
             read_waker: awake.waker(Token::Read(key.slot)),
