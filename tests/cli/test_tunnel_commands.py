@@ -490,6 +490,26 @@ def test_mistakes_of_a_file_have_its_names(table: str, text: str, field: str, tm
     assert f"--config: [{table}] {field}" in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"localServicePort": 0}, "tunnels.0.localServicePort: input should be greater than or equal to 1"),
+        ({"serverHost": "a b"}, "tunnels.0.serverHost: 'a b' is no host name"),
+        ({"authenticationCredentials": {"x": "x" * 70_000}}, "tunnels.0.authenticationCredentials: "),
+        ("[", "{path} is not JSON: "),
+    ],
+)
+def test_mistakes_of_the_watcher_s_file_have_its_names(said: Any, told: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    whole = {"name": "web", "localServicePort": 1, "serverHost": "localhost", "serverPort": 1}
+    config.write_text(said if isinstance(said, str) else json.dumps([{**whole, **said}]))
+    done = subprocess.run(
+        [*SAPPER, "expose", "--config", str(config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert f"--config: {told.format(path=config)}" in " ".join(done.stderr.split())
+
+
 def test_what_is_typed_is_named_as_it_was_typed(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('[tunnel]\ndeny_visitors = ["10.0.0.1"]\n')

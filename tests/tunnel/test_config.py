@@ -198,6 +198,12 @@ def test_the_original_s_watcher(shared: bool, tmp_path: Path) -> None:
         ([watched(serverHost="h", serverPort=1, tls={"enabled": True, "ca": "x"})], "tunnels.0.tls.ca"),
         ([watched(serverHost="h", serverPort=1, port=1)], "tunnels.0.port"),
         ([watched(serverHost="h", serverPort=1, localServicePort=0)], "tunnels.0.localServicePort"),
+        ({"serverHost": "a b", "serverPort": 1, "tunnels": [watched()]}, "serverHost"),
+        ([watched(serverHost="a b", serverPort=1)], "tunnels.0.serverHost"),
+        (
+            [watched(serverHost="h", serverPort=1, authenticationCredentials={"x": float("nan")})],
+            "tunnels.0.authenticationCredentials",
+        ),
         ({}, "tunnels"),
         (3, None),
     ],

@@ -152,7 +152,7 @@ class _Again:
     def config(self) -> Any:
         config = self._first() if self._work is None else self._work.again()
         if self._work is not None:
-            self._words.in_file = self._work.words.in_file
+            self._words.follow(self._work.words)
         return config
 
     def _first(self) -> Any:

@@ -97,18 +97,21 @@ def naming(words: Mapping[str, str] | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def in_file(table: str) -> Iterator[None]:
-    """Errors of a file's table: they keep the file's own names."""
+def in_file(table: str | None) -> Iterator[None]:
+    """Errors of a file's table, or of a file that has none: they keep the file's own names."""
     try:
         yield
     except SapperError as error:
         raise of_file(error, table) from None
 
 
-def of_file(error: SapperError, table: str) -> SapperError:
-    """The error of a file's table, in the file's own names."""
-    where = f"[{table}]" if error.field in (None, table) else f"[{table}] {error.field}"
-    return again(error, f"{where}: {error.message}", "--config")
+def of_file(error: SapperError, table: str | None) -> SapperError:
+    """The error of a file's table, or of a file that has none, in the file's own names."""
+    parts = [f"[{table}]"] if table else []
+    if error.field not in (None, table):
+        parts.append(str(error.field))
+    where = " ".join(parts)
+    return again(error, f"{where}: {error.message}" if where else error.message, "--config")
 
 
 class Words:
@@ -116,15 +119,24 @@ class Words:
 
     def __init__(self, words: Mapping[str, str], table: str) -> None:
         self._words = words
-        self._table = table
+        #: The file's table, where it has one.
+        self.table: str | None = table
         #: What the file's table said.
         self.in_file: set[str] = set()
+        #: What that is called there, where that is not as in the API.
+        self.file_words: Mapping[str, str] = {}
+
+    def follow(self, other: Words) -> None:
+        """The file says what that one knows of it."""
+        self.table, self.in_file, self.file_words = other.table, other.in_file, other.file_words
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, SapperError):
-            if re.split(r"[.[]", error.field or "")[0] in self.in_file:
-                raise of_file(error, self._table) from None
+            name = re.split(r"[.[]", error.field or "")[0]
+            if name in self.in_file:
+                field = self.file_words.get(name, name) + (error.field or "")[len(name) :]
+                raise of_file(again(error, error.message, field), self.table) from None
             raise named(error, self._words) from None

@@ -329,7 +329,7 @@ def expose(
     words = Words({**typed.words(), **_CLIENT_WORDS, "tls": typed.first or "--tls"}, "expose")
 
     def read() -> dict[str, ClientConfig]:
-        from sapper.tunnel.config import ClientConfig, read_clients
+        from sapper.tunnel.config import WATCHED_NAMES, ClientConfig, is_watched, read_clients
 
         own = {**given, **_identity(token_file, credentials)}
         if tls or typed:
@@ -338,7 +338,9 @@ def expose(
             with words:
                 made = ClientConfig(**_with_token(own | ({"tls": typed.config()} if typed else {})))
             return {"": made}
-        with in_file("expose"):
+        watched = is_watched(config)
+        words.table, words.file_words = (None, WATCHED_NAMES) if watched else ("expose", {})
+        with in_file(words.table):
             if config.suffix == ".toml":
                 _only(config, "expose")
             bases = read_clients(config)

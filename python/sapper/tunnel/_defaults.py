@@ -6,11 +6,14 @@ idle tunnel; a program that gives none does not load them. Its values are those 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sapper._arguments import wrong_type
+from sapper._mistakes import config_error
 
 if TYPE_CHECKING:
     from sapper import _native
@@ -24,9 +27,14 @@ __all__ = [
     "PlainService",
     "ServerDefaults",
     "client_options",
+    "credentials_text",
     "one_service",
     "server_options",
 ]
+
+
+#: Bytes of a handshake, by the original's wire format.
+LONGEST_HANDSHAKE = 65_536
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class ServerDefaults(CommonDefaults):
     asked_ports: tuple[tuple[int, int], ...] | None = None
     asked_hosts: tuple[str, ...] = ()
     max_services: int = 64
+    linger: float = 5.0
     filter_timeout: float = 10.0
     allow_visitors: tuple[str, ...] | None = None
     deny_visitors: tuple[str, ...] = ()
@@ -88,7 +97,6 @@ class ServerDefaults(CommonDefaults):
     max_clients: int = 1_024
     max_handshakes: int = 256
     max_visitors: int = 4_096
-    linger: float = 5.0
     max_streams: int = 65_536
     visitor_limits: NoLimits = NoLimits()
     client_limits: NoLimits = NoLimits()
@@ -155,6 +163,23 @@ def client_options(given: ClientOptions | ClientDefaults | None) -> ClientOption
     if not isinstance(given, ClientOptions):
         raise wrong_type("options", "ClientOptions", given)
     return given
+
+
+def credentials_text(given: Mapping[str, Any], name: str) -> str:
+    """What a client says of itself, as it travels.
+
+    Raises:
+        ConfigError: JSON cannot say it, or it is longer than a handshake.
+    """
+    try:
+        said = json.dumps(dict(given), separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError):
+        raise config_error(name, "JSON cannot say this") from None
+    if len(said) > LONGEST_HANDSHAKE:
+        raise config_error(
+            name, f"the handshake has {len(said)} bytes, maximum is {LONGEST_HANDSHAKE}", "out_of_range"
+        )
+    return said
 
 
 def one_service(host: str | None, port: int | None, path: str | None) -> _native.TunnelServiceDict:

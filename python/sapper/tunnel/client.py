@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,13 @@ from sapper._loop import running_post
 from sapper._mistakes import config_error, shown, unused
 from sapper.errors import ClosedError, ConfigError
 from sapper.tunnel import events
-from sapper.tunnel._defaults import PlainService, client_options, one_service
+from sapper.tunnel._defaults import (
+    ClientDefaults,
+    PlainService,
+    client_options,
+    credentials_text,
+    one_service,
+)
 from sapper.tunnel.hearing import _CLIENT, TunnelObject, end_of, public_services
 from sapper.tunnel.status import ClientStatus, VisitorStatus, client_status, visitor_status
 
@@ -77,10 +83,7 @@ class TunnelClient(TunnelObject):
         if not isinstance(given, Mapping):
             raise config_error("authentication_credentials", "must be a mapping", "wrong_type")
         self._credentials: dict[str, Any] = dict(given)
-        try:
-            self._said = json.dumps(self._credentials, separators=(",", ":"), allow_nan=False)
-        except (TypeError, ValueError):
-            raise config_error("authentication_credentials", "JSON cannot say this") from None
+        self._said = credentials_text(self._credentials, "authentication_credentials")
         self._tls = _client_tls(tls, ca, flag(danger_accept_any_certificate, "danger_accept_any_certificate"))
         if self._tls is None and server_hostname is not None:
             raise unused("server_hostname", "is checked by TLS, which is not asked for")

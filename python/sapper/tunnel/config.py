@@ -28,11 +28,12 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from sapper._arguments import host_name
+from sapper._mistakes import again
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
 from sapper.errors import ConfigError, ErrorContext
 from sapper.tls.config import TlsConfig
-from sapper.tunnel._defaults import ClientDefaults, CommonDefaults, ServerDefaults
+from sapper.tunnel._defaults import ClientDefaults, CommonDefaults, ServerDefaults, credentials_text
 from sapper.tunnel._plain import (
     ClientPlan,
     PlainLimits,
@@ -43,10 +44,10 @@ from sapper.tunnel._plain import (
     secret,
 )
 from sapper.tunnel.client import TunnelClient
-from sapper.tunnel.options import ClientOptions, ServerOptions, Service
+from sapper.tunnel.options import ClientOptions, ServerOptions, Service, _Host
 from sapper.tunnel.server import TunnelServer
 
-__all__ = ["ClientConfig", "ServerConfig", "read_clients", "secret"]
+__all__ = ["WATCHED_NAMES", "ClientConfig", "ServerConfig", "is_watched", "read_clients", "secret"]
 
 _Flag = Annotated[bool, Strict()]
 _Port = Annotated[int, Strict(), Field(ge=1, le=65_535)]
@@ -191,6 +192,7 @@ class ClientConfig(ClientOptions):
     def _complete(self) -> Self:
         if self.credentials is not None and self.token_file is not None:
             raise config_error("credentials", "and token_file do not go together")
+        credentials_text(self.credentials or {}, "credentials")
         self.place()
         if (self.service is None) == (not self.services):
             raise config_error("service", "one is needed, or several services, and one of the two alone")
@@ -284,6 +286,14 @@ class _Clients(Options):
         return ClientConfig._relative_to(folder, values)
 
 
+#: What the original's watcher calls the fields of a :class:`ClientConfig`.
+WATCHED_NAMES = {
+    "server": "serverHost",
+    "service": "localServicePort",
+    "credentials": "authenticationCredentials",
+}
+
+
 class _WatchedTls(Options):
     """TLS as the original's watcher has it."""
 
@@ -297,7 +307,7 @@ class _WatchedTunnel(Options):
 
     enabled: _Flag = True
     name: str
-    serverHost: str | None = None  # noqa: N815
+    serverHost: _Host | None = None  # noqa: N815
     serverPort: _Port | None = None  # noqa: N815
     localServicePort: _Port  # noqa: N815
     authenticationCredentials: dict[str, Any] = Field(default={}, repr=False)  # noqa: N815
@@ -316,18 +326,21 @@ class _WatchedTunnel(Options):
         host, port = self.serverHost or host, self.serverPort or port
         if host is None or port is None:
             raise config_error("serverHost" if host is None else "serverPort", "is required")
-        return ClientConfig(
-            server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            service=self.localServicePort,
-            credentials=self.authenticationCredentials,
-            tls=tls,
-        )
+        try:
+            return ClientConfig(
+                server=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                service=self.localServicePort,
+                credentials=self.authenticationCredentials,
+                tls=tls,
+            )
+        except ConfigError as error:
+            raise again(error, error.message, WATCHED_NAMES.get(error.field or "", error.field)) from None
 
 
 class _Watched(Options):
     """The whole file: the server, and tunnels; or tunnels alone, each with its server."""
 
-    serverHost: str | None = None  # noqa: N815
+    serverHost: _Host | None = None  # noqa: N815
     serverPort: _Port | None = None  # noqa: N815
     tunnels: tuple[_WatchedTunnel, ...]
 
@@ -344,6 +357,19 @@ class _Watched(Options):
             except ConfigError as error:
                 raise _inside(error, f"tunnels.{number}") from None
         return found
+
+
+def is_watched(path: Path) -> bool:
+    """Whether a file is the original's watcher's, and a mistake in it is told in that one's names."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError):  # told by who reads it
+        text = ""
+    return _is_watched(path, text)
+
+
+def _is_watched(path: Path, text: str) -> bool:
+    return path.suffix == ".json" or text.lstrip().startswith("{")
 
 
 def read_clients(path: Path, *, table: str = "expose") -> dict[str, ClientConfig]:
@@ -363,7 +389,7 @@ def read_clients(path: Path, *, table: str = "expose") -> dict[str, ClientConfig
         raise ConfigError(f"cannot read {path}: {error.strerror}", context) from error
     except ValueError as error:
         raise config_error(None, f"{path} is no text: {error}") from error
-    if path.suffix != ".json" and not text.lstrip().startswith("{"):
+    if not _is_watched(path, text):
         return _Clients.from_toml(path, table=table).tunnels
     try:
         said = json.loads(text)
