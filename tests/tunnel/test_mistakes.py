@@ -211,6 +211,18 @@ def test_pauses_have_an_end_and_are_some(pause: float) -> None:
     assert wrong(ClientOptions, reconnect_delay=(pause, pause)).field == "reconnect_delay.0"
 
 
+@pytest.mark.parametrize("longest", [30.0, 31.0])
+async def test_pauses_longer_than_a_server_waits_for_are_told(
+    longest: float, caplog: pytest.LogCaptureFixture, leak_check: None
+) -> None:
+    for given in ({"reconnect_delay": (1.0, longest)}, {"reconnect": False}):
+        waits = TunnelClient("127.0.0.1", 1, 1, options=ClientOptions(**given))
+        with caplog.at_level(logging.WARNING, "sapper"):
+            await waits.start()
+            await asyncio.wait_for(waits.stop(), LATEST)
+    assert [record.args for record in caplog.records] == [(31.0, 30.0)] * (longest > 30)
+
+
 def test_names_can_be_written_down() -> None:
     assert wrong(ClientOptions, lease="\ud800").field == "lease"
     for name in ("\ud800", "two\nlines", "x" * 129):

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["TunnelClient"]
 
+logger = logging.getLogger("sapper")
+
+#: Seconds of the longest pause that a server reckons with.
+LONGEST_PAUSE = ClientDefaults.reconnect_delay[1]
+
 
 class TunnelClient(TunnelObject):
     """Exposes a service of this machine at a server's public port.
@@ -117,6 +122,7 @@ class TunnelClient(TunnelObject):
             ApiMisuseError: It was started already.
         """
         mailbox, key = self._begin()
+        self._warn_of_pauses()
         try:
             self._native = _native.TunnelClient(
                 self._values(),
@@ -156,6 +162,18 @@ class TunnelClient(TunnelObject):
         native.reload(like._values())
         for name in self._SETTINGS:
             setattr(self, name, getattr(like, name))
+        self._warn_of_pauses()
+
+    def _warn_of_pauses(self) -> None:
+        """A server that was killed keeps ports for those who come as soon as they do by default."""
+        longest = self._options.reconnect_delay[1]
+        if self._options.reconnect and longest > LONGEST_PAUSE:
+            logger.warning(
+                "sapper: reconnect_delay lets this tunnel's client wait %g s: a server that was killed keeps "
+                "its public port only for who comes within %g s or so",
+                longest,
+                LONGEST_PAUSE,
+            )
 
     def _values(self) -> _native.TunnelClientDict:
         """As the binding takes it."""

@@ -346,7 +346,8 @@ class ClientOptions(_Common):
     reconnect: _Flag = True
     """Whether it connects again when the connection is gone or refused."""
     reconnect_delay: tuple[_Pause, _Pause] = (0.5, 30.0)
-    """First and longest pause before it connects again: doubled each time, the second half by chance."""
+    """First and longest pause before it connects again: doubled each time, the second half by chance. A
+    server that was killed keeps the public port only for who comes within 30 s or so."""
     dial_timeout: _Seconds = 10.0
     """Seconds that the service has to answer."""
     send_proxy: Literal["v1", "v2"] | None = None
