@@ -348,7 +348,7 @@ class Pump:
         """Ends the tap; its file is complete then.
 
         Raises:
-            ResourceError: It is not: the file could not be written (the disk was full).
+            ResourceError: It is not: the file could not be written (the disk was full). It is told once.
         """
         await running_post().call(lambda mailbox, key: self._native.set_tap(None, mailbox, key))
 

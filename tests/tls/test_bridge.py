@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -531,9 +532,15 @@ async def test_a_tap_that_cannot_write_says_so(leak_check: None) -> None:
         with pytest.raises(ResourceError, match="No space left") as caught:
             await two.server.untap()
         assert caught.value.field == "tap"
+        assert caught.value.errno == caught.value.context.errno == errno.ENOSPC
         assert two.server.stats().facts["tap"].startswith("off: No space left")
         assert two.server.stats().facts["tap"].endswith("0 packets written, 1 lost")
         assert two.server.state == "running"
+        # It is told once, whatever else fails afterwards.
+        await two.server.untap()
+        with pytest.raises(ResourceError, match="create /dev/null/none"):
+            await two.server.tap("/dev/null/none")
+        await two.server.untap()
 
 
 async def test_a_tap_counts_what_it_wrote(tmp_path: Path, leak_check: None) -> None:

@@ -530,19 +530,11 @@ impl Task {
         pump.set_tap(Some(tap))
     }
 
-    /// A tap that is over: whether its file is complete.
+    /// A tap that is over: whether its file is complete. That it is not is told once.
     fn check_tap(&self) -> Result<()> {
-        let mut failure = None;
-        self.shared.update_stats(|stats, _| {
-            failure = stats.tap.as_ref().and_then(|tap| tap.failure().map(str::to_owned));
-        });
-        match failure {
-            Some(why) => {
-                let text = format!("the tap's file could not be written: {why}");
-                Err(Error::new(ErrorKind::Device, text).with_field("tap"))
-            }
-            None => Ok(()),
-        }
+        let mut ended = None;
+        self.shared.update_stats(|stats, _| ended.clone_from(&stats.tap));
+        ended.map_or(Ok(()), |tap| tap.tell_failure())
     }
 
     fn flow_stats(&self) -> (Arc<FlowStats>, Arc<FlowStats>) {

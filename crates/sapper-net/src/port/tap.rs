@@ -74,13 +74,37 @@ pub struct TapStats {
     written: AtomicU64,
     lost: AtomicU64,
     full: AtomicBool,
-    failure: OnceLock<String>,
+    failure: OnceLock<Failure>,
+}
+
+/// Why a tap is off.
+#[derive(Debug)]
+struct Failure {
+    text: String,
+    errno: Option<i32>,
+    /// Whether whoever ended the tap has heard of it.
+    told: AtomicBool,
 }
 
 impl TapStats {
     /// Why the file could not be written any more.
     pub fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+        self.failure.get().map(|failure| failure.text.as_str())
+    }
+
+    /// The same as an error, once.
+    pub fn tell_failure(&self) -> Result<()> {
+        match self.failure.get() {
+            Some(failure) if !failure.told.swap(true, Relaxed) => {
+                let text = format!("the tap's file could not be written: {}", failure.text);
+                let error = Error::new(ErrorKind::Device, text).with_field("tap");
+                Err(match failure.errno {
+                    Some(errno) => error.with_errno(errno),
+                    None => error,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn lose(&self, packets: u64) {
@@ -283,7 +307,8 @@ fn write_blocks(
         {
             let path = path.display();
             tracing::warn!(%path, %error, "the tap's file cannot be written; the tap is off");
-            let _ = stats.failure.set(error.to_string());
+            let (text, errno) = (error.to_string(), error.raw_os_error());
+            let _ = stats.failure.set(Failure { text, errno, told: AtomicBool::new(false) });
         }
         match stats.failure() {
             None => drop(stats.written.fetch_add(packets, Relaxed)),
