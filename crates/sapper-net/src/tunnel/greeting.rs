@@ -83,7 +83,7 @@ fn perhaps_refused(error: Error, secure: bool) -> Error {
 /// A visitor speaks no TLS where public ports do.
 pub(super) fn plain_visitor(error: &Error) -> Error {
     let text = format!("{}; visit the port with TLS, or turn TLS off at public ports", error.message());
-    Error::new(ErrorKind::IncompatiblePeer, text).with_phase(Phase::Handshake).with_reason(NOT_TLS)
+    Error::new(ErrorKind::IncompatiblePeer, text).with_phase(Phase::Handshake).with_reason("not_tls")
 }
 
 pub(super) fn ended(what: &str) -> Error {
