@@ -1,5 +1,5 @@
-"""Files of leases from one server to the next: of an earlier version, of one that was killed, in a rolling
-restart, on a full disk.
+"""Files of leases from one server to the next: of an earlier version, of one that was killed, of clients that
+share a token, in a rolling restart, on a full disk.
 
 Not here: that ports stay over a restart, and whose a file is (:mod:`test_operating`).
 """
@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import socket
 import time
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -112,8 +113,13 @@ async def test_a_lease_of_an_earlier_version_stays_its_name_s(
             assert other.assigned_port != named, "it is the first one's own now"
 
 
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["leases"]
+    return rows
+
+
 def ports_in(path: Path) -> list[int]:
-    return [one["port"] for one in json.loads(path.read_text())["leases"]]
+    return [one["port"] for one in rows_in(path)]
 
 
 async def a_newcomer(port: int, service: int) -> tuple[TunnelClient, list[str | None]]:
@@ -169,6 +175,151 @@ async def test_behind_a_kill_a_port_is_its_owner_s_before_it_is_a_newcomer_s(
         await newcomer.stop()
         await mine.stop()
         await again.stop()
+
+
+# -- clients that share a token ---------------------------------------------------------------------------
+
+
+def ports_in_a_row(count: int) -> tuple[int, int]:
+    """First and last of so many that were free a moment ago."""
+    for _ in range(1_000):
+        first = free_port()
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first, first + count - 1
+    raise AssertionError(f"there are no {count} free ports in a row")
+
+
+class Sharing:
+    """A client that says nothing but the token, on a way of its own to the server: the test lets it come."""
+
+    def __init__(self, main: int, name: bytes, service: Local | None = None) -> None:
+        self.network = Cutter(main)
+        self.service = service or Local(self._says)
+        self._name = name
+        self._own_service = service is None
+        self.back = asyncio.Event()
+
+    async def _says(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.write(self._name)
+        writer.write_eof()
+
+    async def __aenter__(self) -> Self:
+        self._stack = contextlib.AsyncExitStack()
+        if self._own_service:
+            await self._stack.enter_async_context(self.service)
+        await self._stack.enter_async_context(self.network)
+        options = {"reconnect_delay": (0.01, 0.02)}
+        found = client(self.network.port, self.service.port, options=options)
+        self.client = await self._stack.enter_async_context(found)
+        self.client.on("authentication-acknowledged", lambda _: self.back.set())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def comes(self) -> None:
+        self.network.refuses = False
+        await asyncio.wait_for(self.back.wait(), LATEST)
+
+
+@pytest.mark.parametrize("ports", [4, 40], ids=["a port for each", "ports for more"])
+async def test_clients_with_one_token_have_their_own_ports_behind_each_kill(
+    tmp_path: Path, leak_check: None, ports: int
+) -> None:
+    main, public = free_port(), ports_in_a_row(ports)
+    options = {"host": "127.0.0.1", "lease_file": str(tmp_path / "leases"), "public_ports": public}
+    async with contextlib.AsyncExitStack() as stack:
+        ours = await End.start("server", port=main, options=options)
+        clients: list[Sharing] = []
+        for name in (b"a", b"b", b"c"):
+            clients.append(await stack.enter_async_context(Sharing(main, name)))
+        # The same service once more: they look the same.
+        clients.append(await stack.enter_async_context(Sharing(main, b"c", clients[2].service)))
+        had = [one.client.assigned_port for one in clients]
+        assert len(set(had)) == 4
+        await until(lambda: sorted(ports_in(tmp_path / "leases")) == sorted(had), "the leases")
+        for kill in range(6):
+            for one in clients:
+                one.network.refuses = True
+                one.back.clear()
+            await ours.kill()
+            ours = await End.start("server", port=main, options=options)
+            order = random.sample(clients, 4)
+            if kill % 2:
+                await asyncio.gather(*(one.comes() for one in order))
+            else:
+                # The last one does not come before the next server.
+                for one in order[:3]:
+                    await one.comes()
+            here = clients if kill % 2 else order[:3]
+            for one in here:
+                assert one.client.assigned_port == had[clients.index(one)], f"kill {kill}, {order}"
+                assert await asked(one.client.assigned_port, b"who?") == one._name
+        await ours.stop()
+
+
+async def test_a_client_that_is_killed_with_the_server_has_its_port_again(
+    tmp_path: Path, leak_check: None
+) -> None:
+    main, public = free_port(), ports_in_a_row(40)
+    leases = tmp_path / "leases"
+    options = {"host": "127.0.0.1", "lease_file": str(leases), "public_ports": public}
+    async with Local(echo) as first, Local(echo) as second, Local(echo) as third:
+        ours = await End.start("server", port=main, options=options)
+        services = [first.port, second.port, third.port]
+
+        async def start(service: int) -> End:
+            more = {"reconnect_delay": (0.02, 0.05)}
+            return await End.start(
+                "client", port=main, service=service, credentials=CREDENTIALS, options=more
+            )
+
+        ends = [await start(service) for service in services]
+        had = [end.port for end in ends]
+        await until(lambda: sorted(ports_in(leases)) == sorted(had), "the leases")
+        for at in random.sample(range(3), 3):
+            await ends[at].kill()
+            ends[at] = await start(services[at])
+            assert ends[at].port == had[at], "the server has its session"
+        await ours.kill()
+        for end in ends:
+            await end.kill()
+        ours = await End.start("server", port=main, options=options)
+        for at in random.sample(range(3), 3):
+            ends[at] = await start(services[at])
+            assert ends[at].port == had[at], "the server knows it from the file"
+        for end in [*ends, ours]:
+            await end.stop()
+
+
+async def test_a_newcomer_has_no_port_of_who_shares_its_token_behind_a_kill(
+    tmp_path: Path, leak_check: None
+) -> None:
+    main, leases = free_port(), tmp_path / "leases"
+    options = {"host": "127.0.0.1", "lease_file": str(leases), "public_ports": ports_in_a_row(40)}
+    ours = await End.start("server", port=main, options=options)
+    async with Sharing(main, b"owner") as owner:
+        had = owner.client.assigned_port
+        await until(lambda: ports_in(leases) == [had], "the lease")
+        owner.network.refuses = True
+        owner.back.clear()
+        await ours.kill()
+        ours = await End.start("server", port=main, options=options)
+        async with Sharing(main, b"newcomer") as newcomer:
+            assert newcomer.client.assigned_port != had
+            await owner.comes()
+            assert owner.client.assigned_port == had
+            assert await asked(had or 0, b"who?") == b"owner"
+    # It ended, and nobody is expected: its port is of whoever says the token, whatever it exposes.
+    await until(lambda: not any(one.get("used") for one in rows_in(leases)), "their end on the disk")
+    await ours.kill()
+    ours = await End.start("server", port=main, options=options)
+    async with Sharing(main, b"another") as another:
+        assert another.client.assigned_port == had
+    await ours.stop()
 
 
 # -- a new server while the old one ends ------------------------------------------------------------------

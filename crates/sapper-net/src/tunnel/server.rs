@@ -5,8 +5,11 @@
 //! share: ports, leases, sessions that wait for their client.
 
 mod admission;
+mod lease_file;
 mod registry;
 mod session;
+#[cfg(test)]
+mod testing;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

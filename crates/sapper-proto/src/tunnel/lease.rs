@@ -3,6 +3,14 @@
 //! The table knows nothing of sockets. It says which port to try, remembers what was got, and gives
 //! ports of tokens that have not been seen for long to others when there is no other left: a port that is kept for
 //! somebody who may come back is worth less than one for somebody who is here.
+//!
+//! Clients may share a token. Each has one of the token's numbered places, and the table remembers which client had
+//! it last: its process, and its origin (its machine and its services), which outlives the process. A client that comes
+//! back has its own place again, whichever order they come in. Who has no place of its own has the first one that
+//! nobody uses, as if it had been its own: most likely it is a client that changed. But while those who had places when
+//! the server before ended are [expected](Leases::expect), a place that was in use then is its
+//! [owner's](Leases::kept). What earlier versions wrote, and original clients, have no origin: such a place is of
+//! whoever comes first.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,6 +61,15 @@ pub struct Lessee {
     pub credentials: TokenHash,
 }
 
+/// Which of the clients with one token it is, as far as it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// This process of it.
+    pub instance: Option<TokenHash>,
+    /// Its machine and its services: the same when it is started again.
+    pub origin: Option<TokenHash>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lease {
     token: TokenHash,
@@ -64,6 +81,10 @@ struct Lease {
     /// When it was last in use, in seconds since 1970: it outlives this process's clock.
     seen: u64,
     in_use: bool,
+    /// Who had it last.
+    holder: Holder,
+    /// Whether it was in use when the server before was heard of last, and its holder has not come since.
+    due: bool,
     /// The silent one that had the port, as long as it may turn out that this one took it in vain.
     before: Option<Box<Lease>>,
 }
@@ -72,7 +93,8 @@ struct Lease {
 ///
 /// Order of calls: [`take`](Self::take), then bind the port. Where the system has given it away, call
 /// [`lost`](Self::lost) and take again; where another port is wanted, [`undo`](Self::undo).
-/// [`release`](Self::release) when the tunnel ends: the lease stays.
+/// [`held`](Self::held) when it is known which client has it. [`release`](Self::release) when the tunnel ends: the lease
+/// stays.
 /// [`to_json`](Self::to_json) after changes, [`from_json`](Self::from_json) at the start.
 #[derive(Clone, Debug)]
 pub struct Leases {
@@ -182,11 +204,18 @@ impl Leases {
 
     fn hold(&mut self, port: u16, Lessee { token, client, credentials }: Lessee, service: u16, now: u64) {
         let (client, credentials) = (Some(client), Some(credentials));
-        let before = match self.by_port.remove(&port) {
-            Some(same) if (same.token, same.service) == (token, service) => same.before,
-            other => other.map(|other| Box::new(Lease { before: None, ..other })),
+        let (before, holder, due) = match self.by_port.remove(&port) {
+            // Whose it was stays known until it is known who came.
+            Some(same) if (same.token, same.service) == (token, service) => {
+                (same.before, same.holder, same.due)
+            }
+            other => {
+                let before = other.map(|other| Box::new(Lease { before: None, ..other }));
+                (before, Holder::default(), false)
+            }
         };
-        let lease = Lease { token, client, credentials, service, seen: now, in_use: true, before };
+        let lease =
+            Lease { token, client, credentials, service, seen: now, in_use: true, holder, due, before };
         self.by_port.insert(port, lease);
     }
 
@@ -218,7 +247,7 @@ impl Leases {
         let mut never = (0..ports).map(at).filter(|port| !self.by_port.contains_key(port) && allowed(*port));
         let silent = || {
             let range = self.by_port.range(first..=last);
-            let waits = self.is_shared(now) || now < self.expected;
+            let waits = self.waits(now);
             let silent = |lease: &Lease| if waits { self.has_lapsed(lease, now) } else { !lease.in_use };
             let unused = range.filter(|(port, lease)| silent(lease) && allowed(**port));
             unused.min_by_key(|(_, lease)| lease.seen).map(|(port, _)| *port)
@@ -237,6 +266,42 @@ impl Leases {
         if let Some(lease) = self.by_port.get_mut(&port) {
             (lease.in_use, lease.seen, lease.before) = (false, now, None);
         }
+    }
+
+    /// That client has the port. Another place that it had is anybody's of its token.
+    pub fn held(&mut self, port: u16, holder: Holder) {
+        let Some(lease) = self.by_port.get_mut(&port) else { return };
+        (lease.holder, lease.due) = (holder, false);
+        let token = lease.token;
+        for (other, lease) in &mut self.by_port {
+            let same = lease.token == token && lease.holder.instance == holder.instance;
+            if same && holder.instance.is_some() && *other != port && !lease.in_use {
+                (lease.holder, lease.due) = (Holder::default(), false);
+            }
+        }
+    }
+
+    /// Which services of a token that client had: what this process of it had, then what one of the same origin had.
+    pub fn own(&self, token: TokenHash, holder: Holder) -> Vec<u16> {
+        let is = |one: Option<TokenHash>, other| one.is_some() && one == other;
+        let rank = |lease: &Lease| match lease.holder {
+            Holder { instance, .. } if is(instance, holder.instance) => Some(0),
+            Holder { origin, .. } if is(origin, holder.origin) => Some(1),
+            _ => None,
+        };
+        let mine = self.by_port.values().filter(|lease| lease.token == token);
+        let mut found: Vec<_> = mine.filter_map(|lease| Some((rank(lease)?, lease.service))).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, service)| service).collect()
+    }
+
+    /// Which services of a token are kept for the clients that had them when the server before ended: they are expected.
+    pub fn kept(&self, token: TokenHash, now: u64) -> Vec<u16> {
+        if !self.waits(now) {
+            return Vec::new();
+        }
+        let kept = |lease: &&Lease| lease.token == token && lease.due && lease.holder.origin.is_some();
+        self.by_port.values().filter(kept).map(|lease| lease.service).collect()
     }
 
     /// The system does not give the port: the lease ends.
@@ -268,9 +333,13 @@ impl Leases {
         }
     }
 
-    /// Who has a port is here now: what is written says so.
+    /// Who has a port is here now: what is written says so. Who did not come in time is not expected any more.
     pub fn touch(&mut self, now: u64) {
-        self.by_port.values_mut().filter(|lease| lease.in_use).for_each(|lease| lease.seen = now);
+        let waits = self.waits(now);
+        for lease in self.by_port.values_mut() {
+            lease.seen = if lease.in_use { now } else { lease.seen };
+            lease.due &= waits;
+        }
     }
 
     /// Another one has the table from here on, and this one uses ports of it until then.
@@ -286,6 +355,11 @@ impl Leases {
     /// Those who have leases may come until then: nobody else gets their ports for want of another one.
     pub fn expect(&mut self, until: u64) {
         self.expected = until;
+    }
+
+    /// Whether those who have leases may be busy at another server, or on their way.
+    fn waits(&self, now: u64) -> bool {
+        self.is_shared(now) || now < self.expected
     }
 
     /// A port of whoever says these credentials, for whatever it exposes, which is not in use.
@@ -327,6 +401,8 @@ impl Leases {
         for lease in self.by_port.values_mut() {
             lease.token = again(lease.token);
             (lease.client, lease.credentials) = (lease.client.map(&again), lease.credentials.map(&again));
+            let Holder { instance, origin } = lease.holder;
+            lease.holder = Holder { instance: instance.map(&again), origin: origin.map(&again) };
         }
     }
 
@@ -340,10 +416,20 @@ impl Leases {
                 let Lease { service, seen, .. } = lease;
                 let (token, client) = (hex(lease.token), lease.client.map(hex));
                 let credentials = lease.credentials.map(hex);
-                json!({
+                let mut row = json!({
                     "port": port, "token": token, "client": client, "credentials": credentials,
                     "service": service, "seen": seen,
-                })
+                });
+                // Earlier versions pass over these.
+                for (key, hash) in [("instance", lease.holder.instance), ("origin", lease.holder.origin)] {
+                    if let Some(hash) = hash {
+                        row[key] = hex(hash).into();
+                    }
+                }
+                if lease.in_use || lease.due {
+                    row["used"] = true.into();
+                }
+                row
             })
             .collect();
         let mut table = match self.key {
@@ -383,7 +469,13 @@ impl Leases {
                 said => said.as_str().and_then(self::token).map(Some).ok_or_else(|| wrong(field)),
             };
             let (client, credentials) = (may_be_there("client")?, may_be_there("credentials")?);
-            let lease = Lease { token, client, credentials, service, seen, in_use: false, before: None };
+            let holder = Holder { instance: may_be_there("instance")?, origin: may_be_there("origin")? };
+            let due = match &lease["used"] {
+                Value::Null => false,
+                said => said.as_bool().ok_or_else(|| wrong("used"))?,
+            };
+            let (in_use, before) = (false, None);
+            let lease = Lease { token, client, credentials, service, seen, in_use, holder, due, before };
             read.insert(port, lease);
         }
         (self.by_port, self.key, self.until) = (read, key, until);

@@ -10,7 +10,7 @@ use sapper_proto::tunnel::w3p::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::timeout;
 
-use super::registry::{self, Order, Place};
+use super::registry::{self, Client, Order, Place};
 use super::session::tell;
 use super::{Shared, lock};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -85,7 +85,7 @@ pub(super) async fn admit(
         Ok(_) => {
             registry::bind(
                 &shared.registry,
-                (Lessee { token: owner, client: owner, credentials: owner }, None),
+                (Lessee { token: owner, client: owner, credentials: owner }, None, &Client::default()),
                 Wanted::Any,
                 None,
                 &shared.gate,

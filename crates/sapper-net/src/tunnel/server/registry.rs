@@ -1,23 +1,25 @@
-//! What a server knows of all its tunnels: whose port is whose, which session waits for its client.
+//! What a server knows of all its tunnels: whose port is whose ([`places`] says how clients with one token have their
+//! own), which session waits for its client.
+
+mod places;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use sapper_proto::tunnel::frame::Hello;
-use sapper_proto::tunnel::lease::{LeaseError, Leases, Lessee, TokenHash, Wanted};
-use tokio::sync::{mpsc, oneshot};
+use sapper_proto::tunnel::lease::{Leases, Lessee, TokenHash, Wanted};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+pub(super) use self::places::{Claim, Exchange};
 use super::session::Connection;
-use super::{ServerOptions, TunnelSnapshot, no_port};
+use super::{ServerOptions, TunnelSnapshot, lease_file, no_port};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::BoxStream;
 use crate::sys::NotForChildren;
@@ -25,7 +27,7 @@ use crate::tunnel::limit::{Clients, Meter};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
 use crate::tunnel::public::{Gate, PublicPort};
-use crate::tunnel::{VisitorStats, entropy, random};
+use crate::tunnel::{VisitorStats, random};
 
 /// Ports that are tried where the system has given away those that the table names.
 const TRIES: u32 = 32;
@@ -130,6 +132,10 @@ pub(super) struct Registry {
     tunnels: BTreeMap<u64, Entry>,
     /// Places that are in use, by tunnels or by those that become one.
     used: Vec<(TokenHash, u16)>,
+    /// Places whose owners wait for those who hold them.
+    claims: Vec<(TokenHash, u16)>,
+    /// Told when a place is free, or it is known whose it is.
+    moved: Arc<Notify>,
     /// What may pass for each credentials.
     limits: Clients,
     replaced: VecDeque<String>,
@@ -151,6 +157,8 @@ impl Registry {
             dirty: false,
             tunnels: BTreeMap::new(),
             used: Vec::new(),
+            claims: Vec::new(),
+            moved: Arc::default(),
             limits: Clients::new(&options.client_limits),
             replaced: VecDeque::new(),
             next: 0,
@@ -159,9 +167,9 @@ impl Registry {
 
     /// Leases are those of this file, which is ours from here on, and kept in it.
     pub(super) fn keep_in(&mut self, file: PathBuf) -> Result<()> {
-        let lock = own(&file)?;
+        let lock = lease_file::own(&file)?;
         self.lock = Some((NotForChildren::new(lock.as_fd()), lock));
-        read(&file, &mut self.leases)?;
+        lease_file::read(&file, &mut self.leases)?;
         // The one before may have been killed: who has leases comes here, each after a pause of its own.
         self.leases.expect(seconds() + EXPECTED);
         let fresh: TokenHash = random()?;
@@ -220,24 +228,6 @@ impl Registry {
         Lessee { token, client, credentials }
     }
 
-    /// The place of a client: the first service of its token that nobody uses.
-    fn take(&mut self, lessee: Lessee, service: Option<u16>, wanted: Wanted) -> Result<Place, LeaseError> {
-        let owner = lessee.token;
-        let service = match service {
-            Some(service) => service,
-            None => (0..=u16::MAX)
-                .find(|service| !self.used.contains(&(owner, *service)))
-                .ok_or(LeaseError::Exhausted)?,
-        };
-        let lessee = self.keyed(lessee);
-        let before = self.leases.port(lessee.token, service);
-        let port = self.leases.take(lessee, service, wanted, seconds(), entropy())?;
-        let fresh = before != Some(port);
-        self.dirty = true;
-        self.used.push((owner, service));
-        Ok(Place { owner, service, port, fresh })
-    }
-
     /// The tunnel of that place ended; the port stays its owner's.
     pub(super) fn release(&mut self, place: Place) {
         self.leave(place);
@@ -268,6 +258,7 @@ impl Registry {
     fn leave(&mut self, place: Place) {
         self.dirty = true;
         self.used.retain(|used| *used != (place.owner, place.service));
+        self.moved.notify_waiters();
     }
 
     pub(super) fn enter(
@@ -290,7 +281,7 @@ impl Registry {
         self.tunnels.insert(entry.info.id, entry);
     }
 
-    /// Where a tunnel is; of one of our own kind its session, and which client it is.
+    /// Where a tunnel is; of one of our own kind its session, and which client it is. The places are that client's.
     pub(super) fn name(
         &mut self,
         info: &Arc<TunnelInfo>,
@@ -303,6 +294,10 @@ impl Registry {
             places.clone_into(&mut entry.places);
             entry.client.clone_from(client);
         }
+        let holder = self.holder(client);
+        places.iter().for_each(|place| self.leases.held(place.port, holder));
+        self.dirty = true;
+        self.moved.notify_waiters();
     }
 
     /// Its client is gone, and may come back.
@@ -435,20 +430,7 @@ impl Registry {
             return Ok(());
         };
         self.leases.touch(seconds());
-        let failed = |source: std::io::Error| {
-            Error::io(ErrorKind::Device, format_args!("write the leases to {}", file.display()), &source)
-                .with_field("lease_file")
-        };
-        let beside = beside(file, ".new");
-        // What a process that died left there may be readable for others.
-        match std::fs::remove_file(&beside) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(failed(source)),
-            _ => {}
-        }
-        let only_ours = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
-        let mut out = only_ours.map_err(failed)?;
-        out.write_all(self.leases.to_json().as_bytes()).and_then(|()| out.sync_data()).map_err(failed)?;
-        std::fs::rename(&beside, file).map_err(failed)?;
+        lease_file::write(file, &self.leases.to_json())?;
         self.dirty = false;
         Ok(())
     }
@@ -457,7 +439,7 @@ impl Registry {
 /// Binds a port for a service. Ports that the system has given to others are not in the table any more.
 pub(super) async fn bind(
     registry: &std::sync::Mutex<Registry>,
-    (lessee, service): (Lessee, Option<u16>),
+    (lessee, service, client): (Lessee, Option<u16>, &Client),
     wanted: Wanted,
     host: Option<IpAddr>,
     gate: &Arc<Gate>,
@@ -465,7 +447,8 @@ pub(super) async fn bind(
     let mut last = None;
     let tries = if matches!(wanted, Wanted::Exactly(_)) { 1 } else { TRIES };
     for _ in 0..tries {
-        let place = super::lock(registry).take(lessee, service, wanted).map_err(|error| no_port(&error))?;
+        let place =
+            super::lock(registry).take(lessee, service, wanted, client).map_err(|error| no_port(&error))?;
         match PublicPort::bind(place.port, host, gate).await {
             Ok(port) => return Ok((port, place)),
             Err(error) => {
@@ -491,53 +474,10 @@ fn asked_ports(options: &ServerOptions) -> Vec<(u16, u16)> {
     options.asked_ports.clone().unwrap_or_else(|| vec![options.public_ports])
 }
 
-/// Only one server has a file: a second one would write over its leases. The lock is beside it, for the file is
-/// another one after each change.
-fn own(file: &Path) -> Result<File> {
-    let path = beside(file, ".lock");
-    let failed = |source: std::io::Error| {
-        Error::config("lease_file", format!("cannot lock {}: {source}", path.display()))
-    };
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let lock = lock.map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            let text = format!("{} is another server's, which runs: each needs its own", file.display());
-            Err(Error::config("lease_file", text).with_reason("in_use"))
-        }
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-/// A file of the same name with more behind it.
-fn beside(file: &Path, more: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(more);
-    name.into()
-}
-
 fn keyed(key: &hmac::Key, token: TokenHash) -> TokenHash {
     let mut made = [0; 32];
     made.copy_from_slice(hmac::sign(key, &token).as_ref());
     made
-}
-
-fn read(file: &Path, leases: &mut Leases) -> Result<()> {
-    // Opening a pipe waits for whoever writes into it, perhaps for ever.
-    if std::fs::metadata(file).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-        return Err(Error::config("lease_file", format!("{} is no regular file", file.display())));
-    }
-    match std::fs::read_to_string(file) {
-        Ok(text) => leases
-            .from_json(&text)
-            .map_err(|why| Error::config("lease_file", format!("{}: {why}", file.display()))),
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => {
-            let what = format!("cannot read {}: {source}", file.display());
-            Err(Error::config("lease_file", what))
-        }
-    }
 }
 
 fn seconds() -> u64 {

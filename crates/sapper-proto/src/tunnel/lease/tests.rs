@@ -164,7 +164,7 @@ fn leases_survive_a_restart() {
     assert_eq!(
         text,
         format!(
-            r#"{{"leases":[{{"client":"{client}","credentials":"{credentials}","port":40001,"seen":11,"service":7,"token":"{token}"}}],"version":1}}"#
+            r#"{{"leases":[{{"client":"{client}","credentials":"{credentials}","port":40001,"seen":11,"service":7,"token":"{token}","used":true}}],"version":1}}"#
         )
     );
     let earlier = text.replace(&format!(r#""client":"{client}","credentials":"{credentials}","#), "");
@@ -244,6 +244,107 @@ fn a_file_without_a_key_is_taken_over() {
     let [token, client, credentials] = [ANN.token, ANN.client, ANN.credentials].map(again);
     let ann = Lessee { token, client, credentials };
     assert_eq!(restarted.take(ann, 0, Wanted::Any, 12, 0), Ok(40_001));
+}
+
+/// One of several clients with one token.
+fn one(process: u8, machine: u8) -> Holder {
+    let hash = |number: u8| (number > 0).then_some([number; 32]);
+    Holder { instance: hash(process), origin: hash(machine) }
+}
+
+#[test]
+fn a_place_is_that_of_the_client_that_had_it_also_behind_a_restart() {
+    let mut leases = Leases::new(1, 9, 9, Duration::from_secs(DAY));
+    leases.set_key([7; 32], |token| token);
+    // Two of three look the same but for their processes.
+    let clients = [one(11, 21), one(12, 22), one(13, 22)];
+    for (service, client) in (0..).zip(clients) {
+        let port = leases.take(ANN, service, Wanted::Any, 0, 0).unwrap();
+        leases.held(port, client);
+    }
+    leases.take(ANN, 3, Wanted::Any, 0, 0).unwrap(); // an original one's
+    let mut next = Leases::new(1, 9, 9, Duration::from_secs(DAY));
+    next.from_json(&leases.to_json()).unwrap();
+    for leases in [&leases, &next] {
+        let own = clients.map(|client| leases.own(ANN.token, client));
+        assert_eq!(own, [vec![0], vec![1, 2], vec![2, 1]], "the process before its like");
+        assert_eq!(leases.own(ANN.token, one(99, 21)), [0], "started again");
+        assert_eq!(leases.own(BOB.token, clients[0]), [0; 0]);
+        assert_eq!(leases.own(ANN.token, one(99, 98)), [0; 0]);
+        assert_eq!(leases.own(ANN.token, Holder::default()), [0; 0], "an original one has none");
+    }
+    next.set_key([8; 32], |token| token.map(|byte| byte ^ 0x55));
+    let again = one(11 ^ 0x55, 21 ^ 0x55);
+    assert_eq!(next.own(ANN.token.map(|byte| byte ^ 0x55), again), [0]);
+}
+
+#[test]
+fn what_was_in_use_is_kept_for_its_owners_while_they_are_expected() {
+    let mut leases = Leases::new(1, 9, 9, Duration::from_secs(DAY));
+    let clients = [one(11, 21), one(12, 22), one(13, 0), one(14, 24), Holder::default()];
+    for (service, client) in (0..).zip(clients) {
+        let port = leases.take(ANN, service, Wanted::Any, 0, 0).unwrap();
+        leases.held(port, client);
+    }
+    leases.release(leases.port(ANN.token, 3).unwrap(), 1);
+    assert_eq!(leases.kept(ANN.token, 0), [0; 0], "nobody is expected");
+    // Each of these is killed before anybody is back.
+    for _ in 0..3 {
+        let mut next = Leases::new(1, 9, 9, Duration::from_secs(DAY));
+        next.from_json(&leases.to_json()).unwrap();
+        next.expect(100);
+        next.touch(99);
+        assert_eq!(
+            next.kept(ANN.token, 99),
+            [0, 1],
+            "3 was gone before, the others say nothing of themselves"
+        );
+        assert_eq!((next.kept(ANN.token, 100), next.kept(BOB.token, 99)), (vec![], vec![]));
+        leases = next;
+    }
+    let port = leases.take(ANN, 0, Wanted::Any, 99, 0).unwrap();
+    assert_eq!(leases.own(ANN.token, clients[0]), [0], "who has it now has not said who it is");
+    leases.release(port, 99);
+    assert_eq!(leases.kept(ANN.token, 99), [0, 1], "it was another one");
+    leases.take(ANN, 0, Wanted::Any, 99, 0).unwrap();
+    leases.held(port, one(31, 41));
+    assert_eq!((leases.kept(ANN.token, 99), leases.own(ANN.token, clients[0])), (vec![1], vec![]));
+    leases.touch(100);
+    leases.expect(200);
+    assert_eq!(leases.kept(ANN.token, 150), [0; 0], "it did not come");
+}
+
+#[test]
+fn a_client_has_one_place_of_its_own() {
+    let mut leases = Leases::new(1, 9, 9, Duration::from_secs(DAY));
+    for service in [0, 1] {
+        let port = leases.take(ANN, service, Wanted::Any, 0, 0).unwrap();
+        leases.held(port, one(11, 21));
+        leases.release(port, 0);
+    }
+    assert_eq!(leases.own(ANN.token, one(11, 21)), [1], "what it had last");
+    let port = leases.take(ANN, 1, Wanted::Any, 0, 0).unwrap();
+    leases.held(port, one(12, 21));
+    assert_eq!(leases.own(ANN.token, one(11, 21)), [1], "its like, which was started again");
+}
+
+#[test]
+fn a_row_says_whose_it_is_or_nothing() {
+    let mut leases = leases();
+    let port = leases.take(ANN, 0, Wanted::Any, 0, 0).unwrap();
+    leases.held(port, one(0x11, 0x21));
+    let text = leases.to_json();
+    for (from, to, what) in [
+        ("1111", "1", "leases[0].instance"),
+        ("2121", "x", "leases[0].origin"),
+        ("\"used\":true", "\"used\":1", "leases[0].used"),
+    ] {
+        let mut empty = self::leases();
+        let error = empty.from_json(&text.replacen(from, to, 1)).unwrap_err();
+        assert!(error.contains(what) && empty.is_empty(), "{error}");
+    }
+    leases.release(port, 0);
+    assert!(!leases.to_json().contains("used"));
 }
 
 proptest! {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::admission::{another_client, hash, undecided};
-use super::super::registry::{self, Client, Order, Place, Stale};
+use super::super::registry::{self, Claim, Client, Exchange, Order, Place, Stale};
 use super::super::{lock, no_port};
 use super::{Counts, No, PROBE, SLOWEST, Tunnel};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -43,6 +43,16 @@ impl Tunnel<'_> {
             let text = format!("{} services are more than {most}", words.services.len());
             return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("too_many_services").into());
         }
+        let had = match words.services.iter().position(|asked| *asked == Asked::default()) {
+            Some(at) if lease.is_none() => {
+                let exchanged = self.exchange(had).await;
+                exchanged.map_err(|error| No { error, service: u16::try_from(at).ok() })?
+            }
+            _ => {
+                self.give_back_first(had);
+                None
+            }
+        };
         // Before anybody gives way to it.
         self.may_expose(&words).await?;
         let base = lease.unwrap_or(self.owner);
@@ -77,27 +87,17 @@ impl Tunnel<'_> {
         }
         // What it was given first is that of a service without wishes, or free again.
         let keep = lease.is_none() && old.is_empty() && words.services.contains(&Asked::default());
-        let first = self.places.first().map(|place| (place.owner, place.service));
         let mut kept = None;
-        match (had, self.places.pop()) {
-            (Some(port), Some(place)) if keep => kept = Some((port, place)),
-            (had, place) => {
-                drop(had);
-                if let Some(place) = place {
-                    lock(&self.shared.registry).give_back(place);
-                }
-            }
+        match had {
+            Some(port) if keep => kept = self.places.pop().map(|place| (port, place)),
+            had => self.give_back_first(had),
         }
         let mut ports = Vec::with_capacity(words.services.len());
         for ((asked, owner), at) in words.services.iter().zip(owners).zip(0..) {
             // The number among those of the same owner: as it was.
             let number = match lease {
                 Some(_) => Some(0),
-                None => old
-                    .iter()
-                    .find(|place| place.owner == owner)
-                    .map(|place| place.service)
-                    .or_else(|| first.filter(|(first, _)| *first == owner).map(|(_, number)| number)),
+                None => old.iter().find(|place| place.owner == owner).map(|place| place.service),
             };
             let exposed = match kept.take_if(|_| *asked == Asked::default()) {
                 Some(kept) => Ok(kept),
@@ -116,6 +116,39 @@ impl Tunnel<'_> {
         }
         self.shared.leases_changed();
         Ok((words, ports))
+    }
+
+    /// The place that it was given first, or its own one, now that it is known which client it is.
+    async fn exchange(&mut self, had: Option<PublicPort>) -> Result<Option<PublicPort>> {
+        let shared = self.shared;
+        let place = self.places.first().copied();
+        let exchange = lock(&shared.registry).exchange(self.owner, &self.client, place);
+        let claim = match exchange {
+            Exchange::Keep => return Ok(had),
+            Exchange::Claimed(number) => Some((Claim::of(&shared.registry, self.owner, number), number)),
+            Exchange::Another => None,
+        };
+        // Before it waits: its owner may be the one that has ours.
+        self.give_back_first(had);
+        let number = match &claim {
+            Some((claim, number)) if claim.is_free().await => Some(*number),
+            _ => None,
+        };
+        let (lessee, gate) = (self.lessee(self.owner), &shared.gate);
+        let bound =
+            registry::bind(&shared.registry, (lessee, number, &self.client), Wanted::Any, None, gate).await;
+        drop(claim);
+        let (port, place) = bound?;
+        self.places.push(place);
+        Ok(Some(port))
+    }
+
+    /// It does not need what it was given before it said what it is.
+    fn give_back_first(&mut self, had: Option<PublicPort>) {
+        drop(had);
+        if let Some(place) = self.places.pop() {
+            lock(&self.shared.registry).give_back(place);
+        }
     }
 
     /// Whose ports a lease's are. A name is the credentials' own, so that nobody else has it, unless the server
@@ -207,7 +240,8 @@ impl Tunnel<'_> {
             Some((first, last)) if first == last => Wanted::Exactly(first),
             Some((first, last)) => Wanted::Within(first, last),
         };
-        registry::bind(&self.shared.registry, (lessee, number), wanted, asked.host, &self.shared.gate).await
+        let whose = (lessee, number, &self.client);
+        registry::bind(&self.shared.registry, whose, wanted, asked.host, &self.shared.gate).await
     }
 }
 
