@@ -338,7 +338,7 @@ async fn run(shared: Arc<Shared>) {
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     let mut error = serve(&shared, alive).await.err();
     let _ = all_gone.recv().await;
-    give_leases_back(&shared);
+    give_leases_back(&shared).await;
     if shared.stopping.borrow().is_some() {
         error = None;
     }
@@ -391,7 +391,11 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
             Some(port) => PathBuf::from(name.replace(PORT, &port.to_string())),
             None => file.clone(),
         };
-        lock(&shared.registry).keep_in(file)?;
+        tokio::select! {
+            biased;
+            () = shared.stopped() => return Ok(()),
+            kept = registry::keep_in(&shared.registry, file) => kept?,
+        }
     }
     let (mailbox, key) = shared.teller.mailbox();
     mailbox.done(key, Ok(Value::Addresses(addresses)));
@@ -403,20 +407,20 @@ async fn serve(shared: &Arc<Shared>, alive: mpsc::Sender<()>) -> Result<()> {
     });
     let accepted = accept(shared, &mut listener, alive).await;
     // Before the port is free: who binds it next has the leases. Those who are still here change none.
-    give_leases_back(shared);
+    give_leases_back(shared).await;
     accepted
 }
 
 async fn accept(shared: &Arc<Shared>, listener: &mut Listener, alive: mpsc::Sender<()>) -> Result<()> {
-    let mut saving = pin!(leases_to_save(shared, true));
+    let mut saving = pin!(save_changes(shared, true));
     let mut failed = None;
     loop {
         tokio::select! {
             biased;
             () = shared.stopped() => return Ok(()),
-            () = &mut saving => {
-                let error = lock(&shared.registry).save().err();
-                saving.set(leases_to_save(shared, error.is_none()));
+            saved = &mut saving => {
+                let error = saved.err();
+                saving.set(save_changes(shared, error.is_none()));
                 // A disk that stays full is told once.
                 let (before, now) = (failed, error.as_ref().map(|error| error.message().to_owned()));
                 if let Some(error) = error.filter(|_| before != now) {
@@ -441,8 +445,8 @@ fn most_connections(options: &ServerOptions) -> u32 {
     options.max_clients.saturating_mul(2).saturating_add(options.max_handshakes).min(most)
 }
 
-/// When leases are to be written, the last time it worked or not.
-async fn leases_to_save(shared: &Shared, worked: bool) {
+/// Writes the leases once, when it is time to: the last time it worked or not.
+async fn save_changes(shared: &Shared, worked: bool) -> Result<()> {
     if worked {
         shared.changed.notified().await;
         tokio::time::sleep(SAVE_AFTER).await;
@@ -450,12 +454,13 @@ async fn leases_to_save(shared: &Shared, worked: bool) {
         let _ = tokio::time::timeout(SAVE_AGAIN, shared.changed.notified()).await;
         tokio::time::sleep(SAVE_AFTER).await;
     }
+    registry::save(&shared.registry).await
 }
 
 /// From here on another server may have the file.
-fn give_leases_back(shared: &Shared) {
+async fn give_leases_back(shared: &Shared) {
     let drain = shared.stopping.borrow().unwrap_or_default();
-    if let Err(failed) = lock(&shared.registry).close(drain) {
+    if let Err(failed) = registry::close(&shared.registry, drain).await {
         shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
     }
 }

@@ -4,25 +4,24 @@
 mod places;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use sapper_proto::tunnel::frame::Hello;
 use sapper_proto::tunnel::lease::{Leases, Lessee, TokenHash, Wanted};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub(super) use self::places::{Claim, Exchange};
+use super::lease_file::{LeaseFile, Table};
 use super::session::Connection;
-use super::{ServerOptions, TunnelSnapshot, lease_file, no_port};
+use super::{ServerOptions, TunnelSnapshot, lock, no_port};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime;
 use crate::stream::BoxStream;
-use crate::sys::NotForChildren;
 use crate::tunnel::limit::{Clients, Meter};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::TunnelInfo;
@@ -46,6 +45,8 @@ const COMES_AGAIN: u64 = 5;
 /// Seconds that clients have to come to a server that has just begun: their longest pause, where they say no other,
 /// and a handshake.
 const EXPECTED: u64 = 35;
+/// What the last write may take: a server that stops does not wait longer.
+const SLOWEST_DISK: Duration = Duration::from_secs(5);
 /// Services of one token: more clients with the same credentials get no port.
 const MOST_PER_TOKEN: usize = 4_096;
 
@@ -125,10 +126,9 @@ pub(super) struct Registry {
     leases: Leases,
     /// Makes the table's tokens: it lies on a disk.
     key: hmac::Key,
-    file: Option<PathBuf>,
-    /// Held as long as the file is ours.
-    lock: Option<(NotForChildren, File)>,
-    dirty: bool,
+    pub(super) file: Option<Arc<LeaseFile>>,
+    /// Changes of the leases so far: the file has one of these states.
+    changes: u64,
     tunnels: BTreeMap<u64, Entry>,
     /// Places that are in use, by tunnels or by those that become one.
     used: Vec<(TokenHash, u16)>,
@@ -153,8 +153,7 @@ impl Registry {
             leases,
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             file: None,
-            lock: None,
-            dirty: false,
+            changes: 0,
             tunnels: BTreeMap::new(),
             used: Vec::new(),
             claims: Vec::new(),
@@ -165,11 +164,12 @@ impl Registry {
         })
     }
 
-    /// Leases are those of this file, which is ours from here on, and kept in it.
-    pub(super) fn keep_in(&mut self, file: PathBuf) -> Result<()> {
-        let lock = lease_file::own(&file)?;
-        self.lock = Some((NotForChildren::new(lock.as_fd()), lock));
-        lease_file::read(&file, &mut self.leases)?;
+    /// Leases are what this file has, which is ours from here on.
+    fn adopt(&mut self, file: Arc<LeaseFile>, text: Option<&str>) -> Result<()> {
+        if let Some(text) = text {
+            let wrong = |why| Error::config("lease_file", format!("{}: {why}", file.path().display()));
+            self.leases.from_json(text).map_err(wrong)?;
+        }
         // The one before may have been killed: who has leases comes here, each after a pause of its own.
         self.leases.expect(seconds() + EXPECTED);
         let fresh: TokenHash = random()?;
@@ -178,23 +178,30 @@ impl Registry {
         if self.leases.key().is_none() {
             self.leases.set_key(key, |token| keyed(&self.key, token));
         }
-        (self.file, self.dirty) = (Some(file), true);
-        // Found out now: later there is nobody who could still choose another file.
-        self.save().map_err(|error| Error::config("lease_file", error.message()))
+        self.file = Some(file);
+        self.changes += 1;
+        Ok(())
     }
 
-    /// What is left to write, and the file is anybody's: nothing is written from here on. Who has tunnels uses their
+    /// What is to be written, where the file does not have it.
+    fn unwritten(&mut self) -> Option<Table> {
+        if self.file.as_ref()?.written() == self.changes {
+            return None;
+        }
+        self.leases.touch(seconds());
+        Some(Table { text: self.leases.to_json(), state: self.changes })
+    }
+
+    /// The file, which nothing more is written to from here on, and what is left to write. Who has tunnels uses their
     /// ports for as long as the drain is, and comes to the next server then.
-    pub(super) fn close(&mut self, drain: Duration) -> Result<()> {
+    fn give_file_back(&mut self, drain: Duration) -> Option<(Arc<LeaseFile>, Option<Table>)> {
         if !self.tunnels.is_empty() {
             let drain = drain.min(LONGEST_DRAIN).as_secs();
             self.leases.hand_over(seconds() + drain + COMES_AGAIN);
-            self.dirty = true;
+            self.changes += 1;
         }
-        let saved = self.save();
-        self.file = None;
-        self.lock = None;
-        saved
+        let table = self.unwritten();
+        Some((self.file.take()?, table))
     }
 
     /// Other ports for those who come, and other limits for whoever asks for them again.
@@ -220,7 +227,7 @@ impl Registry {
     pub(super) fn inherit(&mut self, from: Lessee, to: Lessee, service: u16) {
         let (from, to) = (self.keyed(from), self.keyed(to));
         self.leases.inherit(from, to, service);
-        self.dirty = true;
+        self.changes += 1;
     }
 
     fn keyed(&self, Lessee { token, client, credentials }: Lessee) -> Lessee {
@@ -256,7 +263,7 @@ impl Registry {
     }
 
     fn leave(&mut self, place: Place) {
-        self.dirty = true;
+        self.changes += 1;
         self.used.retain(|used| *used != (place.owner, place.service));
         self.moved.notify_waiters();
     }
@@ -296,7 +303,7 @@ impl Registry {
         }
         let holder = self.holder(client);
         places.iter().for_each(|place| self.leases.held(place.port, holder));
-        self.dirty = true;
+        self.changes += 1;
         self.moved.notify_waiters();
     }
 
@@ -423,22 +430,54 @@ impl Registry {
         }
         all
     }
+}
 
-    /// Writes the leases where they changed: whole, or not at all.
-    pub(super) fn save(&mut self) -> Result<()> {
-        let Some(file) = self.file.as_ref().filter(|_| self.dirty) else {
-            return Ok(());
+/// Leases are those of this file, which is ours from here on, and kept in it.
+pub(super) async fn keep_in(registry: &Mutex<Registry>, path: PathBuf) -> Result<()> {
+    let (file, text) = LeaseFile::open(path).await?;
+    lock(registry).adopt(file, text.as_deref())?;
+    // Found out now: later there is nobody who could still choose another file.
+    save(registry).await.map_err(|error| Error::config("lease_file", error.message()))
+}
+
+/// Writes the leases where they changed: whole, or not at all, and as they are when it is their turn.
+pub(super) async fn save(registry: &Mutex<Registry>) -> Result<()> {
+    let Some(file) = lock(registry).file.clone() else { return Ok(()) };
+    let turn = file.turn().await;
+    let table = lock(registry).unwritten();
+    match table {
+        Some(table) => turn.write(table).await,
+        None => Ok(()),
+    }
+}
+
+/// What is left to write, and the file is anybody's. Where the disk takes longer than [`SLOWEST_DISK`] the server ends
+/// without it, and the file is free when it is written.
+pub(super) async fn close(registry: &Mutex<Registry>, drain: Duration) -> Result<()> {
+    let Some((file, table)) = lock(registry).give_file_back(drain) else { return Ok(()) };
+    let too_slow = file.too_slow();
+    let (done, written) = oneshot::channel();
+    runtime::spawn("tunnel leases", async move {
+        // Also where nothing is left: the write before has the file until it is done.
+        let turn = file.turn().await;
+        let saved = match table {
+            Some(table) => turn.write(table).await,
+            None => {
+                drop(turn);
+                Ok(())
+            }
         };
-        self.leases.touch(seconds());
-        lease_file::write(file, &self.leases.to_json())?;
-        self.dirty = false;
-        Ok(())
+        let _ = done.send(saved);
+    })?;
+    match timeout(SLOWEST_DISK, written).await {
+        Ok(Ok(saved)) => saved,
+        _ => Err(too_slow),
     }
 }
 
 /// Binds a port for a service. Ports that the system has given to others are not in the table any more.
 pub(super) async fn bind(
-    registry: &std::sync::Mutex<Registry>,
+    registry: &Mutex<Registry>,
     (lessee, service, client): (Lessee, Option<u16>, &Client),
     wanted: Wanted,
     host: Option<IpAddr>,
@@ -447,12 +486,11 @@ pub(super) async fn bind(
     let mut last = None;
     let tries = if matches!(wanted, Wanted::Exactly(_)) { 1 } else { TRIES };
     for _ in 0..tries {
-        let place =
-            super::lock(registry).take(lessee, service, wanted, client).map_err(|error| no_port(&error))?;
+        let place = lock(registry).take(lessee, service, wanted, client).map_err(|error| no_port(&error))?;
         match PublicPort::bind(place.port, host, gate).await {
             Ok(port) => return Ok((port, place)),
             Err(error) => {
-                let mut registry = super::lock(registry);
+                let mut registry = lock(registry);
                 if error.reason() == Some("in_use") && registry.is_ending(place) {
                     registry.release(place);
                     let text = format!("the server before, which ends, still uses port {}", place.port);

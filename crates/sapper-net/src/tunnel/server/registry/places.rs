@@ -90,7 +90,7 @@ impl Drop for Claim<'_> {
 
 impl Registry {
     /// A port for a service of a client: of its place of that number, or of the place that it has by the rules above.
-    pub(super) fn take(
+    pub(in super::super) fn take(
         &mut self,
         lessee: Lessee,
         service: Option<u16>,
@@ -118,7 +118,7 @@ impl Registry {
         let before = self.leases.port(lessee.token, service);
         let port = self.leases.take(lessee, service, wanted, seconds(), entropy())?;
         let fresh = before != Some(port);
-        self.dirty = true;
+        self.changes += 1;
         self.used.push((owner, service));
         Ok(Place { owner, service, port, fresh })
     }
