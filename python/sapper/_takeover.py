@@ -173,6 +173,7 @@ def take(what: object, name: str) -> Taken:
             transport = getattr(second, "transport", None)
             if transport is None:
                 raise config_error(name, "the writer was never set up: it has no transport", "no_method")
+            _must_be_a_pair(first, second, transport, name)
             return _transport(transport, first, name)
         if isinstance(first, str) and isinstance(second, int) and not isinstance(second, bool):
             try:
@@ -426,6 +427,14 @@ def _must_have(transport: Any, methods: tuple[str, ...], name: str) -> None:
         if lacks or getattr(given, "__func__", None) is getattr(asyncio.Transport, method):
             message = f"a {type(transport).__name__} does not implement {method}() of asyncio's transports"
             raise config_error(name, message, "no_method")
+
+
+def _must_be_a_pair(reader: Any, writer: Any, transport: object, name: str) -> None:
+    """Refuses a reader of one connection beside a writer of another, whose bytes it would not hold."""
+    # Asyncio has no public name for either. One that is fed by hand has no transport.
+    fed_by = getattr(reader, "_transport", None)
+    if fed_by is not None and fed_by is not transport and getattr(writer, "_reader", None) is not reader:
+        raise config_error(name, "the reader and the writer belong to two connections", "not_a_pair")
 
 
 def _transport_of_ours(taken: Taken, transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:

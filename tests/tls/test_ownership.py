@@ -238,6 +238,35 @@ async def test_a_reader_comes_with_the_bytes_that_it_held(any_loop: str) -> None
             await one.stop()
 
 
+async def test_a_reader_and_a_writer_of_two_connections_are_no_pair(any_loop: str) -> None:
+    """What the reader holds would begin the other one's handshake."""
+    first, second = socket.socketpair(), socket.socketpair()
+    (one_reader, one_writer), (_, two_writer) = [
+        await asyncio.open_unix_connection(sock=near) for near, _ in (first, second)
+    ]
+    first[1].send(b"of the first")
+    async with asyncio.timeout(LATEST):
+        while not one_reader._buffer:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+    for name in ("socket", "sink"):
+        ends: dict[str, Any] = {"socket": "counter:", "sink": "null:", name: (one_reader, two_writer)}
+        with pytest.raises(ConfigError) as caught:
+            create_bridge(**ends, credentials=PSK, server_side=True)
+        assert (caught.value.field, caught.value.reason) == (name, "not_a_pair")
+    assert await one_reader.read(100) == b"of the first"
+    assert not one_writer.is_closing()
+    assert not two_writer.is_closing()
+    # A reader that is fed by hand has no connection of its own.
+    async with asyncio.timeout(LATEST):
+        bridge = create_bridge(
+            socket=(asyncio.StreamReader(), two_writer), sink="null:", credentials=PSK, server_side=True
+        )
+        await bridge.stop()
+    one_writer.close()
+    for end in (first[1], second[1]):
+        end.close()
+
+
 # -- calls at the wrong time and from the wrong place ------------------------------------------------
 
 
