@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
+import socket
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sapper.metrics import MetricsServer
+from sapper.metrics import MetricsServer, render
+from support import traffic
+from support.bridges import pair, receive, running
 
 LATEST = 30.0
 
@@ -71,6 +76,37 @@ async def test_where_nothing_can_be_accepted_one_line_says_so(
         text = f"sapper: no scraper can be accepted at {server.address} now: Too many open files"
         assert said == [(logging.WARNING, text)]
     assert failures == 0
+
+
+async def test_latencies_are_a_histogram(leak_check: None) -> None:
+    async with asyncio.timeout(LATEST), running(pair(socket.SOCK_DGRAM, framing="ipv6")) as two:
+        packet = traffic.udp_packet("fd00::1", "fd00::2", b"timed")
+        for _ in range(20):
+            two.client_end.send(packet)
+            assert await receive(two.server_end, len(packet)) == packet
+        text = render(pumps={"a": two.client})
+        flow = two.client.stats().encapsulate
+        latency = flow.latency
+        assert len(latency.counts) == len(latency.bounds) + 1
+        assert latency.count == sum(latency.counts) == flow.packets == 20
+        assert latency.bounds[0] == 128e-9
+        assert all(later == 2 * bound for bound, later in pairwise(latency.bounds))
+        assert latency.cumulative()[-1] == (math.inf, 20)
+        holding = [bound for bound, count in zip(latency.bounds, latency.counts, strict=False) if count]
+        assert holding[0] / 2 <= flow.latency_p50 <= flow.latency_max < holding[-1]
+        assert 20 * holding[0] / 2 <= latency.sum <= 20 * flow.latency_max * 1.001
+        assert two.server.stats().encapsulate.latency.count == 0, "nothing went there"
+
+    name = "sapper_bridge_latency_seconds"
+    lines = [line for line in text.splitlines() if name in line]
+    assert lines[1] == f"# TYPE {name} histogram"
+    way = 'bridge="a",direction="encapsulate"'
+    buckets = [line for line in lines if line.startswith(f"{name}_bucket{{{way},")]
+    told = [(one.split('le="')[1].split('"')[0], int(one.split()[-1])) for one in buckets]
+    assert told[-1] == ("+Inf", 20)
+    assert [(float(bound), count) for bound, count in told] == list(latency.cumulative())
+    assert f"{name}_sum{{{way}}} {latency.sum!r}" in lines
+    assert f"{name}_count{{{way}}} 20" in lines
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,8 @@ class FlowDict(TypedDict):
     latency_p50: float
     latency_p99: float
     latency_max: float
+    latency_counts: list[int]
+    latency_sum: float
     drops: dict[str, int]
 
 class EndpointDict(TypedDict):
@@ -187,6 +189,7 @@ class EndpointDict(TypedDict):
 
 class StatsDict(TypedDict):
     running: float
+    latency_bounds: list[float]
     encapsulate: FlowDict
     decapsulate: FlowDict
     transport: EndpointDict

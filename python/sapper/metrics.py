@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -75,6 +76,8 @@ class _Sample:
     help: str
     labels: Mapping[str, str]
     value: float
+    #: Of the one name in the text, where a family has several (a histogram).
+    suffix: str = ""
 
 
 def _escape(text: str) -> str:
@@ -133,8 +136,16 @@ def _pump_samples(name: str, pump: Pump) -> Iterable[_Sample]:
         yield sample("backpressure_seconds_total", "counter", text, flow.backpressure, direction=way)
     for way, flow in ways:
         for quantile, seconds in (("0.5", flow.latency_p50), ("0.99", flow.latency_p99)):
-            text = "Between the receive and the send of the same byte or packet."
-            yield sample("latency_seconds", "gauge", text, seconds, direction=way, quantile=quantile)
+            text = "What so many did not take longer than, since payload began to flow."
+            yield sample("latency_quantile_seconds", "gauge", text, seconds, direction=way, quantile=quantile)
+    for way, flow in ways:
+        labels = {"bridge": name, "direction": way}
+        text = "Between the receive and the send of the same packet, or of bytes read at once."
+        latency = partial(_Sample, "sapper_bridge_latency_seconds", "histogram", text)
+        for bound, count in flow.latency.cumulative():
+            yield latency({**labels, "le": "+Inf" if bound == inf else repr(bound)}, count, "_bucket")
+        yield latency(labels, flow.latency.sum, "_sum")
+        yield latency(labels, flow.latency.count, "_count")
     for way, flow in ways:
         for reason, count in sorted(flow.drops.items()):
             text = "Packets that never reached their destination."
@@ -248,7 +259,7 @@ def render(
         lines += [f"# HELP {name} {samples[0].help}", f"# TYPE {name} {samples[0].kind}"]
         for one in samples:
             labels = ",".join(f'{label}="{_escape(text)}"' for label, text in one.labels.items())
-            lines.append(f"{name}{{{labels}}} {one.value!r}")
+            lines.append(f"{name}{one.suffix}{{{labels}}} {one.value!r}")
     return "\n".join(lines) + "\n"
 
 

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sapper import _native
 
-__all__ = ["EndpointStats", "FlowStats", "PumpStats"]
+__all__ = ["EndpointStats", "FlowStats", "LatencyHistogram", "PumpStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """How long payload was under way, from its receive to its send: of packets each, of bytes each read.
+
+    Two of one pump can be subtracted bucket by bucket: the bounds are always the same.
+
+    Attributes:
+        bounds: Where each bucket ends, in seconds, but for the last one, which has no end: 128 ns, and twice
+            as much each time, to 34 s.
+        counts: How many lie in each bucket: below its bound, and not below the one before it. One more than
+            bounds.
+        sum: All of them added up, in seconds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return sum(self.counts)
+
+    def cumulative(self) -> tuple[tuple[float, int], ...]:
+        """Each bound with how many lie below it, as Prometheus has it; the last is infinity, with all."""
+        return tuple(zip((*self.bounds, inf), accumulate(self.counts), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +53,7 @@ class FlowStats:
         latency_p50: Median of the seconds between the receive and the send of the same byte or packet.
         latency_p99: 99 of 100 took no longer.
         latency_max: The longest.
+        latency: All of them, in buckets.
         drops: Packets dropped, by reason; reasons without a drop are left out.
     """
 
@@ -32,6 +63,7 @@ class FlowStats:
     latency_p50: float
     latency_p99: float
     latency_max: float
+    latency: LatencyHistogram
     drops: Mapping[str, int]
 
 
@@ -86,17 +118,18 @@ class PumpStats:
     @classmethod
     def from_native(cls, values: _native.StatsDict) -> PumpStats:
         """From what the binding gives."""
+        bounds = tuple(values["latency_bounds"])
         return cls(
             running=values["running"],
-            encapsulate=_flow(values["encapsulate"]),
-            decapsulate=_flow(values["decapsulate"]),
+            encapsulate=_flow(values["encapsulate"], bounds),
+            decapsulate=_flow(values["decapsulate"], bounds),
             transport=EndpointStats(**values["transport"]),
             sink=EndpointStats(**values["sink"]),
             facts=dict(values["facts"]),
         )
 
 
-def _flow(values: _native.FlowDict) -> FlowStats:
+def _flow(values: _native.FlowDict, bounds: tuple[float, ...]) -> FlowStats:
     return FlowStats(
         bytes=values["bytes"],
         packets=values["packets"],
@@ -104,5 +137,6 @@ def _flow(values: _native.FlowDict) -> FlowStats:
         latency_p50=values["latency_p50"],
         latency_p99=values["latency_p99"],
         latency_max=values["latency_max"],
+        latency=LatencyHistogram(bounds, tuple(values["latency_counts"]), values["latency_sum"]),
         drops=dict(values["drops"]),
     )

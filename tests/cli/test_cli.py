@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,21 @@ def started(*arguments: str, **more: Any) -> Iterator[subprocess.Popen[bytes]]:
 
 def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_time_to_connect_has_its_use_with_seqpacket(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with ExitStack() as ours:
+        listening = ours.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listening.bind(path)
+        listening.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                other = ours.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                other.setblocking(False)
+                other.connect(path)
+        done = run("bridge", "counter:", f"seqpacket:{path}", "--connect-timeout", "0.1", "--json")
+    assert lines(done.stdout)[-1]["error"]["kind"] == "connect_deadline", (done.stdout, done.stderr)
 
 
 def test_version() -> None:
@@ -155,7 +170,10 @@ def test_tls_with_certificates_and_json(
         assert [one["event"] for one in told if one["event"] != "stats"] == ["opening", "handshake", "closed"]
         assert told[1]["version"] == "TLSv1.3"
         assert told[-1]["error"] is None
-        assert told[-1]["stats"]["encapsulate"]["bytes"] == 100_000
+        moved = told[-1]["stats"]["encapsulate"]
+        assert moved["bytes"] == 100_000
+        assert len(moved["latency"]["counts"]) == len(moved["latency"]["bounds"]) + 1
+        assert sum(moved["latency"]["counts"]) > 0
         assert listening.wait(20) == 0
     assert (tmp_path / "out").read_bytes() == bytes(100_000)
 

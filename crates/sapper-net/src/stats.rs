@@ -108,6 +108,14 @@ pub struct EndpointStats {
 const OCTAVES: usize = 30;
 const FIRST_OCTAVE: u32 = 7;
 
+/// A histogram's coarse buckets, one for each power of two. Their bounds never change.
+pub const LATENCY_BUCKETS: usize = OCTAVES;
+
+/// Where each coarse bucket ends, but for the last one, which has no end.
+pub fn latency_bounds() -> impl Iterator<Item = Duration> {
+    (FIRST_OCTAVE..).take(LATENCY_BUCKETS - 1).map(|power| Duration::from_nanos(1 << power))
+}
+
 /// Durations in buckets of fixed bounds: each power of two is cut into equal parts, so that the error
 /// of a quantile is bounded by one part.
 ///
@@ -115,6 +123,7 @@ const FIRST_OCTAVE: u32 = 7;
 /// connection that never moved anything holds none.
 pub struct LatencyHistogram {
     parts: usize,
+    /// The buckets, and last the nanoseconds in all: an idle connection pays for neither.
     buckets: OnceLock<Box<[Counter]>>,
     largest: AtomicU64,
 }
@@ -167,10 +176,11 @@ impl LatencyHistogram {
             return;
         }
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let buckets = self
-            .buckets
-            .get_or_init(|| std::iter::repeat_with(Counter::default).take(OCTAVES * self.parts).collect());
+        let buckets = self.buckets.get_or_init(|| {
+            std::iter::repeat_with(Counter::default).take(OCTAVES * self.parts + 1).collect()
+        });
         buckets[self.index(nanos)].add(n);
+        buckets[OCTAVES * self.parts].add(nanos.saturating_mul(n));
         if nanos > self.largest.load(Relaxed) {
             self.largest.store(nanos, Relaxed);
         }
@@ -183,13 +193,34 @@ impl LatencyHistogram {
 
     /// How many were counted.
     pub fn count(&self) -> u64 {
-        self.buckets.get().map_or(0, |buckets| buckets.iter().map(Counter::get).sum())
+        self.counts().iter().map(Counter::get).sum()
+    }
+
+    /// The fine buckets; none before the first record.
+    fn counts(&self) -> &[Counter] {
+        self.buckets.get().map_or(&[], |buckets| &buckets[..OCTAVES * self.parts])
+    }
+
+    /// How many lie in each coarse bucket: below the bound of its place in [`latency_bounds`], and not below the one
+    /// before it.
+    pub fn coarse_counts(&self) -> [u64; LATENCY_BUCKETS] {
+        let mut coarse = [0; LATENCY_BUCKETS];
+        for (index, bucket) in self.counts().iter().enumerate() {
+            coarse[index / self.parts] += bucket.get();
+        }
+        coarse
+    }
+
+    /// All of them added up.
+    pub fn sum(&self) -> Duration {
+        self.buckets
+            .get()
+            .map_or(Duration::ZERO, |buckets| Duration::from_nanos(buckets[OCTAVES * self.parts].get()))
     }
 
     /// The duration that the fraction `q` (0 to 1) of all stayed below, interpolated within a bucket.
     /// `None` when nothing was counted.
     pub fn quantile(&self, q: f64) -> Option<Duration> {
-        let buckets = self.buckets.get()?;
         let total = self.count();
         if total == 0 {
             return None;
@@ -197,7 +228,7 @@ impl LatencyHistogram {
         let wanted = q.clamp(0.0, 1.0) * total as f64;
         let largest = self.largest.load(Relaxed) as f64;
         let mut below = 0.0;
-        for (index, bucket) in buckets.iter().enumerate() {
+        for (index, bucket) in self.counts().iter().enumerate() {
             let here = bucket.get() as f64;
             if here > 0.0 && below + here >= wanted {
                 let (from, to) = (self.lower_bound(index), self.lower_bound(index + 1));
@@ -253,6 +284,27 @@ mod tests {
             }
             assert_eq!(histogram.index(u64::MAX), OCTAVES * histogram.parts - 1);
         }
+    }
+
+    #[test]
+    fn coarse_buckets_hold_what_is_below_their_bounds() {
+        let bounds: Vec<_> = latency_bounds().collect();
+        for histogram in [LatencyHistogram::coarse(), LatencyHistogram::fine()] {
+            assert_eq!((histogram.coarse_counts(), histogram.sum()), ([0; LATENCY_BUCKETS], Duration::ZERO));
+            let nano = Duration::from_nanos(1);
+            for bound in &bounds {
+                histogram.record(*bound - nano);
+                histogram.record_many(*bound, 2);
+            }
+            let mut expected = [3; LATENCY_BUCKETS];
+            (expected[0], expected[LATENCY_BUCKETS - 1]) = (1, 2);
+            assert_eq!(histogram.coarse_counts(), expected);
+            assert_eq!(histogram.count(), 3 * bounds.len() as u64, "the sum is no bucket");
+            assert_eq!(histogram.sum() + nano * bounds.len() as u32, 3 * bounds.iter().sum::<Duration>());
+        }
+        let off = LatencyHistogram::off();
+        off.record(Duration::from_secs(1));
+        assert_eq!((off.coarse_counts(), off.sum()), ([0; LATENCY_BUCKETS], Duration::ZERO));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 use sapper_net::bridge::{FlowSnapshot, Handshakes, SideSnapshot, StatsSnapshot};
+use sapper_net::stats::latency_bounds;
 use sapper_net::tls::early_data::EarlyOutcome;
 use sapper_net::tls::{HandshakeInfo, certificate};
 use sapper_net::{Error, Result};
@@ -119,6 +120,8 @@ struct FlowValues {
     latency_p50: f64,
     latency_p99: f64,
     latency_max: f64,
+    latency_counts: Vec<u64>,
+    latency_sum: f64,
     drops: BTreeMap<&'static str, u64>,
 }
 
@@ -138,6 +141,7 @@ struct EndpointValues {
 #[derive(IntoPyObject)]
 struct StatsValues {
     running: f64,
+    latency_bounds: Vec<f64>,
     encapsulate: FlowValues,
     decapsulate: FlowValues,
     transport: EndpointValues,
@@ -149,6 +153,7 @@ struct StatsValues {
 pub(crate) fn stats(py: Python<'_>, snapshot: StatsSnapshot) -> PyResult<Bound<'_, PyDict>> {
     StatsValues {
         running: snapshot.running.as_secs_f64(),
+        latency_bounds: latency_bounds().map(|bound| bound.as_secs_f64()).collect(),
         encapsulate: flow(snapshot.encapsulate),
         decapsulate: flow(snapshot.decapsulate),
         transport: endpoint(snapshot.transport),
@@ -166,6 +171,8 @@ fn flow(flow: FlowSnapshot) -> FlowValues {
         latency_p50: flow.latency_p50.as_secs_f64(),
         latency_p99: flow.latency_p99.as_secs_f64(),
         latency_max: flow.latency_max.as_secs_f64(),
+        latency_counts: flow.latency_counts.into(),
+        latency_sum: flow.latency_sum.as_secs_f64(),
         drops: flow.drops.into_iter().collect(),
     }
 }

@@ -217,7 +217,8 @@ def stats_values(stats: PumpStats) -> dict[str, Any]:
 
     def flow(one: FlowStats) -> dict[str, Any]:
         names = ("bytes", "packets", "backpressure", "latency_p50", "latency_p99", "latency_max")
-        return {**{name: getattr(one, name) for name in names}, "drops": dict(one.drops)}
+        values = {name: getattr(one, name) for name in names}
+        return {**values, "latency": asdict(one.latency), "drops": dict(one.drops)}
 
     return {
         "running": stats.running,

@@ -29,7 +29,19 @@ from sapper.cli._output import (
     stats_values,
     tell_json,
 )
-from sapper.endpoint import Endpoint, Fd, File, Tcp, TcpListen, Tls, TlsListen, Udp, Unix, UnixListen
+from sapper.endpoint import (
+    Endpoint,
+    Fd,
+    File,
+    Seqpacket,
+    Tcp,
+    TcpListen,
+    Tls,
+    TlsListen,
+    Udp,
+    Unix,
+    UnixListen,
+)
 from sapper.errors import ClosedError, ErrorKind, SapperError
 from sapper.metrics import MetricsServer
 from sapper.pump import Pump, PumpOptions, connect
@@ -269,7 +281,7 @@ def _must_connect(a: Endpoint, b: Endpoint, options: PumpOptions) -> None:
     usual = type(options).model_fields["connect_timeout"].default
     # A name to listen at may have to be looked up.
     if options.connect_timeout != usual and not any(
-        isinstance(one, Tcp | Tls | Unix | Udp | TcpListen | TlsListen) for one in (a, b)
+        isinstance(one, Tcp | Tls | Unix | Seqpacket | Udp | TcpListen | TlsListen) for one in (a, b)
     ):
         raise unused("connect_timeout", "there is nothing to connect to")
 

@@ -10,7 +10,7 @@ use super::control::{Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::port::tap::TapStats;
 use crate::pump::FlowStats;
-use crate::stats::EndpointStats;
+use crate::stats::{EndpointStats, LATENCY_BUCKETS};
 
 /// Where a bridge's life is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,10 @@ pub struct FlowSnapshot {
     pub latency_p99: Duration,
     /// The longest.
     pub latency_max: Duration,
+    /// How many took how long, between the bounds of [`latency_bounds`](crate::stats::latency_bounds).
+    pub latency_counts: [u64; LATENCY_BUCKETS],
+    /// All of them added up.
+    pub latency_sum: Duration,
     /// Drops by reason; reasons without a drop are left out.
     pub drops: Vec<(&'static str, u64)>,
 }

@@ -15,6 +15,7 @@ use crate::endpoint::{check_access, not_connected};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::{self, Access, FdKind, SocketKind, SocketType};
 use crate::stream::address::UnixAddress;
+use crate::stream::connect::unix_socket;
 use crate::stream::resolve::{check_host, resolve};
 
 /// A packet port, not open yet. `field` is the option to blame for what it names.
@@ -124,7 +125,7 @@ impl PortSpec {
     }
 }
 
-/// Opens it; looking a name up may take until the deadline, nothing else waits. `max_packet` is the
+/// Opens it; looking a name up and a listener whose queue is full may take until the deadline, nothing else waits. `max_packet` is the
 /// largest packet that the caller will move; an interface has its MTU.
 pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> Result<BoxPort> {
     let datagram = |fd: OwnedFd, kind| DatagramPort::new(fd, DatagramOptions { max_packet, kind });
@@ -140,12 +141,13 @@ pub async fn open_port(spec: PortSpec, max_packet: usize, deadline: Instant) -> 
         }
         PortSpec::UnixDatagram { path, bind, field } => {
             let (socket, bound) =
-                connect_unix(Type::DGRAM, &path, bind.as_ref()).map_err(|error| error.with_field(field))?;
+                connect_unix_datagram(&path, bind.as_ref()).map_err(|error| error.with_field(field))?;
             Box::new(datagram(socket.into(), PacketKind::Ip)?.with_bound_path(bound))
         }
         PortSpec::Seqpacket { path, field } => {
-            let (socket, _) =
-                connect_unix(Type::SEQPACKET, &path, None).map_err(|error| error.with_field(field))?;
+            let what = format!("connect to {path}");
+            let socket = unix_socket(Type::SEQPACKET, &path, &what, deadline).await;
+            let socket = socket.map_err(|error| error.with_field(field))?;
             Box::new(datagram(socket.into(), PacketKind::Ip)?)
         }
         PortSpec::Udp { host, port, bind, field } => {
@@ -168,13 +170,12 @@ impl Drop for BoundPath {
     }
 }
 
-fn connect_unix(
-    socket_type: Type,
+fn connect_unix_datagram(
     to: &UnixAddress,
     bind: Option<&UnixAddress>,
 ) -> Result<(Socket, Option<BoundPath>)> {
     let address = to.to_system()?;
-    let socket = new_socket(Domain::UNIX, socket_type)?;
+    let socket = new_socket(Domain::UNIX, Type::DGRAM)?;
     let mut bound = None;
     if let Some(own) = bind {
         socket.bind(&own.to_system()?).map_err(|source| failed(ErrorKind::Bind, "bind to", own, &source))?;
@@ -214,7 +215,7 @@ fn new_socket(domain: Domain, socket_type: Type) -> Result<Socket> {
         Error::io(ErrorKind::Connect, "make a socket", &source).with_phase(Phase::Connect)
     };
     let socket = Socket::new(domain, socket_type, None).map_err(failed)?;
-    // A listener whose queue is full would make a blocking connect wait.
+    // A receiver whose queue is full would make a blocking send wait.
     socket.set_nonblocking(true).map_err(failed)?;
     Ok(socket)
 }

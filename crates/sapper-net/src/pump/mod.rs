@@ -71,6 +71,8 @@ impl FlowStats {
             latency_p50: self.latency.quantile(0.5).unwrap_or_default(),
             latency_p99: self.latency.quantile(0.99).unwrap_or_default(),
             latency_max: self.latency.largest(),
+            latency_counts: self.latency.coarse_counts(),
+            latency_sum: self.latency.sum(),
             drops: self
                 .drops
                 .iter()

@@ -63,14 +63,25 @@ pub async fn connect_tcp(
 
 /// Connects to a Unix stream socket.
 pub async fn connect_unix(address: &UnixAddress, deadline: Instant) -> Result<FdStream> {
+    let socket = unix_socket(Type::STREAM, address, &format!("connect to unix {address}"), deadline).await?;
+    connected(socket.into(), false)
+}
+
+/// A connected Unix socket of either kind that is accepted; one whose listener's queue is full is tried until the
+/// deadline.
+pub(crate) async fn unix_socket(
+    socket_type: Type,
+    address: &UnixAddress,
+    what: &str,
+    deadline: Instant,
+) -> Result<Socket> {
     let system = address.to_system()?;
-    let what = format!("connect to unix {address}");
-    let failed = |source: io::Error| connect_failed(&what, &source);
+    let failed = |source: io::Error| connect_failed(what, &source);
     let mut pause = Duration::from_millis(1);
     loop {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None).map_err(failed)?;
+        let socket = Socket::new(Domain::UNIX, socket_type.nonblocking().cloexec(), None).map_err(failed)?;
         match socket.connect(&system) {
-            Ok(()) => return connected(socket.into(), false),
+            Ok(()) => return Ok(socket),
             // The listener's queue is full.
             Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
                 if timeout_at(deadline, sleep(pause)).await.is_err() {
