@@ -135,7 +135,7 @@ class Pump:
 
         Args:
             drain: Seconds within which everything that was received is still delivered; at their end
-                the rest is lost.
+                the rest is lost, and told as :class:`~sapper.errors.CloseDeadline`, which ended the pump.
 
         Raises:
             ConfigError: ``drain`` is no number of seconds.

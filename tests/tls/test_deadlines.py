@@ -1,4 +1,4 @@
-"""Ends that come too late: of a listener whose queue stays full."""
+"""Ends that come too late: of a close that cannot deliver all, of a listener whose queue stays full."""
 
 from __future__ import annotations
 
@@ -9,8 +9,45 @@ from pathlib import Path
 
 import pytest
 
-from sapper.errors import ConnectDeadline
+from sapper.errors import CloseDeadline, ConnectDeadline, SapperError
 from sapper.pump import PumpOptions, connect
+from support.bridges import pair, running
+
+
+async def test_a_close_that_cannot_deliver_all_says_so(any_loop: str, leak_check: None) -> None:
+    """Who closes orderly learns what was lost; ``stop()`` asks for that, and hears nothing."""
+    for how in ("aclose", "async with", "shortened", "stop"):
+        (near, far), (sink, end) = socket.socketpair(), socket.socketpair()
+        heard: list[SapperError] = []
+        pump = connect(near, sink, options=PumpOptions(close_timeout=0.1), on_error=heard.append)
+        with far, end:
+            await pump.open()
+            pump.start()
+            far.setblocking(False)
+            while not pump.stats().decapsulate.backpressure:  # nobody reads at the other end
+                with suppress(BlockingIOError):
+                    far.send(bytes(65_536))
+                await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                if how == "aclose":
+                    await pump.aclose()
+                elif how == "async with":
+                    async with pump:
+                        pass
+                else:
+                    pump.stop(drain=60.0 if how == "shortened" else 0.0)
+                    await pump.stop()
+        if how in ("shortened", "stop"):
+            assert (heard, pump.error) == ([], None)
+            continue
+        assert [type(one) for one in heard] == [CloseDeadline]
+        assert pump.error is heard[0]
+
+
+async def test_a_drain_of_no_time_loses_nothing_where_nothing_waits(leak_check: None) -> None:
+    async with running(pair()) as two:
+        await two.client.stop(drain=1e-9)
+        assert two.client.error is None
 
 
 @pytest.mark.parametrize("accepts", [True, False])

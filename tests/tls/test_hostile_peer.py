@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import socket
 import ssl
 import struct
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from sapper.errors import (
+    CloseDeadline,
     ConnectionLost,
     HandshakeDeadline,
     IdleDeadline,
@@ -270,7 +272,14 @@ def test_a_peer_that_never_reads_holds_nobody(drain: float, certs: Certificates)
                 end.send(bytes(65_536))
         bridge.stop(drain=drain)
         assert hearing.closed.wait(LATEST)
-    assert hearing.errors == []
+    if not drain:
+        assert hearing.errors == [], "whoever stops at once wants nothing delivered"
+        return
+    (error,) = hearing.errors
+    assert type(error) is CloseDeadline, repr(error)
+    assert error.phase == "close"
+    assert re.search(r"at least \d+ bytes are lost", str(error))
+    assert bridge.error is error
 
 
 def test_a_client_that_says_all_at_once_and_goes_is_heard(certs: Certificates) -> None:

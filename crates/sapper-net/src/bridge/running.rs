@@ -10,7 +10,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::control::{Reply, Value};
 use super::state::StopRequest;
-use crate::error::Result;
+use super::task::End;
+use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::pump::{IdleClock, Pump, PumpMode, Sink};
 
 /// A drain has heard of all that waits when nothing came for this long.
@@ -89,6 +90,19 @@ impl Running {
             reply.send(sink.and_then(|sink| pump.swap_sink(sink)).map(|()| Value::Unit));
         }
     }
+}
+
+/// The time of a drain is over: nothing is told where nothing waits.
+pub(super) fn end_of_drain(cx: &mut Context<'_>, pump: &mut Pump) -> std::result::Result<(), End> {
+    if let Poll::Ready(outcome) = pump.poll(cx, PumpMode::Drain) {
+        return outcome.map_err(End::Failed);
+    }
+    let lost = match pump.waiting() {
+        (0, _) => String::new(),
+        (count, what) => format!(": at least {count} {what} are lost"),
+    };
+    let text = format!("the time of the drain was too short for what waited{lost}");
+    Err(End::Late(Error::new(ErrorKind::CloseDeadline, text).with_phase(Phase::Close)))
 }
 
 /// Waits until the peer's system has what was sent, at most until the stop's deadline: a TCP connection

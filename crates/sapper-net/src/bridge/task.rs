@@ -19,7 +19,7 @@ use tokio::time::{sleep_until, timeout};
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
 use super::resting::Resting;
-use super::running::{Running, linger};
+use super::running::{Running, end_of_drain, linger};
 use super::state::{BridgeState, Shared};
 use super::{BridgeDirection, CdTunnelRole, Handshakes, facts};
 use crate::endpoint::Opened;
@@ -42,16 +42,18 @@ pub(super) fn run(
     async move {
         let outcome = match task.live().await {
             Ok(()) | Err(End::Stopped | End::Told) => None,
-            Err(End::Failed(error)) => Some(error),
+            Err(End::Failed(error) | End::Late(error)) => Some(error),
         };
         task.close(outcome);
     }
 }
 
 /// Why a life ended before its time.
-enum End {
+pub(super) enum End {
     /// Somebody stopped it.
     Stopped,
+    /// Somebody stopped it with a drain, whose time was too short for all that waited.
+    Late(Error),
     /// By an error that its caller has heard.
     Told,
     /// By an error that nobody has heard yet.
@@ -463,7 +465,10 @@ impl Task {
             None => PumpMode::Run,
             Some(request) => {
                 let Some(mode) = running.poll_drain(cx, request, pump) else {
-                    return Poll::Ready(Err(End::Stopped));
+                    return Poll::Ready(match request.drain {
+                        true => end_of_drain(cx, pump),
+                        false => Err(End::Stopped),
+                    });
                 };
                 self.shared.set_state(BridgeState::Draining);
                 mode

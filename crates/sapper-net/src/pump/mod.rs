@@ -366,6 +366,18 @@ impl Pump {
         }
     }
 
+    /// What was read and not handed over: bytes, or packets.
+    pub fn waiting(&self) -> (usize, &'static str) {
+        match &self.flows {
+            Flows::Streams { encapsulate, decapsulate } => {
+                (encapsulate.waiting() + decapsulate.waiting(), "bytes")
+            }
+            Flows::Ports { encapsulate, decapsulate } => {
+                (encapsulate.waiting() + decapsulate.waiting(), "packets")
+            }
+        }
+    }
+
     /// Whether both ends can go on in the event loop of another thread.
     pub fn is_movable(&self) -> bool {
         if self.lost.is_some() {

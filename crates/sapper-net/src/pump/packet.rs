@@ -42,6 +42,11 @@ impl PacketFlow {
     pub(super) fn set_tap(&mut self, tap: Option<Tap>) {
         self.tap = tap;
     }
+
+    /// Packets that were received and not sent; a large one counts as one.
+    pub(super) fn waiting(&self) -> usize {
+        [&self.received, &self.adapted].into_iter().flatten().map(PacketBatch::len).sum()
+    }
 }
 
 /// Bytes and packets that a port has sent so far.

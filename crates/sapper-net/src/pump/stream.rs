@@ -37,6 +37,11 @@ impl StreamFlow {
             received_at: None,
         }
     }
+
+    /// Bytes that were read and not written.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.data().len()
+    }
 }
 
 impl FlowEnd for dyn Stream {
