@@ -208,3 +208,25 @@ def test_a_program_ends_while_a_bridge_runs_and_nobody_waits_for_it() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+
+
+def _forking(in_the_child: str) -> subprocess.CompletedProcess[str]:
+    """A program without a loop that forks beside a running bridge."""
+    program = (
+        "import os, socket, sys; from sapper.pump import connect; a, b = socket.socketpair()\n"
+        "pump = connect(a, 'null:', on_error=print); pump.start()\n"
+        f"if os.fork() == 0: {in_the_child}\n"
+        "os.wait()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_forked_child_ends_silently() -> None:
+    done = _forking("sys.exit(0)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_forked_child_may_show_what_it_inherited() -> None:
+    done = _forking("print(repr(pump), flush=True); os._exit(0)")
+    assert (done.stdout, done.stderr) == ("<Pump of another process>\n", "")

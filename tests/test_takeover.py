@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import io
 import os
 import socket
 import ssl
@@ -270,6 +271,7 @@ async def test_wrong_endpoints_name_their_argument(tmp_path: Path, leak_check: N
         (folder, "directory"),
         (closed, "closed"),
         (file, "closed"),
+        (io.BytesIO(), "no_descriptor"),
         ("nonsense", "scheme"),
         ("file:/no/such/file", None),
         (("host", 70_000), None),

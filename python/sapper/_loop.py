@@ -390,7 +390,12 @@ class ThreadPost:
 
 
 _thread_post = ThreadPost()
-atexit.register(_thread_post.shut_down)
+
+
+@atexit.register
+def _at_exit() -> None:
+    # A forked child has a post of its own: that of its parent is not there to be ended.
+    _thread_post.shut_down()
 
 
 def post_of(loop: asyncio.AbstractEventLoop | None) -> LoopPost | ThreadPost:

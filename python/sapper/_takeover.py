@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import socket
 import ssl
@@ -317,6 +318,8 @@ def _descriptor(what: object, name: str) -> int:
         if flush is not None:
             flush()
         number = fileno()
+    except io.UnsupportedOperation:  # io.BytesIO and the like, which never had one
+        raise config_error(name, f"{type(what).__name__} has no descriptor", "no_descriptor") from None
     except (OSError, ValueError) as error:
         raise config_error(name, f"{type(what).__name__} has no descriptor: {error}", "closed") from None
     except Exception as error:

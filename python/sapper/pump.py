@@ -21,10 +21,11 @@ from sapper import _arguments, _native
 from sapper._joining import build, take_both
 from sapper._life import Callback, ErrorCallback, EventStream, Life
 from sapper._loop import LoopPost, Operation, call_sync, current_loop, running_post
+from sapper._mistakes import again
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken, take
 from sapper._unsent import Unsent
-from sapper.errors import ApiMisuseError, ClosedError, ErrorContext, SapperError
+from sapper.errors import ApiMisuseError, ClosedError, ConfigError, ErrorContext, SapperError
 from sapper.pump_options import (
     Framing,
     PumpOptions,
@@ -135,7 +136,7 @@ class Pump:
 
         Args:
             drain: Seconds within which everything that was received is still delivered; at their end
-                the rest is lost, and told as :class:`~sapper.errors.CloseDeadline`, which ended the pump.
+                the rest is lost.
 
         Raises:
             ConfigError: ``drain`` is no number of seconds.
@@ -342,7 +343,12 @@ class Pump:
             path=_arguments.file_path(path, "path"), filter=filter, max_bytes=max_bytes, snap_len=snap_len
         )
         values = tap_values(options)
-        await running_post().call(lambda mailbox, key: self._native.set_tap(values, mailbox, key))
+        try:
+            await running_post().call(lambda mailbox, key: self._native.set_tap(values, mailbox, key))
+        except ConfigError as error:
+            if error.field != "tap.filter":
+                raise
+            raise again(error, error.message, "filter") from None
 
     async def untap(self) -> None:
         """Ends the tap; its file is complete then.
@@ -383,7 +389,11 @@ class Pump:
         return self._life.events()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.state}>"
+        try:
+            state: str = self.state
+        except ApiMisuseError:  # this process is a fork of the one that made it
+            state = "of another process"
+        return f"<{type(self).__name__} {state}>"
 
     # -- for this package --------------------------------------------------------------------------
 

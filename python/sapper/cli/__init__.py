@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sapper.cli._lines import finish
+from sapper.cli._lines import finish, have_streams
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _WITH_EXIT_CODES = ("bridge", "demo", "expose")
 
 def main() -> None:
     """Runs the command line; errors become a sentence on standard error and an exit code."""
+    have_streams()
     try:
         if sys.argv[1:2] == ["expose"] or sys.argv[1:3] == ["tunnel", "serve"]:
             from sapper.cli._lean import ask

@@ -18,10 +18,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 from typing import IO
 
-__all__ = ["Patient", "finish", "is_behind", "is_told", "put"]
+__all__ = ["Patient", "finish", "have_streams", "is_behind", "is_told", "put"]
 
 #: Characters that wait for one stream: a thousand connections that end at once are told, and a reader that
 #: is further behind than that reads nothing.
@@ -30,6 +31,13 @@ MOST = 512 * 1024
 AT_THE_END = 1.0
 
 _streams: dict[int, _Lines] = {}
+
+
+def have_streams() -> None:
+    """Gives standard streams that were closed when we began (``2>&-``) a place where nobody reads."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def put(text: str, stream: IO[str], lost: Callable[[int], str]) -> None:
