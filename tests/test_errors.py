@@ -5,11 +5,18 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sapper import _native, errors
-from sapper.errors import ErrorContext, ErrorKind, SapperError, error_class
+from sapper.errors import ApiMisuseError, ConfigError, ErrorContext, ErrorKind, SapperError, error_class
+from sapper.pump import PumpOptions
+from sapper.tls import Credentials, TlsConfig, create_bridge
+from support.certs import Certificates
 
 CONTEXT = ErrorContext(
     field="sink",
@@ -108,3 +115,56 @@ def test_a_remote_error_keeps_its_code_and_data() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no_such_kind"):
         error_class("no_such_kind")
+
+
+def test_reasons_of_the_docs_are_given(certs: Certificates) -> None:
+    """Words that docs/errors.md promises, for what is most easily said wrong."""
+    other = certs.client.key_path
+    cases: list[tuple[Callable[[], object], str, str | None]] = [
+        (lambda: PumpOptions(max_packet=0), "max_packet", "out_of_range"),
+        (lambda: PumpOptions(max_packet=70_000), "max_packet", "out_of_range"),
+        (lambda: PumpOptions(idle_timeout=-1.0), "idle_timeout", "out_of_range"),
+        (lambda: PumpOptions(records_per_write=1_000), "records_per_write", "out_of_range"),
+        (lambda: PumpOptions(tap={"path": "x", "snap_len": 1}), "tap.snap_len", "out_of_range"),  # type: ignore[arg-type]
+        (lambda: PumpOptions(max_packet="5"), "max_packet", "wrong_type"),  # type: ignore[arg-type]
+        (lambda: TlsConfig(ticket_lifetime=1e9), "ticket_lifetime", "out_of_range"),
+        (lambda: TlsConfig(danger_early_data=-1), "danger_early_data", "out_of_range"),
+        (lambda: Credentials.psk("x", 5), "key", "wrong_type"),  # type: ignore[arg-type]
+        (lambda: Credentials.certificate(5, other), "chain", "wrong_type"),  # type: ignore[arg-type]
+        (
+            lambda: TlsConfig(credentials=Credentials.certificate(certs.server.cert_path, other)),
+            "credentials.key",
+            None,
+        ),
+    ]
+    for make, field, reason in cases:
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert (caught.value.field, caught.value.reason) == (field, reason), caught.value
+
+
+async def test_reasons_of_the_docs_are_given_by_a_bridge(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"sink": "counter:", "credentials": Credentials.psk("x", bytes(16))}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        for framing in (None, "ipv4"):
+            with pytest.raises(ConfigError) as wrong:
+                create_bridge(socket=ours.fileno(), framing=framing, **given)
+            assert (wrong.value.field, wrong.value.reason) == ("socket", "packets")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(ConfigError) as wrong:
+            create_bridge(socket=ours, framing="ipv4", tap={"path": tmp_path / "t", "filter": "foo"}, **given)
+        assert wrong.value.field == "tap.filter"
+        async with create_bridge(socket=ours, framing="ipv4", **given) as bridge:
+            with pytest.raises(ConfigError) as wrong:
+                await bridge.tap(tmp_path / "t", filter="foo")
+            assert wrong.value.field == "filter"
+            with pytest.raises(ConfigError) as wrong:
+                await bridge.export_keying_material("x" * 300, 16)
+            assert (wrong.value.field, wrong.value.reason) == ("label", "out_of_range")
+            bridge.start()
+            with pytest.raises(ApiMisuseError) as again:
+                bridge.start()
+            assert again.value.reason == "started"
+            await bridge.stop()

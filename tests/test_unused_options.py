@@ -6,6 +6,7 @@ Not here: flags of the command line (``tests/cli/test_unused_flags.py``), and op
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from sapper.pump import Pump, PumpOptions, TapOptions, connect
 from sapper.stream import memory_pair
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials, ProxyOptions, Route, TlsConfig
+from sapper.tls.handshake import Acceptor
 from sapper.tls.listener import listen
 from sapper.tls.stream import start_client
 from sapper.tls.stream_options import ClientOptions as StreamOptions
@@ -86,7 +88,7 @@ BRIDGE: dict[str, Case] = {
     "max_packet": {"max_packet": 1000},
     "records_per_write": {"records_per_write": 1},
     "resync": {"resync": True},
-    "accept_timeout": {"accept_timeout": 1.0},
+    "accept_timeout": LATER,
     "tap": {"tap": {"path": "/nowhere/tap"}},
     "sink_credentials": {"sink_credentials": PSK},
     "sink_hostname": {"sink_hostname": "a.test"},
@@ -96,10 +98,8 @@ BRIDGE: dict[str, Case] = {
 #: More of them: with TLS and packets.
 MORE_OF_BRIDGES: list[tuple[str, dict[str, Any]]] = [
     ("sink_framing", {"sink_framing": "u16"}),
-    (
-        "records_per_write",
-        {"records_per_write": 1, "framing": "u16", "sink": "counter:", "direction": "decrypt-only"},
-    ),
+    ("upgrade", {"upgrade": "smtp", "framing": "ipv6", "sink": "counter:"}),
+    ("upgrade", {"upgrade": "smtp", "direction": "encrypt-only"}),
     ("resync", {"resync": True, "framing": "ipv6", "sink": "counter:", "direction": "encrypt-only"}),
 ]
 
@@ -110,10 +110,16 @@ PUMP: dict[str, Case] = {
     "framing": {"framing": "u16", "network": "counter:", "sink": "counter:"},
     "sink_framing": {"sink_framing": "u16", "network": "counter:", "sink": "counter:"},
     "max_packet": {"max_packet": 1000},
-    "records_per_write": {"records_per_write": 1, "network": "counter:", "sink": "counter:"},
+    # Into a sink that is swapped in later packets may be written, if any come.
+    "records_per_write": {
+        "records_per_write": 1,
+        "network": "counter:",
+        "sink": "counter:",
+        "direction": "encrypt-only",
+    },
     # There are no records without TLS.
     "resync": {"resync": True, "framing": "ipv6"},
-    "accept_timeout": {"accept_timeout": 1.0},
+    "accept_timeout": LATER,
     "handshake_timeout": {"handshake_timeout": 1.0, "framing": "u16"},
     "policy_timeout": {"policy_timeout": 1.0},
     "upgrade": {"upgrade": "smtp"},
@@ -153,6 +159,32 @@ def test_a_pump_refuses_what_it_has_no_use_for(name: str, ends: tuple[int, int])
 def test_a_default_that_is_written_down_counts_as_left_out(ends: tuple[int, int]) -> None:
     usual = {name: getattr(PumpOptions(), name) for name in PumpOptions.model_fields}
     connect(*ends, options=PumpOptions(**{**usual, "max_packet": 16_384})).stop()
+    # As in `framing` is what holds for the sink, whatever it carries.
+    for network, sink in ((ends[0], "counter:"), ("counter:", ends[1])):
+        connect(network, sink, framing="u16", options=PumpOptions(sink_framing="u16")).stop()
+
+
+def test_what_a_sink_that_is_swapped_in_later_goes_by_is_taken(ends: tuple[int, int]) -> None:
+    given: dict[str, Any] = {"socket": ends[0], "credentials": PSK, "framing": "u16"}
+    tls.create_bridge(sink=ends[1], **given, accept_timeout=1.0).stop()
+    one_way: dict[str, Any] = {**given, "direction": "decrypt-only", "records_per_write": 1}
+    tls.create_bridge(sink="counter:", **one_way).stop()
+
+
+async def test_a_tap_has_no_use_where_bytes_move(ends: tuple[int, int], tmp_path: Path) -> None:
+    async with connect(*ends) as pump:
+        for begin in (pump.open, None):  # before it starts, and after
+            with pytest.raises(ConfigError) as caught:
+                await pump.tap(tmp_path / "tap")
+            assert (caught.value.field, caught.value.reason) == ("tap", "unused")
+            if begin is not None:
+                await begin()
+                pump.start()
+        pump.stop()
+
+
+def test_a_header_is_of_a_tun(ends: tuple[int, int]) -> None:
+    refused("header", lambda: connect(ends[0], f"fd:{ends[1]}?header=pi"))
 
 
 async def test_a_sink_that_is_swapped_in_has_options_of_its_own(ends: tuple[int, int]) -> None:
@@ -223,15 +255,23 @@ async def test_a_listener_refuses_what_it_has_no_use_for(name: str) -> None:
 # -- configurations of TLS --------------------------------------------------------------------------------
 
 #: Beside a pre-shared key, or beside nothing. Who is client and who is server belongs to a connection: what
-#: is for one of them alone is no mistake in a configuration of both, and the command line refuses it.
+#: a server must not pass over is refused there, below.
 CONFIG: dict[str, Case] = {
-    **always("credentials min_version max_version cipher_suites groups alpn"),
-    **always("key_log_file capture_file"),
-    **always("resumption danger_accept_any_certificate danger_ignore_server_name", MAY),
-    **dict.fromkeys(
-        ("danger_legacy_renegotiation", "danger_security_level_0", "danger_legacy_suites"), ALWAYS
-    ),
-    **always("danger_ignore_truncation", MAY),
+    **always("credentials min_version max_version alpn"),
+    **always("key_log_file capture_file danger_security_level_0"),
+    **always("resumption danger_ignore_server_name danger_ignore_truncation", MAY),
+    "cipher_suites": {
+        "cipher_suites": ("TLS_PSK_WITH_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"),
+        "max_version": "TLSv1.2",
+    },
+    "groups": {
+        "groups": ("X25519",),
+        "max_version": "TLSv1.2",
+        "cipher_suites": ("TLS_PSK_WITH_AES_256_GCM_SHA384",),
+    },
+    "danger_accept_any_certificate": {"danger_accept_any_certificate": True},
+    "danger_legacy_renegotiation": {"danger_legacy_renegotiation": True, "min_version": "TLSv1.3"},
+    "danger_legacy_suites": {"danger_legacy_suites": True, "min_version": "TLSv1.3"},
     "more_credentials": {"more_credentials": "own"},
     "roots": {"roots": "system"},
     "pins": {"pins": ("ab" * 32,)},
@@ -260,9 +300,77 @@ def test_tls_refuses_what_it_has_no_use_for(name: str, made: ThrowawayCertificat
     if given.get("more_credentials"):
         given["more_credentials"] = [Credentials.certificate(*made.server)]
     given = {one: value for one, value in given.items() if value is not None}
-    refused(name, lambda: TlsConfig(**given))
+    refused("cipher_suites.1" if name == "cipher_suites" else name, lambda: TlsConfig(**given))
     if name == "ticket_lifetime":
         refused(name, lambda: TlsConfig(ticket_lifetime=60.0, resumption=False))
+
+
+def test_what_is_said_of_certificates_that_nobody_checks_is_refused() -> None:
+    for more in (
+        {"ocsp": "require"},
+        {"peer_rules": [{"cn": ("x",)}]},
+    ):
+        name = next(iter(more))
+        refused(name, lambda more=more: TlsConfig(danger_accept_any_certificate=True, **more))  # type: ignore[misc]
+    TlsConfig(danger_accept_any_certificate=True, ocsp="off")
+
+
+def test_a_default_of_tls_that_is_written_down_counts_as_left_out(made: ThrowawayCertificates) -> None:
+    usual = {"client_auth": "off", "ocsp": "off", "ticket_lifetime": 21_600.0, "resumption": True}
+    for credentials in (PSK, Credentials.certificate(*made.server), Credentials.none()):
+        TlsConfig(credentials=credentials, **usual)
+
+
+#: What a server must not pass over: whoever says it believes that clients are checked that way.
+AT_A_SERVER: list[tuple[str, dict[str, Any]]] = [
+    ("roots", {"roots": "own", "client_auth": "off"}),
+    ("roots", {"roots": "system", "client_auth": "off"}),
+    ("credentials.roots", {"credentials.roots": "own", "client_auth": "off"}),
+    ("pins", {"pins": ("ab" * 32,), "client_auth": "off"}),
+    ("peer_rules", {"peer_rules": [{"cn": ("x",)}]}),
+    ("ocsp", {"ocsp": "require"}),
+    ("danger_accept_any_certificate", {"danger_accept_any_certificate": True}),
+    ("danger_ignore_server_name", {"danger_ignore_server_name": True}),
+    ("danger_legacy_renegotiation", {"danger_legacy_renegotiation": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), AT_A_SERVER)
+def test_a_server_refuses_what_it_has_no_use_for(
+    name: str, given: dict[str, Any], made: ThrowawayCertificates, ends: tuple[int, int]
+) -> None:
+    given = dict(given)
+    own: dict[str, Any] = {"roots": made.authority} if given.pop("credentials.roots", None) else {}
+    if given.get("roots") == "own":
+        given["roots"] = made.authority
+    config = TlsConfig(credentials=Credentials.certificate(*made.server, **own), **given)
+    refused(
+        name,
+        lambda: tls.create_bridge(socket=ends[0], sink=ends[1], credentials=config, server_side=True),
+    )
+    refused(name, lambda: listen(("127.0.0.1", 0), credentials=config))
+    refused(name, lambda: Acceptor(config))
+
+    async def proxied() -> None:
+        options = {"listen": "127.0.0.1:0", "to": "127.0.0.1:1", "tls": config}
+        async with tls.Proxy(ProxyOptions.from_mapping(options)):
+            pass
+
+    refused(f"tls.{name}", lambda: asyncio.run(proxied()))
+
+
+def test_a_configuration_may_be_shared_by_both_ends(made: ThrowawayCertificates) -> None:
+    """A client is asked for nothing by what is a server's."""
+    shared = TlsConfig(
+        credentials=Credentials.certificate(*made.server),
+        more_credentials=[Credentials.certificate(*made.server)],
+        roots=made.authority,
+        client_auth="optional",
+        ticket_lifetime=60.0,
+    )
+    for server_side in (False, True):
+        ends: dict[str, Any] = {"socket": "tcp://localhost:1", "sink": "null:", "credentials": shared}
+        tls.create_bridge(**ends, server_side=server_side).stop()
 
 
 # -- proxies --------------------------------------------------------------------------------------------

@@ -7,12 +7,16 @@ from typing import TypeVar
 
 from sapper.errors import ConfigError, ErrorContext, SapperError
 
-__all__ = ["again", "config_error", "shown", "unused"]
+__all__ = ["WrongTypeError", "again", "config_error", "shown", "unused"]
 
 #: Characters of a wrong value that a message has.
 _LONGEST = 80
 
 _E = TypeVar("_E", bound=SapperError)
+
+
+class WrongTypeError(ValueError):
+    """What a validator of an option raises about a value of another type."""
 
 
 def config_error(field: str | None, message: str, reason: str | None = None) -> ConfigError:

@@ -5,6 +5,7 @@ Not here: any option. A model says what its fields mean; this says how a wrong o
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from os import PathLike, fspath
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, core_schema
 
 from sapper._files import read_whole
-from sapper._mistakes import config_error, unused
+from sapper._mistakes import WrongTypeError, config_error, unused
 from sapper.errors import ConfigError, ErrorContext
 
 __all__ = ["Options", "config_error", "read_toml"]
@@ -147,6 +148,16 @@ def _named(given: object, field: str | None) -> Mapping[str, Any]:
     return given
 
 
+#: What pydantic calls a number, or a length, that is outside its bounds.
+_OUTSIDE = re.compile("(greater|less)_than(_equal)?|finite_number|(.*_)?too_(short|long)")
+
+
+def _reason(kind: str, error: object) -> str | None:
+    if kind.endswith("_type") or isinstance(error, WrongTypeError):
+        return "wrong_type"
+    return "out_of_range" if _OUTSIDE.fullmatch(kind) else None
+
+
 def _first_mistake(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False, include_input=False, include_context=True)[0]
     inner = first.get("ctx", {}).get("error")
@@ -157,8 +168,8 @@ def _first_mistake(error: ValidationError) -> ConfigError:
         message, reason = inner.message, inner.reason
     else:
         message = first["msg"].removeprefix("Value error, ")
-        of_another_type = first["type"].endswith("_type")
-        reason = "wrong_type" if of_another_type else None
+        kind_of_mistake: str = first["type"]
+        reason = _reason(kind_of_mistake, inner)
         if first["type"] in ("model_type", "model_attributes_type"):
             # A class that nobody can make is not named.
             kind = str(first.get("ctx", {}).get("class_name", "_"))

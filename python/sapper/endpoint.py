@@ -36,6 +36,7 @@ from typing import Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes, urlencode
 
 from sapper import _arguments
+from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.errors import ConfigError
 
@@ -456,7 +457,7 @@ class Fd(Endpoint):
         if self.header is not None:
             _check_word(self.header, "header", "none", "pi", "utun", "vnet")
             if self.write is not None:
-                raise config_error("header", "is for one descriptor: a pair carries bytes, not packets")
+                raise unused("header", "is for one descriptor: a pair carries bytes, not packets")
 
     def _body(self) -> str:
         return str(self.read) if self.write is None else f"{self.read},{self.write}"

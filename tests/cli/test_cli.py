@@ -274,6 +274,29 @@ def test_a_standard_stream_that_is_closed(closed: str, says: str) -> None:
     assert f"A: {says} is not open" in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_a_bridge_works_where_nobody_can_be_told(closed: str, form: str, tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(b"payload" * 1000)
+    command = f'exec "$0" -m sapper.cli bridge "file:$1?mode=r" "file:$2?mode=w" {form} {closed}'
+    words = ["/bin/sh", "-c", command, sys.executable, str(source), str(copy)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert copy.read_bytes() == source.read_bytes()
+    assert "Traceback" not in done.stderr
+    # A mistake has its code all the same.
+    wrong = ["/bin/sh", "-c", f'exec "$0" -m sapper.cli bridge nonsense null: {closed}', sys.executable]
+    assert subprocess.run(wrong, timeout=60, check=False).returncode == ErrorKind.CONFIG.exit_code
+
+
+def test_a_wrong_filter_of_a_tap_is_named(tmp_path: Path) -> None:
+    words = ("counter:", "counter:", "--tap", str(tmp_path / "tap"), "--tap-filter", "foo")
+    done = run("bridge", *words)
+    assert done.returncode == ErrorKind.CONFIG.exit_code
+    assert "error: --tap-filter: at byte 0: " in done.stderr
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ""])
 def test_the_port_that_the_system_chose_is_told(host: str) -> None:
     with started("bridge", "null:", f"tcp-listen://{host}:0", "--json") as process:

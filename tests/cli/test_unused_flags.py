@@ -7,6 +7,7 @@ Flags of TLS are one list (:mod:`sapper.cli._tls_options`), and which end has a 
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ import pytest
 from typer.main import get_command
 
 from sapper import cli
+from sapper.cli import _run
 from sapper.cli._tls_options import TLS_OPTIONS
 from sapper.errors import ConfigError
+from sapper.testing import throwaway_certificates
 
 ALWAYS = "it says what is done wherever it is typed"
 #: TLS belongs to this end whatever else is typed: where nothing else asks for it, the flag does.
@@ -167,9 +170,9 @@ def test_flags_of_tls_are_refused_where_none_is_spoken(one: Any, monkeypatch: py
 
 VALUES = {
     "client-auth": "optional",
-    "ocsp": "check",
+    "ocsp": "require",
     "min-tls": "1.3",
-    "max-tls": "1.3",
+    "max-tls": "1.2",
     "ticket-lifetime": "60",
     "cipher-suite": "TLS_AES_128_GCM_SHA256",
     "group": "X25519",
@@ -187,6 +190,106 @@ def test_what_a_file_says_is_told_as_the_files(tmp_path: Path, monkeypatch: pyte
         error = refusal((*STREAMS, "--config", str(file)), monkeypatch)
         assert (error.field, error.reason) == ("--config", "unused")
         assert error.message.startswith(f"[bridge] {line.split()[0]}: ")
+
+
+def test_more_that_has_no_use_is_refused(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
+    client = ("bridge", "tls://127.0.0.1:1", "null:")
+    psk = (*client, "--psk-identity", "x", "--psk-file", f"{files}/psk")
+    for flag, words in (
+        # Nobody draws what nobody may see.
+        ("--quiet", (*STREAMS, "--quiet", "--stats", "1")),
+        ("--danger-accept-any-certificate", (*psk, "--danger-accept-any-certificate")),
+        # No other sink comes later here.
+        ("--records-per-write", (*GIVEN, "--direction", "decrypt-only", "--records-per-write", "3")),
+        ("--danger-legacy-renegotiation", (*client, "--danger-legacy-renegotiation", "--min-tls", "1.3")),
+    ):
+        error = refusal(words, monkeypatch)
+        assert (error.field, error.reason) == (flag, "unused"), error
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    made = throwaway_certificates("localhost")
+    chain, key = made.server
+    (tmp_path / "chain.pem").write_bytes(chain)
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "roots.pem").write_bytes(made.authority)
+    (tmp_path / "psk").write_text("00" * 32)
+    return tmp_path
+
+
+#: For one end, in a file and as flags.
+OF_THE_OTHER_END: list[tuple[str, str, str, tuple[str, ...]]] = [
+    ("client", "client_auth", '"required"', ("--client-auth", "required")),
+    ("client", "ticket_lifetime", "60.0", ("--ticket-lifetime", "60")),
+    ("server", "ocsp", '"require"', ("--ocsp", "require")),
+    ("server", "danger_ignore_server_name", "true", ("--danger-ignore-server-name",)),
+    ("server", "roots", '"roots.pem"', ("--client-auth", "off", "--roots", "roots.pem")),
+    ("server", "pins", f'["{"ab" * 32}"]', ("--client-auth", "off", "--pin", "ab" * 32)),
+    ("server", "danger_accept_any_certificate", "true", ("--danger-accept-any-certificate",)),
+]
+
+
+@pytest.mark.parametrize(("role", "name", "value", "flags"), OF_THE_OTHER_END)
+def test_what_is_for_the_other_end_is_refused_in_a_file_as_it_is_as_a_flag(
+    role: str,
+    name: str,
+    value: str,
+    flags: tuple[str, ...],
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(files)
+    credentials = ("--cert", "chain.pem", "--key", "key.pem")
+    ends = ("tls://127.0.0.1:1", "null:") if role == "client" else ("tls-listen://127.0.0.1:0", "null:")
+    own = ("--roots", "roots.pem") if role == "client" else credentials
+    error = refusal(("bridge", *ends, *own, *flags), monkeypatch)
+    assert error.reason == "unused"
+    assert error.field in flags
+    lines = ["[tls]", f"{name} = {value}"]
+    if "off" in flags:
+        lines.append('client_auth = "off"')
+    lines += ['roots = "roots.pem"'] if role == "client" else []
+    lines += (
+        ["[tls.credentials]", 'kind = "certificate"', 'chain = "chain.pem"', 'key = "key.pem"']
+        if role == "server"
+        else []
+    )
+    (files / "bridge.toml").write_text("\n".join(lines))
+    error = refusal(("bridge", *ends, "--config", "bridge.toml"), monkeypatch)
+    assert (error.field, error.reason) == ("--config", "unused"), error
+    assert error.message.startswith(f"[tls] {name}: "), error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tls://127.0.0.1:1", "--roots", "roots.pem", "--client-auth", "off"),
+        ("tls://127.0.0.1:1", "--roots", "roots.pem", "--ticket-lifetime", "21600"),
+        ("tls://127.0.0.1:1", "--psk-identity", "x", "--psk-file", "psk", "--ocsp", "off"),
+        ("tls://127.0.0.1:1", "--psk-identity", "x", "--psk-file", "psk", "--client-auth", "off"),
+        (*("tls-listen://127.0.0.1:0", "--cert", "chain.pem", "--key", "key.pem", "--ocsp", "off"),),
+        ("tcp://127.0.0.1:1", "--min-tls", "1.2", "--max-tls", "1.3"),
+        ("tcp-listen://127.0.0.1:0", "--quiet", "--stats", "0"),
+    ],
+)
+def test_a_default_that_is_typed_counts_as_left_out(
+    words: tuple[str, ...], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    made: list[object] = []
+
+    async def caught(*given: object) -> int:
+        made.append(given)
+        ends, tls, name, options = given[:4]
+        pump, _ = _run._make(*_run._in_order(ends), tls, name, options)  # type: ignore[arg-type]
+        pump.stop()
+        return 0
+
+    monkeypatch.setattr(importlib.import_module("sapper.cli.bridge"), "run", caught)
+    monkeypatch.setattr(sys, "argv", ["sapper", "bridge", words[0], "null:", *words[1:]])
+    cli._read()
+    assert made
 
 
 def test_the_exit_code_is_that_of_options() -> None:

@@ -103,7 +103,13 @@ def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
             "upstream_name",
         ),
         (
-            {"to": "localhost:1", "tls": TlsConfig(danger_legacy_renegotiation=True)},
+            {
+                "to": "localhost:1",
+                "tls": TlsConfig(
+                    credentials=Credentials.psk("somebody", bytes(range(32))),
+                    danger_legacy_renegotiation=True,
+                ),
+            },
             "tls.danger_legacy_renegotiation",
         ),
         (

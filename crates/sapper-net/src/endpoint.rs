@@ -150,7 +150,7 @@ impl EndpointSpec {
     fn of_kind(fd: OwnedFd, kind: FdKind, field: &'static str, header: Option<TunHeader>) -> Result<Self> {
         if header.is_some() && !matches!(kind, FdKind::Tun(_)) {
             let message = format!("only a TUN or TAP descriptor has a header, and {field} is a {kind}");
-            return Err(Error::config("header", message));
+            return Err(Error::config("header", message).with_reason("unused"));
         }
         match kind {
             FdKind::Tun(_) => Ok(Self::Port(PortSpec::TunFd {

@@ -35,7 +35,7 @@ pub struct Filter {
 
 /// Why a text is no filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("filter, at byte {at}: {problem}")]
+#[error("at byte {at}: {problem}")]
 pub struct FilterError {
     /// Where in the text, in bytes.
     pub at: usize,

@@ -46,6 +46,7 @@ from sapper.errors import ClosedError, ErrorKind, SapperError
 from sapper.metrics import MetricsServer
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.tls import Bridge, HandshakeInfo, TlsConfig, create_bridge
+from sapper.tls.config import asks_clients
 
 __all__ = ["Report", "run"]
 
@@ -276,8 +277,16 @@ def _one_way(a: Endpoint, b: Endpoint, options: PumpOptions) -> PumpOptions:
     return options.model_copy(update={"direction": "encrypt-only" if to_network else "decrypt-only"})
 
 
-def _must_connect(a: Endpoint, b: Endpoint, options: PumpOptions) -> None:
-    """Refuses a time for connecting where nothing is connected to, now or (by another sink) later."""
+def _must_have_use(a: Endpoint, b: Endpoint, options: PumpOptions) -> None:
+    """Refuses what only another sink would have a use for: here none comes later."""
+    listens = (TcpListen, TlsListen, UnixListen, Fd)  # a descriptor may
+    if options.accept_timeout is not None and not any(isinstance(one, listens) for one in (a, b)):
+        raise unused("accept_timeout", "is for an end that listens, and none does")
+    written = (a.packets is not True and options.direction != "decrypt-only") or (
+        b.packets is not True and options.direction != "encrypt-only"
+    )
+    if options.records_per_write != type(options).model_fields["records_per_write"].default and not written:
+        raise unused("records_per_write", "no packets are written into a stream")
     usual = type(options).model_fields["connect_timeout"].default
     # A name to listen at may have to be looked up.
     if options.connect_timeout != usual and not any(
@@ -291,7 +300,7 @@ def _make(
 ) -> tuple[Pump, tuple[Endpoint, Endpoint]]:
     """The pump, and its ends as they are told."""
     options = _one_way(a, b, options)
-    _must_connect(a, b, options)
+    _must_have_use(a, b, options)
     if not isinstance(a, Tls | TlsListen):
         if tls is not None:
             raise of_file(unused(None, "no end is a tls: or tls-listen: endpoint"), "tls")
@@ -321,11 +330,19 @@ def _make(
 
 def _for_role(ends: tuple[Endpoint, Endpoint], tls: TlsConfig | None) -> TlsConfig | None:
     """The options of TLS for the first of both ends: of a client's the other one has no use."""
-    if tls is not None and tls.danger_legacy_renegotiation:
-        here, there = ends
-        if isinstance(here, TlsListen) and isinstance(there, Tls):
-            return tls.model_copy(update={"danger_legacy_renegotiation": False})
-    return tls
+    here, there = ends
+    if tls is None or not (isinstance(here, TlsListen) and isinstance(there, Tls)):
+        return tls
+    others: dict[str, Any] = {
+        name: TlsConfig.model_fields[name].default
+        for name in ("danger_legacy_renegotiation", "danger_ignore_server_name", "ocsp")
+    }
+    if not asks_clients(tls):
+        # Whom to believe is said about the service alone.
+        names = ("roots", "pins", "crls", "peer_rules", "danger_accept_any_certificate")
+        others |= {name: TlsConfig.model_fields[name].default for name in names}
+    changes = {name: value for name, value in others.items() if getattr(tls, name) != value}
+    return tls.model_copy(update=changes) if changes else tls
 
 
 class _Listening:

@@ -22,13 +22,24 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from sapper._mistakes import config_error, unused
-from sapper.cli._names import naming
+from sapper.cli._names import naming, of_file
 from sapper.cli._tls_options import PASSWORD, PSK, TLS_OPTIONS, Role, TlsOption, option, tls_words, variable
 
 if TYPE_CHECKING:
     from sapper.tls import Credentials, PeerRules, TlsConfig
 
 __all__ = ["TlsFlags", "TypedTls", "with_tls"]
+
+
+#: What is documented to hold where an option is left away, or turns off what is off: typed, it asks for
+#: nothing, and is never refused.
+_USUAL: Mapping[str, tuple[object, ...]] = {
+    "client-auth": ("off",),
+    "ocsp": ("check", "off"),
+    "min-tls": ("1.2",),
+    "max-tls": ("1.3",),
+    "ticket-lifetime": (21_600.0,),
+}
 
 
 class TlsFlags:
@@ -140,7 +151,8 @@ class TypedTls:
     @property
     def first(self) -> str | None:
         """The first of the list that was typed: what an error about all of it is called."""
-        return next(iter(self.typed), None)
+        named = (one.name for one in TLS_OPTIONS if one.name in self._given and not self._is_usual(one.name))
+        return next(map(self._option, named), next(iter(self.typed), None))
 
     @property
     def typed(self) -> list[str]:
@@ -157,6 +169,14 @@ class TypedTls:
         elif "pkcs12" in self._given:
             words["credentials"] = self._option("pkcs12")
         return words
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether something else was typed than what holds anyway."""
+        return any(not self._is_usual(name) for name in self._given)
+
+    def _is_usual(self, name: str) -> bool:
+        return self._given[name] in _USUAL.get(name, ())
 
     def config(self, base: TlsConfig | None = None) -> TlsConfig:
         """The configuration of what was typed.
@@ -181,30 +201,36 @@ class TypedTls:
             self.fit(made, {self._flags.role})
         return made
 
-    def fit(self, made: TlsConfig, roles: Collection[Role]) -> None:
+    def fit(self, made: TlsConfig, roles: Collection[Role], base: TlsConfig | None = None) -> None:
         """Refuses what no end has a use for.
 
         Args:
             made: The configuration.
             roles: The ends that it is for.
+            base: What a file's table ``[tls]`` says, which is for these ends alone.
 
         Raises:
-            ConfigError: One was typed; its field is that one.
+            ConfigError: One was typed; its field is that one, or ``--config``.
         """
+        from sapper.tls.config import asks_clients
+
         for one in TLS_OPTIONS:
             if one.role is not None and roles and one.role not in roles:
-                self._refuse(True, one.name, f"is for a {one.role}: it has no use here")
-        if set(roles) == {"server"} and not _asks(made):
-            for name in ("roots", "pin", "allow", "crl", "danger-accept-any-certificate"):
-                self._refuse(
-                    True,
-                    name,
-                    f"is about clients' certificates, which nobody asks for: {self._option('client-auth')}",
-                )
+                self._refuse_either(one, f"is for a {one.role}: it has no use here", base)
+        if set(roles) == {"server"} and not asks_clients(made):
+            why = f"is about clients' certificates, which nobody asks for: {self._option('client-auth')}"
+            for one in TLS_OPTIONS:
+                if one.name in ("roots", "pin", "allow", "crl", "danger-accept-any-certificate"):
+                    self._refuse_either(one, why, base)
 
     def _refuse(self, wrong: bool, name: str, why: str) -> None:
-        if wrong and name in self._given:
+        if wrong and name in self._given and not self._is_usual(name):
             raise unused(self._option(name), why)
+
+    def _refuse_either(self, one: TlsOption, why: str, base: TlsConfig | None) -> None:
+        self._refuse(True, one.name, why)
+        if base is not None and one.name not in self._given and (said := _said(base, one)) is not None:
+            raise of_file(unused(said, why), "tls")
 
     def _option(self, name: str) -> str:
         return self._flags.option(name)
@@ -304,12 +330,15 @@ class TypedTls:
             return Credentials.psk(self._given.get("psk-identity", ""), secret)
 
 
-def _asks(made: TlsConfig) -> bool:
-    """Whether a server asks its clients for certificates."""
-    if made.client_auth is not None:
-        return made.client_auth != "off"
-    roots = made.roots if made.roots is not None else getattr(made.credentials, "roots", None)
-    return isinstance(roots, bytes) or bool(made.pins or getattr(made.credentials, "pins", ()))
+def _said(config: TlsConfig, one: TlsOption) -> str | None:
+    """Where a configuration says what an option does, other than what holds anyway."""
+    field = one.fields[0] if one.fields else ""
+    for table, where in ((config, field), (config.credentials, f"credentials.{field}")):
+        if (found := type(table).model_fields.get(field)) is not None:
+            value = getattr(table, field)
+            if value != found.default and value not in _USUAL.get(one.name, ()):
+                return where
+    return None
 
 
 def _roots(typed: str | None) -> Path | str | None:

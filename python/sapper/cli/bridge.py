@@ -36,8 +36,8 @@ def _packet_option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=_PACKETS)
 
 
-def _waiting_option(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_WAITING, min=0)
+def _waiting_option(text: str, least: float | None = None) -> Any:
+    return typer.Option(help=text, rich_help_panel=_WAITING, min=least)
 
 
 @with_tls
@@ -72,7 +72,9 @@ def bridge(
     accept_timeout: Annotated[float | None, _waiting_option("Seconds to wait for a visitor.")] = None,
     handshake_timeout: Annotated[float | None, _waiting_option("Seconds for the handshake.")] = None,
     idle_timeout: Annotated[float | None, _waiting_option("Seconds without a byte, then it ends.")] = None,
-    drain: Annotated[float | None, _waiting_option("Seconds that Ctrl-C gives to deliver (2).")] = None,
+    drain: Annotated[
+        float | None, _waiting_option("Seconds that Ctrl-C gives to deliver (2).", least=0)
+    ] = None,
     stats: Annotated[
         float | None,
         typer.Option(
@@ -119,6 +121,8 @@ def bridge(
     _must_be_open(ends)
     if quiet and as_json:
         raise unused("--quiet", "programs are told everything: leave it away, or --json")
+    if quiet and stats:
+        raise unused("--quiet", "figures are asked for: leave it away, or --stats")
     options, in_file = _options(
         config if "bridge" in tables else None,
         framing=framing,
@@ -191,13 +195,15 @@ def _tls(
     with in_file("tls"):
         base = TlsConfig.from_toml(path, table="tls") if path is not None else None
     words = typed.words()
-    if not typed:
-        # A key of a file has no other name here.
-        return base, words | {"key": "--config"} if base and base.credentials.kind == "psk" else words
     roles: set[Role] = {"client" for end in ends if isinstance(end, Tls)}
     roles |= {"server" for end in ends if isinstance(end, TlsListen)}
-    if not roles:
+    if not roles and typed.says_anything:
         raise unused(typed.first, "needs a tls: or tls-listen: endpoint")
+    if not typed or not roles:
+        if base is not None and roles:
+            typed.fit(base, roles, base)
+        # A key of a file has no other name here.
+        return base, words | {"key": "--config"} if base and base.credentials.kind == "psk" else words
     made = typed.config(base)
-    typed.fit(made, roles)
+    typed.fit(made, roles, base)
     return made, words

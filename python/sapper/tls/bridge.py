@@ -266,7 +266,8 @@ class Bridge(Pump):
             NotStartedError: The handshake is not done yet.
         """
         export = self._native.export_keying_material
-        _arguments.text(label, "label")
+        if not 1 <= len(_arguments.text(label, "label").encode()) <= _LONGEST_LABEL:
+            raise config_error("label", f"must be 1 to {_LONGEST_LABEL} bytes", "out_of_range")
         _arguments.whole(length, "length", 1, 65_535)
         context = None if context is None else _arguments.data(context, "context")
         material: bytes = await running_post().call(
@@ -458,10 +459,12 @@ def side(
     if is_server:
         if hostname is not None:
             raise unused(name, "is for clients: a server's clients say which name they want")
-        return (config.native, True, None)
+        return (config.for_server(), True, None)
     return (config.native, False, hostname if hostname is not None else taken.host)
 
 
+#: Bytes of an exporter's label: its length and "tls13 " share one byte (RFC 8446, section 7.1).
+_LONGEST_LABEL = 249
 #: The application protocol that goes with an upgrade: TLS at once is refused without.
 _PROTOCOLS: dict[str | None, bytes] = {"postgres": b"postgresql", "postgres-direct": b"postgresql"}
 

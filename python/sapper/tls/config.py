@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from sapper import _native
-from sapper._mistakes import again
+from sapper._mistakes import again, unused
 from sapper._options import Options, config_error
 from sapper.errors import ConfigError
 from sapper.tls.credentials import (
@@ -213,6 +213,27 @@ class TlsConfig(Options):
                 raise self._where_said(error) from None
             raise
 
+    def for_server(self, table: str = "") -> _native.TlsConfig:
+        """The parsed form, for a server.
+
+        Args:
+            table: Where the configuration stands, in front of the names of its options.
+
+        Raises:
+            ConfigError: Something was said about clients' certificates, and nobody asks for them.
+        """
+        if not asks_clients(self):
+            why = "is about clients' certificates, which nobody asks for"
+            for name in ("roots", "pins"):
+                if self.client_auth != "off" or self.peer_rules:  # those are refused natively, first
+                    break
+                if getattr(self, name) or getattr(self.credentials, name, None):
+                    where = name if getattr(self, name) else f"credentials.{name}"
+                    raise unused(table + where, f'{why}: client_auth is "off"')
+            if self.danger_accept_any_certificate:
+                raise unused(f"{table}danger_accept_any_certificate", why)
+        return self.native
+
     def _where_said(self, error: ConfigError) -> ConfigError:
         """The error of native code, with the path of what is wrong as it was given here."""
         field, credentials = error.field or "", self.credentials
@@ -285,7 +306,7 @@ class TlsConfig(Options):
         """The options as a binding takes them; what a distribution of its own parses anew."""
         roots = self._believed_roots()
         pins = self.pins or getattr(self.credentials, "pins", ())
-        client_auth = self.client_auth or ("required" if pins or isinstance(roots, bytes) else "off")
+        client_auth = self.client_auth or ("required" if asks_clients(self) else "off")
         credentials = self.credentials
         return {
             "own": credentials._native_values() if isinstance(credentials, OwnCertificate) else None,
@@ -408,3 +429,12 @@ class TlsConfig(Options):
         if isinstance(values.get("crls"), list):
             values["crls"] = [path(one) for one in values["crls"]]
         return values
+
+
+def asks_clients(config: TlsConfig) -> bool:
+    """Whether a server with it asks its clients for certificates."""
+    if config.client_auth is not None:
+        return config.client_auth != "off"
+    credentials = config.credentials
+    roots = config.roots if config.roots is not None else getattr(credentials, "roots", None)
+    return isinstance(roots, bytes) or bool(config.pins or getattr(credentials, "pins", ()))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import Field, PlainValidator, SecretBytes, Strict, model_validator
 
 from sapper import _arguments, _native
+from sapper._mistakes import WrongTypeError
 from sapper._options import Options, config_error
 from sapper.tls.lookup import PskFinder
 from sapper.tls.material import (
@@ -270,7 +271,8 @@ def _only_key(values: dict[str, Any]) -> SecretBytes:
                 return SecretBytes(PskBytes.of_file(given))
             read = given if isinstance(given, PskBytes) else PskBytes(read_psk(given).get_secret_value())
         except ValueError as error:
-            raise config_error(name, str(error)) from None
+            reason = "wrong_type" if isinstance(error, WrongTypeError) else None
+            raise config_error(name, str(error), reason) from None
         if read.path is None:
             read.said = "key"
         return SecretBytes(read)
@@ -382,7 +384,7 @@ def _of_kind(*kinds: str) -> PlainValidator:
         if isinstance(value, classes):
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"must be a table or Credentials, not {type(value).__name__}")
+            raise WrongTypeError(f"must be a table or Credentials, not {type(value).__name__}")
         kind, words = value.get("kind"), ", ".join(kinds)
         if kind is None:
             raise config_error("kind", f"is required: one of {words}")

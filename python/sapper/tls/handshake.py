@@ -521,7 +521,7 @@ class Acceptor(_Direct):
 
     def __init__(self, credentials: Credentials | TlsConfig, *, options: PumpOptions | None = None) -> None:
         super().__init__(credentials, options)
-        self._config.native.check_server()
+        self._config.for_server().check_server()
 
     async def accept(self) -> HandshakeInfo:
         """Shakes hands as server; bytes flow from then on. If cancelled, everything ends.

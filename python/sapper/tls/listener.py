@@ -569,5 +569,5 @@ def listen(
     if times.upgrade == "mysql":
         raise config_error("upgrade", '"mysql" needs both ends before TLS: make bridges', "two_sided")
     config = with_protocol(TlsConfig.of(credentials, early_data=True), times.upgrade)
-    config.native.check_server()
+    config.for_server().check_server()
     return TlsListener(start, config, times, options.get("peer_policy"), own, max_handshakes)

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict
 
 from sapper import _native
 from sapper._files import read_whole
+from sapper._mistakes import WrongTypeError
 
 __all__ = ["FileBytes", "Material", "PskBytes", "key_in"]
 
@@ -95,7 +96,7 @@ def read_material(value: object) -> bytes:
         return value.encode()
     if isinstance(value, str | PathLike):
         return FileBytes.read(Path(value))
-    raise ValueError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
+    raise WrongTypeError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
 
 
 def read_secret(value: object) -> bytes:
@@ -123,7 +124,7 @@ def read_psk(value: object) -> SecretBytes:
         except ValueError:
             raise ValueError("a key given as text must be hexadecimal") from None
     if not isinstance(value, bytes | bytearray | memoryview):
-        raise ValueError(f"must be bytes or hexadecimal text, not {type(value).__name__}")
+        raise WrongTypeError(f"must be bytes or hexadecimal text, not {type(value).__name__}")
     return SecretBytes(value if isinstance(value, bytes) else bytes(value))
 
 

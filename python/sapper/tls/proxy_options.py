@@ -111,7 +111,7 @@ class Route(Options):
         return {
             "names": list(self.names),
             "pass_through": self.pass_through,
-            "tls": own.native if own is not None else None,
+            "tls": own.for_server("tls.") if own is not None else None,
             "upstreams": [_upstream(text) for text in self.to],
             "keep_source": self.keep_source,
             "upstream_tls": (upstream.native, self.upstream_name) if upstream is not None else None,

@@ -318,8 +318,10 @@ class TunnelServer(TunnelObject):
             "asked_ports": None if options.asked_ports is None else [*options.asked_ports],
             "asked_hosts": [*options.asked_hosts],
             "max_services": options.max_services,
-            "tls": None if self._tls is None else self._tls.native,
-            "visitor_tls": None if self._visitor_tls is None else self._visitor_tls.native,
+            "tls": None if self._tls is None else self._tls.for_server("tls."),
+            "visitor_tls": None
+            if self._visitor_tls is None
+            else self._visitor_tls.for_server("visitor_tls."),
             "filter": options.filter_timeout,
             "visitor_filter": None if self._visitor_filter is None else options.filter_timeout,
             "service_filter": None if self._service_filter is None else options.filter_timeout,

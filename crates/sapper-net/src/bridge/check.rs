@@ -29,6 +29,8 @@ impl Prepared {
             upgrade,
             tap,
         } = options;
+        // Before any framing is asked for: none would help.
+        check_streams([&transport, &sink])?;
         let form = Form { framing, sink_framing, packets, direction };
         let form = form.of_both(&transport, &sink)?;
         form.check_use(&transport, &sink, &deadlines)?;
@@ -40,23 +42,21 @@ impl Prepared {
             return Err(unused("tap", "a tap writes packets: set a `framing`"));
         }
         if !(1..=65_535).contains(&packets.max_packet) {
-            return Err(Error::config("max_packet", format!("1 to 65535, not {}", packets.max_packet)));
+            let text = format!("1 to 65535, not {}", packets.max_packet);
+            return Err(Error::config("max_packet", text).with_reason("out_of_range"));
         }
         if packets.records_per_write == 0 {
-            return Err(Error::config("records_per_write", "at least 1"));
+            return Err(Error::config("records_per_write", "at least 1").with_reason("out_of_range"));
         }
         if upgrade.is_some() {
             if transport.tls.is_none() {
                 return Err(unused("upgrade", "leads to TLS: give credentials"));
             }
             if form.framing.is_some() || sink.endpoint.is_port() {
-                return Err(Error::config(
-                    "upgrade",
-                    "is of protocols without packets: leave `framing` away",
-                ));
+                return Err(unused("upgrade", "is of protocols without packets: leave `framing` away"));
             }
             if direction != BridgeDirection::Duplex {
-                return Err(Error::config("upgrade", "is spoken both ways: leave `direction` away"));
+                return Err(unused("upgrade", "is spoken both ways: leave `direction` away"));
             }
         }
         if peer_policy.is_some() && transport.tls.is_none() {
@@ -69,7 +69,7 @@ impl Prepared {
             ("idle_timeout", deadlines.idle),
         ] {
             if duration.is_some_and(|d| d.is_zero()) {
-                return Err(Error::config(field, "must be above zero"));
+                return Err(Error::config(field, "must be above zero").with_reason("out_of_range"));
             }
         }
         let tap = tap.map(|tap| tap.open().map(Box::new)).transpose()?;
@@ -102,7 +102,7 @@ impl Form {
                     let field = if framing.is_some() { "framing" } else { "sink_framing" };
                     return Err(unused(field, "both ends carry packets already: leave it away"));
                 }
-                (false, Some(_), Some(_)) => {
+                (false, Some(framing), Some(sink_framing)) if framing != sink_framing => {
                     let text = "the network carries packets already: only `sink_framing` has a meaning";
                     return Err(unused("framing", text));
                 }
@@ -217,17 +217,21 @@ fn check_ethernet(endpoint: &EndpointSpec, framing: Option<Framing>, field: &'st
     }
 }
 
+fn check_streams(sides: [&SideOptions; 2]) -> Result<()> {
+    match sides.into_iter().find(|side| side.tls.is_some() && side.endpoint.is_port()) {
+        Some(side) => {
+            let text = "TLS runs over a stream, not over packets: a packet endpoint belongs in `sink`";
+            Err(Error::config(side.field, text).with_reason("packets"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// `fields` are the options in which credentials and server's name came.
 fn check_tls(side: &SideOptions, fields: [&'static str; 2]) -> Result<()> {
     let Some(SideTls { config, role, early }) = &side.tls else { return Ok(()) };
     if let Some(early) = early {
         config.check_early_data(role, early.bytes.len())?;
-    }
-    if side.endpoint.is_port() {
-        return Err(Error::config(
-            side.field,
-            "TLS runs over a stream, not over packets: a packet endpoint belongs in `sink`",
-        ));
     }
     config.check(role).map_err(|error| match error.field() {
         Some("credentials") => error.in_field(fields[0]),

@@ -228,7 +228,8 @@ impl Shared {
             return Err(Error::new(ErrorKind::Closed, "the bridge is closed"));
         }
         if std::mem::replace(&mut inner.start_called, true) {
-            return Err(Error::new(ErrorKind::ApiMisuse, "the bridge was started already"));
+            let text = "the bridge was started already";
+            return Err(Error::new(ErrorKind::ApiMisuse, text).with_reason("started"));
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ use super::open::{self, OpenEnds, OpenSide, Prepared};
 use super::resting::Resting;
 use super::running::{Running, end_of_drain, linger};
 use super::state::{BridgeState, Shared};
+use super::unused::unused;
 use super::{BridgeDirection, CdTunnelRole, Handshakes, facts};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
@@ -620,7 +621,7 @@ async fn say_goodbye(opened: &mut Opened) {
 }
 
 fn no_packets() -> Error {
-    Error::config("tap", "a tap writes packets: this bridge has no framing and carries bytes")
+    unused("tap", "a tap writes packets: this bridge has no framing and carries bytes")
 }
 fn stopped() -> Error {
     Error::new(ErrorKind::Closed, "the bridge was stopped")

@@ -28,9 +28,6 @@ impl Form {
     ) -> Result<()> {
         self.check_packets(transport, sink)?;
         let (is_tls, usual) = (transport.tls.is_some() || sink.tls.is_some(), Deadlines::default());
-        if deadlines.accept.is_some() && !transport.endpoint.is_listener() && !sink.endpoint.is_listener() {
-            return Err(unused("accept_timeout", "is for an end that listens, and none does"));
-        }
         if deadlines.handshake != usual.handshake && !is_tls && self.framing != Some(Framing::Superframe) {
             let text = "there is no handshake: neither TLS nor the hello of superframes";
             return Err(unused("handshake_timeout", text));
@@ -59,12 +56,13 @@ impl Form {
             return Err(Error::config("max_packet", text).with_reason("out_of_range"));
         }
         let (network_is_stream, sink_is_stream) = (!transport.endpoint.is_port(), !sink.endpoint.is_port());
-        if network_is_stream && !sink_is_stream && self.sink_framing.is_some() {
+        let other_framing = self.sink_framing.is_some() && self.sink_framing != self.framing;
+        if network_is_stream && !sink_is_stream && other_framing {
             let text = "is for a sink that is a stream: this one carries packets";
             return Err(unused("sink_framing", text));
         }
-        let written = (network_is_stream && self.direction != BridgeDirection::DecryptOnly)
-            || (sink_is_stream && self.direction != BridgeDirection::EncryptOnly);
+        // A sink that is swapped in later may be a stream.
+        let written = network_is_stream || self.direction != BridgeDirection::EncryptOnly;
         if said.records_per_write != usual.records_per_write && !written {
             let text = "no packets are written into a stream";
             return Err(unused("records_per_write", text));
@@ -97,7 +95,7 @@ impl SwapOptions {
             return Err(unused("accept_timeout", "is for a sink that listens"));
         }
         if self.accept.is_some_and(|time: Duration| time.is_zero()) {
-            return Err(Error::config("accept_timeout", "must be above zero"));
+            return Err(Error::config("accept_timeout", "must be above zero").with_reason("out_of_range"));
         }
         Ok(())
     }

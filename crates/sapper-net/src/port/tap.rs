@@ -40,10 +40,10 @@ pub struct TapOptions {
 
 impl TapOptions {
     /// Parses the filter and opens the file, making it where there is none; what an older one holds
-    /// stays until the tap starts. A mistake is an error of the field `tap`.
+    /// stays until the tap starts. A mistake is an error of the field `tap`, or of `tap.filter`.
     pub fn open(&self) -> Result<TapFile> {
         let parse = |text: &String| {
-            Filter::parse(text).map_err(|error| Error::config("tap", format!("filter: {error}")))
+            Filter::parse(text).map_err(|error| Error::config("tap.filter", error.to_string()))
         };
         let filter = self.filter.as_ref().map(parse).transpose()?;
         // Who reads a FIFO may pause for ever, and the end of a tap waits for what it writes to.

@@ -178,7 +178,9 @@ pub(super) fn check_asked(rules: bool, client_auth: ClientAuth) -> Result<()> {
              \"required\", or leave it away"
         }
     };
-    Err(Error::config("peer_rules", text))
+    let error = Error::config("peer_rules", text);
+    // Where clients are asked, the rules have a use, only not with all.
+    Err(if client_auth == ClientAuth::Off { error.with_reason("unused") } else { error })
 }
 
 impl PeerRules {
@@ -186,10 +188,8 @@ impl PeerRules {
     pub(super) fn load(options: &TlsOptions) -> Result<Self> {
         let rules = Self::new(&options.peer_rules)?;
         if !rules.is_empty() && options.roots == Roots::DangerNone && options.pins.is_empty() {
-            return Err(Error::config(
-                "peer_rules",
-                "names in a certificate that nobody has checked say nothing: give roots or pins",
-            ));
+            let text = "names in a certificate that nobody has checked say nothing: give roots or pins";
+            return Err(Error::config("peer_rules", text).with_reason("unused"));
         }
         Ok(rules)
     }

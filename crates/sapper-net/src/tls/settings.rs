@@ -72,6 +72,8 @@ pub(crate) struct Settings {
     pub(crate) ticket_lifetime: Duration,
     pub(crate) key_log: Option<Arc<KeyLogSink>>,
     pub(crate) legacy_renegotiation: bool,
+    /// What was said and has no use at a server, and why.
+    useless_at_a_server: Option<(&'static str, &'static str)>,
     pub(crate) security_level_0: bool,
     pub(crate) ignore_truncation: bool,
     /// Bytes; 0 is off.
@@ -98,13 +100,11 @@ impl Settings {
         check_psk_has_no_certificates(options, psk)?;
         check_use(options, psk)?;
         let suites = choose_suites(options, &credentials)?;
-        let groups = choose_groups(options)?;
+        let groups = choose_groups(options, &suites)?;
         for (index, protocol) in options.alpn.iter().enumerate() {
             if protocol.is_empty() || protocol.len() > 255 {
-                return Err(Error::config(
-                    format!("alpn.{index}"),
-                    "an application protocol's name has 1 to 255 bytes",
-                ));
+                let text = "an application protocol's name has 1 to 255 bytes";
+                return Err(Error::config(format!("alpn.{index}"), text).with_reason("out_of_range"));
             }
         }
         // Each is written with its length in front (RFC 7301, section 3.1).
@@ -122,7 +122,8 @@ impl Settings {
         let shown = load_shown(options, &credentials, wants_openssl)?;
         if !(Duration::from_secs(1)..=LONGEST_TICKET_LIFETIME).contains(&options.ticket_lifetime) {
             let longest = LONGEST_TICKET_LIFETIME.as_secs();
-            return Err(Error::config("ticket_lifetime", format!("must be from 1 to {longest} seconds")));
+            let text = format!("must be from 1 to {longest} seconds");
+            return Err(Error::config("ticket_lifetime", text).with_reason("out_of_range"));
         }
         check_early_data(options, wants_openssl)?;
         // A version without a suite of its own is not spoken.
@@ -165,6 +166,7 @@ impl Settings {
             ticket_lifetime: options.ticket_lifetime,
             key_log,
             legacy_renegotiation: options.danger_legacy_renegotiation,
+            useless_at_a_server: useless_at_a_server(options),
             security_level_0: options.danger_security_level_0,
             ignore_truncation: options.danger_ignore_truncation,
             early_data: options.danger_early_data,
@@ -184,15 +186,13 @@ impl Settings {
 
     pub(super) fn check_name_and_credentials(&self, role: &Role) -> Result<Option<ServerName<'static>>> {
         match (role, &self.credentials) {
-            (Role::Server, _) if self.legacy_renegotiation => Err(Error::config(
-                "danger_legacy_renegotiation",
-                "is for a client: it has no use at a server",
-            )
-            .with_reason("unused")),
             (Role::Server, OurCredentials::None) => {
                 Err(Error::config("credentials", "a server needs a certificate or a pre-shared key"))
             }
             (Role::Server, _) => {
+                if let Some((field, why)) = self.useless_at_a_server {
+                    return Err(Error::config(field, why).with_reason("unused"));
+                }
                 check_asked(self.has_rules, self.client_auth)?;
                 Ok(None)
             }
@@ -255,6 +255,7 @@ fn load_credentials(options: &TlsOptions) -> Result<OurCredentials> {
 fn check_psk_has_no_certificates(options: &TlsOptions, psk: bool) -> Result<()> {
     let field = match () {
         () if !psk => return Ok(()),
+        () if options.roots == Roots::DangerNone => "danger_accept_any_certificate",
         () if options.roots != Roots::Default => "roots",
         () if !options.pins.is_empty() => "pins",
         () if options.client_auth != ClientAuth::Off => "client_auth",
@@ -262,7 +263,7 @@ fn check_psk_has_no_certificates(options: &TlsOptions, psk: bool) -> Result<()> 
         () if !options.more_certificates.is_empty() => "more_credentials",
         () if !options.peer_rules.is_empty() => "peer_rules",
         () if !options.crls.is_empty() => "crls",
-        () if options.ocsp.is_some() => "ocsp",
+        () if options.ocsp.is_some_and(|ocsp| ocsp != OcspCheck::Off) => "ocsp",
         () => return Ok(()),
     };
     Err(Error::config(field, "with a pre-shared key there is no certificate to check").with_reason("unused"))
@@ -278,7 +279,35 @@ fn check_use(options: &TlsOptions, psk: bool) -> Result<()> {
         let text = "nothing is resumed: there are no tickets";
         return Err(Error::config("ticket_lifetime", text).with_reason("unused"));
     }
+    if options.min_version == TlsVersion::V1_3 {
+        for (field, said) in [
+            ("danger_legacy_renegotiation", options.danger_legacy_renegotiation),
+            ("danger_legacy_suites", options.danger_legacy_suites),
+        ] {
+            if said {
+                let text = "is about TLS 1.2, which is not spoken: min_version is TLSv1.3";
+                return Err(Error::config(field, text).with_reason("unused"));
+            }
+        }
+    }
     Ok(())
+}
+
+/// What is about the certificates of servers: whoever says it at a server believes that its clients are checked
+/// that way. What is for a server alone asks a client for nothing: one configuration may be both ends'.
+fn useless_at_a_server(options: &TlsOptions) -> Option<(&'static str, &'static str)> {
+    match () {
+        () if options.danger_legacy_renegotiation => {
+            Some(("danger_legacy_renegotiation", "is for a client: it has no use at a server"))
+        }
+        () if options.danger_ignore_server_name => {
+            Some(("danger_ignore_server_name", "is for a client: it has no use at a server"))
+        }
+        () if options.ocsp == Some(OcspCheck::Required) => {
+            Some(("ocsp", "is for a client: clients staple no response to their certificates"))
+        }
+        () => None,
+    }
 }
 
 /// Certificates as rustls shows them.
@@ -305,10 +334,8 @@ fn load_shown(
             ("credentials.names", !own.names.is_empty()),
         ] {
             if given {
-                return Err(Error::config(
-                    field,
-                    "legacy modes and suites know one certificate and no staple",
-                ));
+                let text = "legacy modes and suites know one certificate and no staple";
+                return Err(Error::config(field, text).with_reason("unused"));
             }
         }
         return Ok(None);
@@ -349,10 +376,12 @@ fn load_staple_check(
         None => OcspCheck::IfStapled,
         Some(OcspCheck::Off) => OcspCheck::Off,
         Some(_) if wants_openssl => {
-            return Err(Error::config("ocsp", "legacy modes and suites know no stapled responses"));
+            let text = "legacy modes and suites know no stapled responses";
+            return Err(Error::config("ocsp", text).with_reason("unused"));
         }
         Some(_) if nobody => {
-            return Err(Error::config("ocsp", "nobody is asked about the peer's certificate: leave it away"));
+            let text = "nobody is asked about the peer's certificate: leave it away";
+            return Err(Error::config("ocsp", text).with_reason("unused"));
         }
         Some(wanted) => wanted,
     };
@@ -379,7 +408,8 @@ fn load_verifier(options: &TlsOptions) -> Result<LoadedVerifier> {
     };
     let crls = revocation::read_crls(&options.crls)?;
     if !crls.is_empty() && (options.verifier.is_some() || !matches!(options.roots, Roots::Own(_))) {
-        return Err(Error::config("crls", "revocation lists belong to roots of your own: give them too"));
+        let text = "revocation lists belong to roots of your own: give them too";
+        return Err(Error::config("crls", text).with_reason("unused"));
     }
     let loaded =
         |verifier, needs_name| LoadedVerifier { verifier, system: None, own_roots: None, needs_name };
@@ -446,6 +476,10 @@ fn choose_suites(options: &TlsOptions, credentials: &OurCredentials) -> Result<V
             if let Some(why) = misfit(suite, psk_hash) {
                 return Err(Error::config(field(), format!("{} {why}", suite.iana)));
             }
+            if suite.version < options.min_version || suite.version > options.max_version {
+                let text = format!("{} is of {}, which is not spoken", suite.iana, suite.version.as_str());
+                return Err(Error::config(field(), text).with_reason("unused"));
+            }
             if !chosen.contains(&suite) {
                 chosen.push(suite);
             }
@@ -489,9 +523,14 @@ fn named_suite(name: &str, field: impl Fn() -> String, options: &TlsOptions) -> 
     Ok(suite)
 }
 
-fn choose_groups(options: &TlsOptions) -> Result<Vec<&'static Group>> {
+fn choose_groups(options: &TlsOptions, suites: &[&Suite]) -> Result<Vec<&'static Group>> {
     if options.groups.is_empty() {
         return Ok(GROUPS[..DEFAULT_GROUPS].iter().collect());
+    }
+    // Plain pre-shared keys and RSA's own key exchange agree on no group.
+    if suites.iter().all(|s| s.version == TlsVersion::V1_2 && !s.iana.starts_with("TLS_ECDHE_")) {
+        let text = "none of the suites has a key exchange in a group";
+        return Err(Error::config("groups", text).with_reason("unused"));
     }
     options
         .groups

@@ -89,28 +89,28 @@ fn later_fragments_have_no_ports_but_addresses() {
 #[test]
 fn errors_say_where_and_what() {
     let error = |text: &str| Filter::parse(text).unwrap_err().to_string();
-    assert_eq!(error("tpc"), "filter, at byte 0: \"tpc\" where a primitive is expected");
-    assert_eq!(error("tcp and"), "filter, at byte 7: end where a primitive is expected");
-    assert_eq!(error("tcp udp"), "filter, at byte 4: \"udp\" where \"and\", \"or\" or the end is expected");
-    assert_eq!(error("(tcp"), "filter, at byte 4: end where \"and\", \"or\" or \")\" is expected");
-    assert_eq!(error("tcp)"), "filter, at byte 3: \")\" where \"and\", \"or\" or the end is expected");
-    assert_eq!(error("tcp & udp"), "filter, at byte 4: \"&\" where \"and\", \"or\" or the end is expected");
-    assert_eq!(error("host example.org"), "filter, at byte 5: \"example.org\" where an address is expected");
-    assert_eq!(error("net 10.0.0.0/33"), "filter, at byte 4: \"10.0.0.0/33\" where ADDRESS/BITS is expected");
-    assert_eq!(error("net 10.0.0.0"), "filter, at byte 4: \"10.0.0.0\" where ADDRESS/BITS is expected");
-    assert_eq!(error("net 10.0.0.1/8"), "filter, at byte 4: network has bits behind its prefix");
-    assert_eq!(error("net 2001:db8::1/127"), "filter, at byte 4: network has bits behind its prefix");
-    assert_eq!(error("udp or ip port 5"), "filter, at byte 7: only tcp and udp have ports");
-    assert_eq!(error("port 65536"), "filter, at byte 0: ports end at 65535");
-    assert_eq!(error("port +5"), "filter, at byte 5: \"+5\" where a port is expected");
-    assert_eq!(error("tcp host 10.0.0.1"), "filter, at byte 0: only ip and ip6 have addresses");
-    assert_eq!(error("ip6 host 10.0.0.1"), "filter, at byte 0: the address is of the other IP version");
-    assert_eq!(error("src"), "filter, at byte 3: end where an address is expected");
-    assert_eq!(error("greater x"), "filter, at byte 8: \"x\" where a length is expected");
-    assert_eq!(error(&"(".repeat(100)), "filter, at byte 65: nested deeper than 64");
-    assert_eq!(error(&"x".repeat(5000)), "filter, at byte 4096: longer than 4096 bytes");
+    assert_eq!(error("tpc"), "at byte 0: \"tpc\" where a primitive is expected");
+    assert_eq!(error("tcp and"), "at byte 7: end where a primitive is expected");
+    assert_eq!(error("tcp udp"), "at byte 4: \"udp\" where \"and\", \"or\" or the end is expected");
+    assert_eq!(error("(tcp"), "at byte 4: end where \"and\", \"or\" or \")\" is expected");
+    assert_eq!(error("tcp)"), "at byte 3: \")\" where \"and\", \"or\" or the end is expected");
+    assert_eq!(error("tcp & udp"), "at byte 4: \"&\" where \"and\", \"or\" or the end is expected");
+    assert_eq!(error("host example.org"), "at byte 5: \"example.org\" where an address is expected");
+    assert_eq!(error("net 10.0.0.0/33"), "at byte 4: \"10.0.0.0/33\" where ADDRESS/BITS is expected");
+    assert_eq!(error("net 10.0.0.0"), "at byte 4: \"10.0.0.0\" where ADDRESS/BITS is expected");
+    assert_eq!(error("net 10.0.0.1/8"), "at byte 4: network has bits behind its prefix");
+    assert_eq!(error("net 2001:db8::1/127"), "at byte 4: network has bits behind its prefix");
+    assert_eq!(error("udp or ip port 5"), "at byte 7: only tcp and udp have ports");
+    assert_eq!(error("port 65536"), "at byte 0: ports end at 65535");
+    assert_eq!(error("port +5"), "at byte 5: \"+5\" where a port is expected");
+    assert_eq!(error("tcp host 10.0.0.1"), "at byte 0: only ip and ip6 have addresses");
+    assert_eq!(error("ip6 host 10.0.0.1"), "at byte 0: the address is of the other IP version");
+    assert_eq!(error("src"), "at byte 3: end where an address is expected");
+    assert_eq!(error("greater x"), "at byte 8: \"x\" where a length is expected");
+    assert_eq!(error(&"(".repeat(100)), "at byte 65: nested deeper than 64");
+    assert_eq!(error(&"x".repeat(5000)), "at byte 4096: longer than 4096 bytes");
     assert!(error(&"x".repeat(4000)).len() < 120);
-    assert_eq!(error("tcp and ü"), "filter, at byte 8: \"ü\" where a primitive is expected");
+    assert_eq!(error("tcp and ü"), "at byte 8: \"ü\" where a primitive is expected");
 }
 
 /// An expression as a tree, its text and what it means without any program.
