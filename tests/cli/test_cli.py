@@ -222,7 +222,11 @@ def _serve_tls(listener: socket.socket, made: ThrowawayCertificates) -> None:
             ErrorKind.CONFIG,
             "--ticket-lifetime: is for a server",
         ),
-        (["tls://h:1", "null:", "--client-auth", "required"], ErrorKind.CONFIG, "--client-auth: is for a server"),
+        (
+            ["tls://h:1", "null:", "--client-auth", "required"],
+            ErrorKind.CONFIG,
+            "--client-auth: is for a server",
+        ),
         (["tls-listen://:0", "null:", "--ocsp", "require"], ErrorKind.CONFIG, "--ocsp: is for a client"),
         (["null:", "null:", "--tap-filter", "tcp"], ErrorKind.CONFIG, "--tap-filter: belongs to --tap"),
         (["null:", "null:", "--config", "/no/such/file"], ErrorKind.CONFIG, "cannot read"),
