@@ -214,14 +214,18 @@ class TypedTls:
         """
         from sapper.tls.config import asks_clients
 
-        for one in TLS_OPTIONS:
-            if one.role is not None and roles and one.role not in roles:
-                self._refuse_either(one, f"is for a {one.role}: it has no use here", base)
+        self.fit_roles(roles, base)
         if set(roles) == {"server"} and not asks_clients(made):
             why = f"is about clients' certificates, which nobody asks for: {self._option('client-auth')}"
             for one in TLS_OPTIONS:
                 if one.name in ("roots", "pin", "allow", "crl", "danger-accept-any-certificate"):
                     self._refuse_either(one, why, base)
+
+    def fit_roles(self, roles: Collection[Role], base: TlsConfig | None = None) -> None:
+        """The same of what is for other ends, before anything is made of it."""
+        for one in TLS_OPTIONS:
+            if one.role is not None and roles and one.role not in roles:
+                self._refuse_either(one, f"is for a {one.role}: it has no use here", base)
 
     def _refuse(self, wrong: bool, name: str, why: str) -> None:
         if wrong and name in self._given and not self._is_usual(name):

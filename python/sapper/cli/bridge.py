@@ -204,6 +204,7 @@ def _tls(
             typed.fit(base, roles, base)
         # A key of a file has no other name here.
         return base, words | {"key": "--config"} if base and base.credentials.kind == "psk" else words
+    typed.fit_roles(roles, base)
     made = typed.config(base)
     typed.fit(made, roles, base)
     return made, words
