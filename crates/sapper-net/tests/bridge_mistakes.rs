@@ -171,7 +171,7 @@ fn mistakes_are_found_when_the_bridge_is_made() {
     }
     let mut packets = options(datagrams(), datagrams());
     packets.transport.tls = server(psk().server);
-    assert_eq!(refused(packets), (config, Some("network"), None));
+    assert_eq!(refused(packets), (config, Some("network"), Some("packets")));
 }
 
 #[test]
