@@ -62,7 +62,8 @@ async def test_version_2_does_not_call_verified_what_nobody_verified(
 ) -> None:
     shown = "danger" in more
     asked = {"danger_accept_any_certificate": True, "client_auth": "required"}
-    tls = own(certs.server, **(asked if shown else {"roots": certs.ca.cert, "client_auth": "off", **more}))
+    offered = {"roots": certs.ca.cert, **more} if more else {}
+    tls = own(certs.server, **(asked if shown else offered))
     context = trusting(certs, certs.client if shown else None)
     async with Proxy(listen="127.0.0.1:0", to=to(service), tls=tls, send_proxy="v2") as proxy:
         plain = connect(proxy.addresses[0])
