@@ -490,7 +490,7 @@ async def test_a_tap_writes_packets(tmp_path: Path, leak_check: None) -> None:
         await two.client.untap()
         with pytest.raises(ConfigError) as caught:
             await two.client.tap(file, filter="no such language (")
-        assert caught.value.field == "tap"
+        assert caught.value.field == "filter"
     data = file.read_bytes()
     assert data.startswith(b"\x0a\x0d\x0d\x0a")
     assert len(data) > 10 * 1280
