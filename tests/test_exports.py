@@ -62,6 +62,7 @@ def test_all_is_exact(name: str) -> None:
 SHARED = {
     "sapper.tls.credentials": {"Unpicklable", "not_pickled"},
     "sapper.tls.bridge": {"asked", "side", "with_protocol"},
+    "sapper.tls.config": {"asks_clients"},
     "sapper.tls.material": {
         "as_list",
         "native_material",
