@@ -91,7 +91,7 @@ def wireguard() -> Path:
 
 @cache
 def crate(name: str) -> Path:
-    """A program of crates.io at its pinned version, with the newest dependencies that it allows."""
+    """A published crate's program at its pinned version, with the newest dependencies that it allows."""
     package, version, features = _CRATES[name]
     root = BUILD / "crates"
     out = root / "bin" / name

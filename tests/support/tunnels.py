@@ -24,6 +24,15 @@ async def until(condition: Callable[[], object], what: str = "the condition") ->
         await asyncio.sleep(0.005)
 
 
+async def first_of(heard: Any, kind: type[Any]) -> Any:
+    """The first event of that kind, of those that ``heard`` gives."""
+    async with asyncio.timeout(LATEST):
+        async for event in heard:
+            if isinstance(event, kind):
+                return event
+    raise AssertionError("the events ended")
+
+
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Sends back what comes, then ends."""
     while data := await reader.read(65_536):

@@ -44,6 +44,7 @@ from support.tunnels import (
     Service,
     client,
     echo,
+    first_of,
     is_let_in,
     says,
     server,
@@ -67,14 +68,6 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 def one(name: str, value: Any) -> Any:
     """An option that has its name from a table."""
     return {name: value}
-
-
-async def first_of(heard: Any, kind: type[Any]) -> Any:
-    async with asyncio.timeout(LATEST):
-        async for event in heard:
-            if isinstance(event, kind):
-                return event
-    raise AssertionError("the events ended")
 
 
 def rows(begins: str) -> set[str]:

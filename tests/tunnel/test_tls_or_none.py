@@ -13,7 +13,7 @@ import pytest
 from sapper.errors import ConnectionLost, IncompatiblePeer, SapperError
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tunnel import ClientOptions, TunnelClient, events
-from support.tunnels import CREDENTIALS, LATEST, Service, client, echo, server, visit
+from support.tunnels import CREDENTIALS, LATEST, Service, client, echo, first_of, server, visit
 from support.w3ptunl import OriginalClient, OriginalServer
 
 ONCE = ClientOptions(reconnect=False)
@@ -33,14 +33,6 @@ def served(made: ThrowawayCertificates, tmp_path_factory: pytest.TempPathFactory
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
     return context
-
-
-async def first_of(heard: Any, kind: type[Any]) -> Any:
-    async with asyncio.timeout(LATEST):
-        async for event in heard:
-            if isinstance(event, kind):
-                return event
-    raise AssertionError("the events ended")
 
 
 async def error_of(port: int, **values: Any) -> SapperError:
