@@ -373,6 +373,45 @@ def test_a_configuration_may_be_shared_by_both_ends(made: ThrowawayCertificates)
         tls.create_bridge(**ends, server_side=server_side).stop()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("client_auth", "optional"), ("ticket_lifetime", 60.0), ("more_credentials", "own")]
+)
+def test_a_place_that_is_a_clients_alone_refuses_what_is_for_servers(
+    name: str, value: object, made: ThrowawayCertificates
+) -> None:
+    if value == "own":
+        value = [Credentials.certificate(*made.server)]
+    given: dict[str, Any] = {name: value}
+    config = TlsConfig(credentials=Credentials.certificate(*made.server), roots=made.authority, **given)
+
+    async def proxied(**options: Any) -> None:
+        async with tls.Proxy(ProxyOptions.from_mapping({"listen": "127.0.0.1:0", **options})):
+            pass
+
+    async def tunnelled() -> None:
+        await TunnelClient("localhost", 1, 1, tls=config).start()
+
+    way = {"to": "tls://localhost:1", "upstream_tls": config}
+    refused(f"upstream_tls.{name}", lambda: asyncio.run(proxied(**way)))
+    refused(f"routes.0.upstream_tls.{name}", lambda: asyncio.run(proxied(routes=[way])))
+    refused(f"tls.{name}", lambda: asyncio.run(tunnelled()))
+    asyncio.run(proxied(**way, tls=config))  # shared with an end for which it is
+
+
+def test_tls_of_a_route_is_told_with_its_path(made: ThrowawayCertificates) -> None:
+    config = TlsConfig(
+        credentials=Credentials.certificate(*made.server), roots=made.authority, client_auth="off"
+    )
+
+    async def proxied() -> None:
+        routes = [{"names": "a.test", "to": "localhost:1"}, {"to": "localhost:1", "tls": config}]
+        options = {"listen": "127.0.0.1:0", "routes": routes}
+        async with tls.Proxy(ProxyOptions.from_mapping(options)):
+            pass
+
+    refused("routes.1.tls.roots", lambda: asyncio.run(proxied()))
+
+
 # -- proxies --------------------------------------------------------------------------------------------
 
 UNIX = {"listen": "unix:/run/x", "to": "localhost:1"}

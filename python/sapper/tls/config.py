@@ -234,6 +234,21 @@ class TlsConfig(Options):
                 raise unused(f"{table}danger_accept_any_certificate", why)
         return self.native
 
+    def for_client(self, table: str) -> _native.TlsConfig:
+        """The parsed form, for a place that is a client's alone: elsewhere a server may share it.
+
+        Args:
+            table: That place, in front of the names of the options.
+
+        Raises:
+            ConfigError: Something was said that is for servers.
+        """
+        asks = self.client_auth not in (None, "off")
+        for name in ("more_credentials", *(("client_auth",) if asks else ()), "ticket_lifetime"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise unused(table + name, "is for servers: this is a client's end")
+        return self.native
+
     def _where_said(self, error: ConfigError) -> ConfigError:
         """The error of native code, with the path of what is wrong as it was given here."""
         field, credentials = error.field or "", self.credentials

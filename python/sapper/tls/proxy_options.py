@@ -106,15 +106,20 @@ class Route(Options):
             upstream = upstream_tls or TlsConfig()
         return own, upstream
 
-    def native_values(self, own: TlsConfig | None, upstream: TlsConfig | None) -> _native.RouteDict:
-        """As the binding takes it, with these configurations."""
+    def native_values(
+        self, own: TlsConfig | None, upstream: TlsConfig | None, place: str
+    ) -> _native.RouteDict:
+        """As the binding takes it, with these configurations; ``place`` stands before the names in errors."""
+        service_tls = None
+        if upstream is not None:  # one that both ends share has what is for servers by right
+            service_tls = upstream.native if upstream is own else upstream.for_client(f"{place}upstream_tls.")
         return {
             "names": list(self.names),
             "pass_through": self.pass_through,
-            "tls": own.for_server("tls.") if own is not None else None,
+            "tls": own.for_server(f"{place}tls.") if own is not None else None,
             "upstreams": [_upstream(text) for text in self.to],
             "keep_source": self.keep_source,
-            "upstream_tls": (upstream.native, self.upstream_name) if upstream is not None else None,
+            "upstream_tls": (service_tls, self.upstream_name) if service_tls is not None else None,
             "upstream_upgrade": self.upstream_upgrade,
             "send_proxy": self.send_proxy,
         }
@@ -305,9 +310,20 @@ class ProxyOptions(Options):
         return ways
 
     def native_service(self) -> _native.ServiceDict:
-        """What connections are served by, as the binding takes it."""
+        """What connections are served by, as the binding takes it.
+
+        Raises:
+            ConfigError: A configuration of TLS says what its place has no use for.
+        """
+        try:
+            routes = [
+                way.native_values(own, upstream, f"routes.{number}.")
+                for number, (way, own, upstream) in enumerate(self._ways)
+            ]
+        except ConfigError as error:
+            raise self.where_said(error) from None
         return {
-            "routes": [way.native_values(own, upstream) for way, own, upstream in self._ways],
+            "routes": routes,
             "upgrade": self.upgrade,
             "proxy_from": [one for one in self.proxy_from if one != "unix"],
             "proxy_from_unix": "unix" in self.proxy_from,

@@ -183,7 +183,7 @@ class TunnelClient(TunnelObject):
             "port": self._port,
             "services": self._services,
             "credentials": self._said,
-            "tls": None if self._tls is None else (self._tls.native, self._name or self._host),
+            "tls": None if self._tls is None else (self._tls.for_client("tls."), self._name or self._host),
             "lease": options.lease,
             "reconnect": options.reconnect_delay if options.reconnect else None,
             "dial_timeout": options.dial_timeout,
