@@ -56,6 +56,12 @@ SERVER_GARBAGE: dict[str, tuple[bytes, type[SapperError], str | None, str]] = {
     "no handshake message": (b"\x16\x03\x03\x00\x08\xfe\x00\x00\x04abcd", IncompatiblePeer, "not_tls", ""),
     "application data": (b"\x17\x03\x03\x00\x05hello", IncompatiblePeer, "not_tls", ""),
     "an alert": (b"\x15\x03\x03\x00\x02\x02\x46", IncompatiblePeer, None, "protocol_version"),
+    "a client's hello": (
+        b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c",
+        IncompatiblePeer,
+        "both_clients",
+        "be the server",
+    ),
     "a close_notify": (b"\x15\x03\x03\x00\x02\x01\x00", ConnectionLost, "truncated", ""),
 }
 CLIENT_GARBAGE: dict[str, tuple[bytes, type[SapperError], str | None, str]] = {
@@ -75,6 +81,7 @@ CLIENT_GARBAGE: dict[str, tuple[bytes, type[SapperError], str | None, str]] = {
         "",
     ),
     "an absurd record": (b"\x16\x03\x01\xff\xff" + bytes(65_535), IncompatiblePeer, "not_tls", ""),
+    "an alert": (b"\x15\x03\x03\x00\x02\x02\x28", IncompatiblePeer, "not_tls", "handshake_failure (40)"),
     "nothing": (b"", ConnectionLost, "truncated", ""),
     "half a hello": (b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c\x03\x03", ConnectionLost, "truncated", ""),
     "application data": (b"\x17\x03\x03\x00\x05hello", IncompatiblePeer, "not_tls", ""),

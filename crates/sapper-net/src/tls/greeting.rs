@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::error::{Direction, Error, ErrorKind, Phase};
+use crate::tls::failure::alert;
 
 /// Bytes of the peer's first words that an error shows.
 const SHOWN: usize = 24;
@@ -46,7 +47,14 @@ pub(crate) fn check(first: &[u8], we_are_client: bool) -> Result<bool, Error> {
         [22, _, _, _, _, kind, ..] => {
             let expected = if we_are_client { 2 } else { 1 };
             // HelloRequest (0) may come before the server's hello in TLS 1.2.
-            if *kind == expected || (we_are_client && *kind == 0) { Ok(true) } else { Err(stranger(first)) }
+            match *kind {
+                kind if kind == expected || (we_are_client && kind == 0) => Ok(true),
+                1 => Err(refused(
+                    "the peer begins a TLS handshake as we do: both ends are clients, and one has to be the server",
+                    "both_clients",
+                )),
+                _ => Err(stranger(first)),
+            }
         }
         [21, _, _, _, _, ..] => Ok(true),
         _ => Ok(false),
@@ -63,15 +71,25 @@ fn version_fits(rest: &[u8]) -> bool {
 }
 
 fn stranger(first: &[u8]) -> Error {
+    if let [21, 3, minor, 0, 2, _, description, ..] = *first
+        && minor <= 4
+    {
+        let name = alert::name(description);
+        return refused(
+            format!("the peer began with the TLS alert {name} ({description}) where its handshake is due"),
+            "not_tls",
+        );
+    }
     let known = KNOWN.iter().find(|(prefix, _)| first.starts_with(prefix));
     let guess = known.map_or(String::new(), |(_, name)| format!(" ({name})"));
-    Error::new(
-        ErrorKind::IncompatiblePeer,
-        format!("the peer does not speak TLS: it began with {}{guess}", shown(first)),
-    )
-    .with_reason("not_tls")
-    .with_phase(Phase::Handshake)
-    .with_direction(Direction::Decapsulate)
+    refused(format!("the peer does not speak TLS: it began with {}{guess}", shown(first)), "not_tls")
+}
+
+fn refused(message: impl Into<String>, reason: &'static str) -> Error {
+    Error::new(ErrorKind::IncompatiblePeer, message.into())
+        .with_reason(reason)
+        .with_phase(Phase::Handshake)
+        .with_direction(Direction::Decapsulate)
 }
 
 /// Text in quotes where it is text, hexadecimal otherwise. Never more than a few bytes.
@@ -121,6 +139,11 @@ mod tests {
         // A server's hello where a client's is due: two servers, or two clients, face each other.
         assert!(check(&[22, 3, 3, 0, 80, 2], false).is_err());
         assert!(check(&[21, 3, 3, 0, 2], false).is_err());
+        let error = check(&[22, 3, 1, 2, 0, 1, 0, 1], true).unwrap_err();
+        assert!(error.message().contains("both ends are clients"), "{error}");
+        // Whoever gives up before it began says why.
+        let error = check(&[21, 3, 3, 0, 2, 2, 40], false).unwrap_err();
+        assert!(error.message().contains("alert handshake_failure (40)"), "{error}");
     }
 
     #[test]

@@ -36,6 +36,8 @@ mod reason {
     pub(super) const BINDER_DOES_NOT_VERIFY: i32 = 253;
     pub(super) const CERTIFICATE_VERIFY_FAILED: i32 = 134;
     pub(super) const PEER_DID_NOT_RETURN_A_CERTIFICATE: i32 = 199;
+    pub(super) const NO_SHARED_CIPHER: i32 = 193;
+    pub(super) const NO_SUITABLE_SIGNATURE_ALGORITHM: i32 = 118;
     pub(super) const PSK_IDENTITY_NOT_FOUND: i32 = 223;
     pub(super) const UNSAFE_LEGACY_RENEGOTIATION_DISABLED: i32 = 338;
     /// No suite, version, group, signature or protocol in common.
@@ -575,6 +577,12 @@ impl Library {
             reason::UNSAFE_LEGACY_RENEGOTIATION_DISABLED => (
                 ErrorKind::IncompatiblePeer,
                 "the peer knows only the insecure renegotiation; danger_legacy_renegotiation allows it"
+                    .to_owned(),
+            ),
+            // A client with certificates alone: we have none, which is no fault of its suites or signatures.
+            reason::NO_SHARED_CIPHER | reason::NO_SUITABLE_SIGNATURE_ALGORITHM if in_psk_handshake => (
+                ErrorKind::IncompatiblePeer,
+                "nothing in common with the peer: it offers no pre-shared key, or no suite for one that we take"
                     .to_owned(),
             ),
             reason if reason::NOTHING_IN_COMMON.contains(&reason) => {

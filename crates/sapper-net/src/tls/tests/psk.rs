@@ -32,6 +32,17 @@ fn fails(client: &TlsOptions, server: &TlsOptions) -> (bool, Error, Error) {
 }
 
 #[test]
+fn a_client_without_a_key_is_told_from_one_with_another() {
+    for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
+        let client = only(version, TlsOptions::default());
+        let (is_client, error, _) = fails(&client, &only(version, psk_options(b"known", KEY)));
+        assert!(!is_client);
+        assert_eq!(error.kind(), ErrorKind::IncompatiblePeer, "{error}");
+        assert!(error.message().contains("it offers no pre-shared key"), "{version:?}: {error}");
+    }
+}
+
+#[test]
 fn a_server_finds_the_key_by_its_identity() {
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
         let server =
