@@ -117,6 +117,20 @@ def test_secrets_never_show(made: ThrowawayCertificates) -> None:
         assert not any(secret in str(caught.value) for secret in hidden)
 
 
+def test_a_configuration_is_dumped_without_its_secrets(made: ThrowawayCertificates) -> None:
+    """Warnings are errors in these tests."""
+    chain, key = made.server
+    for credentials, secret in (
+        (Credentials.psk("x", KEY), KEY.hex()),
+        (Credentials.certificate(chain, key, roots=made.authority), key.decode().splitlines()[1]),
+        (Credentials.none(roots=made.authority), KEY.hex()),
+    ):
+        config = TlsConfig(credentials=credentials)
+        assert TlsConfig(**config.model_dump()) == config
+        assert secret not in config.model_dump_json()
+        assert secret not in str(config.model_dump())
+
+
 @pytest.mark.parametrize(
     "credentials",
     [

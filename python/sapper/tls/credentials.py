@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, PlainValidator, SecretBytes, Strict, model_validator
+from pydantic import Field, PlainValidator, SecretBytes, SerializeAsAny, Strict, model_validator
 
 from sapper import _arguments, _native
 from sapper._mistakes import WrongTypeError
@@ -398,5 +398,8 @@ def _of_kind(*kinds: str) -> PlainValidator:
 AnyCredentials = Annotated[
     PskCredentials | PskLookupCredentials | CertificateCredentials | Pkcs12Credentials | NoCredentials,
     _of_kind("psk", "psk_lookup", "certificate", "pkcs12", "none"),
+    SerializeAsAny(),
 ]
-OneMore = Annotated[CertificateCredentials | Pkcs12Credentials, _of_kind("certificate", "pkcs12")]
+OneMore = Annotated[
+    CertificateCredentials | Pkcs12Credentials, _of_kind("certificate", "pkcs12"), SerializeAsAny()
+]

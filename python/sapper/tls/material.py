@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, Strict
+from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, SerializeAsAny, Strict
 
 from sapper import _native
 from sapper._files import read_whole
@@ -175,14 +175,17 @@ def native_material(content: bytes) -> _native.Material:
     return bytes(content), getattr(content, "path", None)
 
 
+# What a plain validator made is dumped as what it is: by itself pydantic would dump it twice.
 # Nothing that only looks like a truth value is taken for one.
 Flag = Annotated[bool, Strict()]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
-Content = Annotated[bytes, PlainValidator(read_material)]
-Public = Annotated[bytes, PlainValidator(read_material), Field(repr=False)]
-Response = Annotated[bytes | None, PlainValidator(_read_if_given), Field(repr=False)]
-Secret = Annotated[SecretBytes, PlainValidator(_read_secret_bytes)]
-PskKey = Annotated[SecretBytes, PlainValidator(read_psk)]
+Content = Annotated[bytes, PlainValidator(read_material), SerializeAsAny()]
+Public = Annotated[bytes, PlainValidator(read_material), SerializeAsAny(), Field(repr=False)]
+Response = Annotated[bytes | None, PlainValidator(_read_if_given), SerializeAsAny(), Field(repr=False)]
+Secret = Annotated[SecretBytes, PlainValidator(_read_secret_bytes), SerializeAsAny()]
+PskKey = Annotated[SecretBytes, PlainValidator(read_psk), SerializeAsAny()]
 Pin = Annotated[bytes, BeforeValidator(read_pin)]
 Word = Annotated[bytes, BeforeValidator(_as_bytes)]
-Roots = Annotated[Literal["system"] | bytes | None, PlainValidator(_read_roots), Field(repr=False)]
+Roots = Annotated[
+    Literal["system"] | bytes | None, PlainValidator(_read_roots), SerializeAsAny(), Field(repr=False)
+]
