@@ -99,8 +99,7 @@ pub(crate) async fn unix_socket(
 
 /// One try at one address.
 async fn attempt(address: SocketAddr, options: &ConnectOptions) -> Result<FdStream> {
-    // The race names the address.
-    let failed = |source: io::Error| connect_failed("connect", &source);
+    let failed = |source: io::Error| connect_failed(&address.to_string(), &source);
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP)).map_err(failed)?;
     if let Some(local) = options.local {
@@ -186,7 +185,7 @@ fn addresses(fd: &impl AsFd) -> io::Result<(Address, Address)> {
 fn refuse_self(local: &Address, peer: &Address) -> Result<()> {
     if matches!(local, Address::Inet(_)) && local == peer {
         let source = io::Error::from_raw_os_error(libc::ECONNREFUSED);
-        return Err(connect_failed("connect (to itself)", &source));
+        return Err(connect_failed(&format!("{peer}: the connection would be to itself"), &source));
     }
     Ok(())
 }

@@ -111,8 +111,15 @@ where
 }
 
 impl Failures {
-    /// One error that names every address.
+    /// One error that names every address once.
     pub fn into_error(self, target: &str) -> Error {
+        let said = self.to_string();
+        let why = match &self.tried[..] {
+            [(address, _)] if self.untried == 0 && target.ends_with(&address.to_string()) => {
+                said.strip_prefix(&format!("{address}: ")).unwrap_or(&said)
+            }
+            _ => &said,
+        };
         let mut failed = self.tried.iter().filter_map(|(_, why)| why.as_ref());
         let first = failed.next();
         let kind = match first {
@@ -120,7 +127,7 @@ impl Failures {
             Some(first) if failed.all(|other| other.kind() == first.kind()) => first.kind(),
             _ => ErrorKind::Connect,
         };
-        let mut error = Error::new(kind, format!("connect to {target}: {self}")).with_phase(Phase::Connect);
+        let mut error = Error::new(kind, format!("connect to {target}: {why}")).with_phase(Phase::Connect);
         if let (false, Some(errno)) = (self.late, first.and_then(Error::errno)) {
             error = error.with_errno(errno);
         }
@@ -133,7 +140,8 @@ impl fmt::Display for Failures {
         for (place, (address, why)) in self.tried.iter().enumerate() {
             let separator = if place == 0 { "" } else { "; " };
             match why {
-                Some(why) => write!(f, "{separator}{address}: {}", why.message())?,
+                // An attempt names its address.
+                Some(why) => write!(f, "{separator}{}", why.message())?,
                 None => write!(f, "{separator}{address}: no answer before the deadline")?,
             }
         }
@@ -155,8 +163,8 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn refused() -> Error {
-        Error::new(ErrorKind::Connect, "refused").with_errno(libc::ECONNREFUSED)
+    fn refused(address: SocketAddr) -> Error {
+        Error::new(ErrorKind::Connect, format!("{address}: refused")).with_errno(libc::ECONNREFUSED)
     }
 
     const V6: &str = "[2001:db8::1]:1";
@@ -224,7 +232,7 @@ mod tests {
     async fn a_failure_starts_the_next_at_once() {
         let start = Instant::now();
         let won = race(&addresses(&[V6, V4]), start + Duration::from_secs(10), |address| async move {
-            if address.is_ipv6() { Err(refused()) } else { Ok(address) }
+            if address.is_ipv6() { Err(refused(address)) } else { Ok(address) }
         })
         .await
         .unwrap();
@@ -235,11 +243,17 @@ mod tests {
     async fn when_all_fail_the_error_names_each() {
         let deadline = Instant::now() + Duration::from_secs(10);
         let failures =
-            race::<(), _>(&addresses(&[V6, V4]), deadline, |_| async { Err(refused()) }).await.unwrap_err();
-        let error = failures.into_error("example.com:1");
+            race::<(), _>(&addresses(&[V6, V4]), deadline, |one| async move { Err(refused(one)) }).await;
+        let error = failures.unwrap_err().into_error("tcp example.com:1");
         assert_eq!((error.kind(), error.errno()), (ErrorKind::Connect, Some(libc::ECONNREFUSED)));
-        assert!(error.message().contains(V6) && error.message().contains(V4), "{error}");
-        assert!(error.message().contains("example.com:1"), "{error}");
+        let both = format!("connect to tcp example.com:1: {V6}: refused; {V4}: refused");
+        assert_eq!(error.message(), both);
+        for (only, target) in [(V4, "tcp 192.0.2.1:1"), (V6, "tcp [2001:db8::1]:1")] {
+            let failures =
+                race::<(), _>(&addresses(&[only]), deadline, |one| async move { Err(refused(one)) }).await;
+            let error = failures.unwrap_err().into_error(target);
+            assert_eq!(error.message(), format!("connect to {target}: refused"));
+        }
     }
 
     #[tokio::test(start_paused = true)]
