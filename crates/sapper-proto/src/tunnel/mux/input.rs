@@ -213,6 +213,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         if stream.flags.remote_ended {
             return Input { consumed, event: None };
         }
+        self.sharing.heard(key, now);
         stream.unread += n as u32;
         self.unread += n;
         self.stats.payload.1 += n as u64;

@@ -25,6 +25,7 @@ mod input;
 mod log;
 mod output;
 mod session;
+mod sharing;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use self::budget::Budget;
 use self::ids::Ids;
 use self::log::Log;
+use self::sharing::Sharing;
 pub use self::table::StreamKey;
 use self::table::{Stream, Table};
 use super::frame::{Capabilities, Code, FrameError, Hello, Kind, OpenInfo, Token};
@@ -59,7 +61,7 @@ const TOMBSTONE_LIFE: Duration = Duration::from_secs(120);
 const PATH_LIFE: Duration = Duration::from_secs(300);
 /// Where the path is shorter, what a window has to last for is the turns that two processes have on their cores.
 const LEAST_PATH: Duration = Duration::from_micros(550);
-/// The most that a window grows to for that.
+/// The most that a window grows to for that, while nobody else waits behind what it lets through.
 const SHORT_PATH_WINDOW: u32 = 1536 * 1024;
 /// A stream's rate is taken over at least this: what had waited comes in one burst, which is nobody's rate.
 const LEAST_SPAN: Duration = Duration::from_millis(4);
@@ -372,6 +374,7 @@ pub struct Mux<B> {
     events: VecDeque<Event>,
     unread: usize,
     grown: usize,
+    sharing: Sharing,
     overfull: u32,
     budget: Option<Arc<Budget>>,
     charged: usize,
@@ -454,6 +457,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             events: VecDeque::new(),
             unread: 0,
             grown: 0,
+            sharing: Sharing::default(),
             overfull: 0,
             budget: None,
             charged: 0,

@@ -363,14 +363,20 @@ impl<B: AsRef<[u8]>> Mux<B> {
                 let bytes = u128::from(stream.counted) * (2 * time).as_nanos() / span.as_nanos();
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             };
-            let needed = going(path).max(going(LEAST_PATH).min(SHORT_PATH_WINDOW)).min(config.max_window);
+            let (shared, before) = (self.sharing.is_on(now), growth(stream, config));
+            let turns = if shared { 0 } else { going(LEAST_PATH).min(SHORT_PATH_WINDOW) };
+            let needed = going(path).max(turns).min(config.max_window);
             let left = u32::try_from(config.window_budget.saturating_sub(self.grown)).unwrap_or(u32::MAX);
-            let before = growth(stream, config);
             let step = needed.saturating_sub(stream.window).min(stream.window).min(left);
-            stream.window += step;
-            more += step;
-            self.grown += growth(stream, config) - before;
+            // One that grew while it was alone gives back what others would wait behind.
+            let back = if shared { stream.window.saturating_sub(needed.max(config.window)).min(more) } else { 0 };
+            stream.window = stream.window + step - back;
+            more = more + step - back;
+            self.grown = self.grown + growth(stream, config) - before;
             (stream.credited, stream.counted) = (now, 0);
+        }
+        if more == 0 {
+            return;
         }
         stream.allowance += more;
         let body = Box::new(more.to_be_bytes());

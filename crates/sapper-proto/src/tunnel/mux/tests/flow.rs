@@ -230,6 +230,37 @@ fn what_is_read_in_bursts_gets_no_larger_window() {
     assert_eq!(pair.client.mux.gauges().grown, 0);
 }
 
+/// On a short path a window lasts for the turns of two processes, which others would wait behind.
+#[test]
+fn a_window_is_no_larger_than_its_path_needs_while_others_say_something() {
+    let config = Config { ping_every: Duration::from_secs(1), ..quiet() };
+    let mut pair = Pair::new(config.clone(), config);
+    pair.delay = MS / 20;
+    pair.run();
+    let (bulk, other) = (pair.server.open(pair.now), pair.server.open(pair.now));
+    pair.run();
+    // Half a gigabyte a second.
+    let mut sent = 0;
+    let mut go = |pair: &mut Pair, turns: usize, together: bool| {
+        for _ in 0..turns {
+            pair.server.write(bulk, &[7; 512 * 1024]);
+            if together {
+                pair.server.write(other, b"x");
+            }
+            sent += 512 * 1024;
+            pair.pass(MS);
+        }
+        assert_eq!(pair.client.side(bulk).got.len(), sent, "it is held up by nothing");
+        pair.client.mux.gauges().grown
+    };
+    let alone = go(&mut pair, 40, false);
+    assert!(alone > 200_000, "{alone}");
+    assert_eq!(go(&mut pair, 40, true), 0);
+    pair.pass(300 * MS);
+    let again = go(&mut pair, 40, false);
+    assert!(again > 200_000, "{again}");
+}
+
 #[test]
 fn round_trips_are_measured_and_silence_is_noticed() {
     let config = Config {
