@@ -369,7 +369,8 @@ impl<B: AsRef<[u8]>> Mux<B> {
             let left = u32::try_from(config.window_budget.saturating_sub(self.grown)).unwrap_or(u32::MAX);
             let step = needed.saturating_sub(stream.window).min(stream.window).min(left);
             // One that grew while it was alone gives back what others would wait behind.
-            let back = if shared { stream.window.saturating_sub(needed.max(config.window)).min(more) } else { 0 };
+            let back =
+                if shared { stream.window.saturating_sub(needed.max(config.window)).min(more) } else { 0 };
             stream.window = stream.window + step - back;
             more = more + step - back;
             self.grown = self.grown + growth(stream, config) - before;
