@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,10 +29,15 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declares the marker that :mod:`support.needs` reads."""
+    """Declares the marker that :mod:`support.needs` reads, and hears Ctrl-C.
+
+    Whoever is started in the background by a script does not, and nor would the commands that tests start.
+    """
     config.addinivalue_line(
         "markers", "needs(what, ...): programs, rights or interpreters without which it skips"
     )
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
