@@ -238,3 +238,84 @@ async def test_a_bridge_that_rests_is_not_dropped(leak_check: None) -> None:
         assert [isinstance(event, Closed) async for event in closed] == [True]
         with pytest.raises(ClosedError):
             other.start()
+
+
+class Owner:
+    """The commonest form of a program: it has its bridge, and the bridge calls back into it."""
+
+    def __init__(self, calls: str) -> None:
+        near, self.far = socket.socketpair()
+        self.heard: list[object] = []
+        call_backs: dict[str, Any] = {calls: self.hear}
+        self.bridge = create_bridge(socket=near, sink="null:", credentials=PSK, **call_backs)
+
+    def hear(self, *said: object) -> bool:
+        self.heard.append(said)
+        return True
+
+
+CALL_BACKS = ["on_error", "on_close", "peer_policy"]
+
+
+async def is_dropped(calls: str) -> None:
+    owner = Owner(calls)
+    far = owner.far
+    far.setblocking(False)
+    del owner
+    gc.collect()
+    with far:
+        assert await asyncio.get_running_loop().sock_recv(far, 1) == b""
+
+
+@pytest.mark.parametrize("calls", CALL_BACKS)
+async def test_a_bridge_that_was_never_used_does_not_keep_who_it_calls_back(
+    calls: str, leak_check: None
+) -> None:
+    async with asyncio.timeout(LATEST):
+        await is_dropped(calls)
+
+
+@pytest.mark.parametrize("calls", CALL_BACKS)
+def test_nor_does_one_without_an_event_loop(calls: str, leak_check: None) -> None:
+    owner = Owner(calls)
+    far = owner.far
+    far.settimeout(LATEST)
+    del owner
+    gc.collect()
+    with far:
+        assert far.recv(1) == b""
+
+
+async def test_an_iterator_of_a_bridge_that_was_never_used_ends_with_it(leak_check: None) -> None:
+    async with asyncio.timeout(LATEST):
+        owner = Owner("on_close")
+        events, far = owner.bridge.events(), owner.far
+        del owner
+        gc.collect()
+        assert [event async for event in events] == [Closed(None)]
+        far.close()
+
+
+@pytest.mark.parametrize("end", ["stop", "abort"])
+async def test_a_bridge_that_was_ended_before_its_use_tells_of_its_end(end: str, leak_check: None) -> None:
+    async with asyncio.timeout(LATEST):
+        owner = Owner("on_close")
+        heard, far = owner.heard, owner.far
+        getattr(owner.bridge, end)()
+        del owner
+        gc.collect()
+        await until(lambda: bool(heard), "its last call-back")
+        far.close()
+
+
+async def test_who_shakes_hands_keeps_the_bridge(leak_check: None) -> None:
+    async with asyncio.timeout(LATEST):
+        owner = Owner("on_error")
+        far = create_bridge(socket=owner.far, sink="null:", credentials=PSK, server_side=True)
+        shaking = asyncio.ensure_future(owner.bridge.handshake())
+        del owner
+        await asyncio.sleep(0)
+        gc.collect()
+        await far.handshake()
+        assert (await shaking).version == "TLSv1.3"
+        await far.aclose()

@@ -296,7 +296,7 @@ async def test_a_foreign_transport_that_is_swapped_away_is_closed(any_loop: str,
             assert await receive(peer, 1) == b""
             assert await given_back(old)
         peer = new
-    assert len(pump._life._at_end) == 2, "the network and the one sink"
+    assert len(pump._life._subscription.at_end) == 2, "the network and the one sink"
     with near, peer:
         await pump.stop()
         assert await given_back(outer)

@@ -1,8 +1,9 @@
 """What Python hears of one pump's life: events, call-backs, policy questions, the error that ended it.
 
 A :class:`Life` hears the native messages of one pump on its post (event loop or call-backs' thread).
-It does not refer to the pump before the pump works, so that one which was never used is collected;
-from then on it keeps it alive until its end, so that a running pump needs no variable to live in.
+Before the pump works the post hears weakly, because call-backs often lead back to the pump's owner: one
+which was never used is collected, in silence. From :meth:`Life.keep` on the post keeps it, and it the pump,
+until the end, so that a running pump needs no variable to live in.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -75,9 +77,9 @@ class Life:
         self._failure: SapperError | None = None
         self._streams: list[EventStream] = []
         self._keep: object = None
-        self._at_end: tuple[Callable[[], None], ...] = ()
-        mailbox, self.key = post.subscribe(self._hear)
-        self.mailbox: _native.Mailbox | None = mailbox
+        self.mailbox: _native.Mailbox | None = None
+        self._subscription = _Subscription(self, post)
+        self.key = self._subscription.key
 
     def subscribed(self) -> _native.Mailbox:
         """Where the native side posts, with :attr:`key`."""
@@ -93,25 +95,22 @@ class Life:
         """Keeps the pump alive until its end."""
         if not self.over:
             self._keep = pump
+            self._subscription.kept = self
 
     def at_end(self, *calls: Callable[[], None]) -> None:
         """Has these called too at the end, before anybody hears of it; now, where that is past."""
-        self._at_end += calls
+        self._subscription.at_end += calls
         if self.over:
-            self._call_at_end()
+            self._subscription.call_at_end()
 
     def not_at_end(self, call: Callable[[], None]) -> None:
         """Has this not called at the end after all."""
-        self._at_end = tuple(one for one in self._at_end if one != call)
-
-    def _call_at_end(self) -> None:
-        calls, self._at_end = self._at_end, ()
-        for call in calls:
-            call()
+        kept = tuple(one for one in self._subscription.at_end if one != call)
+        self._subscription.at_end = kept
 
     def cancel(self) -> None:
         """The pump was not made after all."""
-        self.post.unsubscribe(self.key)
+        self._subscription.end()
         self.mailbox = None  # whoever keeps the exception keeps this object
 
     def told(self, error: SapperError) -> None:
@@ -158,7 +157,8 @@ class Life:
         """Whether messages are taken by this very thread."""
         return self.post.is_here()
 
-    def _hear(self, tag: str, value: Any) -> None:
+    def hear(self, tag: str, value: Any) -> None:
+        """Takes a message; the post's subscription calls it."""
         if tag == "question":
             self._ask(value)
         elif tag == "started":
@@ -173,7 +173,7 @@ class Life:
             stream.put(event)
 
     def _end(self, error: SapperError | None) -> None:
-        self.post.unsubscribe(self.key)
+        self._subscription.end()
         self.mailbox = None  # whoever keeps a closed pump keeps no descriptor
         error = error or self._failure
         if error is not None:
@@ -182,7 +182,7 @@ class Life:
                 self._unheard = error
         self.over = True
         self._alive.release()
-        self._call_at_end()
+        self._subscription.call_at_end()
         self._tell(Closed(self.error))
         self._streams.clear()
         on_error, on_close = self._on_error, self._on_close
@@ -225,8 +225,40 @@ class Life:
             question.answer(yes)
 
     def __del__(self) -> None:
+        for stream in getattr(self, "_streams", ()):
+            stream.put(Closed(None))  # never used, and its iterators end with it
         if getattr(self, "_unheard", None) is not None:
             logger.error("sapper: an error that nobody heard ended a pump: %s", self._unheard)
+
+
+class _Subscription:
+    """What the post has of a life: its way to it, and what is to be done at the end without it too."""
+
+    def __init__(self, life: Life, post: Post) -> None:
+        self._life = weakref.ref(life)
+        self._post = post
+        self.kept: Life | None = None
+        self.at_end: tuple[Callable[[], None], ...] = ()
+        # The mailbox is not kept here: whoever keeps a closed pump keeps no descriptor.
+        mailbox, self.key = post.subscribe(self._hear)
+        life.mailbox = mailbox
+
+    def end(self) -> None:
+        self._post.unsubscribe(self.key)
+        self.kept = None
+
+    def call_at_end(self) -> None:
+        calls, self.at_end = self.at_end, ()
+        for call in calls:
+            call()
+
+    def _hear(self, tag: str, value: Any) -> None:
+        life = self._life()
+        if life is not None:
+            life.hear(tag, value)
+        elif tag == "closed":  # nobody used it, and nobody has it any more
+            self.end()
+            self.call_at_end()
 
 
 def _is_yes(answer: object) -> bool:

@@ -141,7 +141,9 @@ class Pump:
         Raises:
             ConfigError: ``drain`` is no number of seconds.
         """
-        self._native.stop(_arguments.seconds(drain, "drain"))
+        seconds = _arguments.seconds(drain, "drain")
+        self._life.keep(self)  # its end is told also where nothing was before it
+        self._native.stop(seconds)
         return _Closing(self)
 
     def abort(self) -> None:
@@ -149,6 +151,7 @@ class Pump:
 
         :meth:`stop` says close_notify also where it cuts something off; this does not.
         """
+        self._life.keep(self)
         self._native.abort()
 
     async def aclose(self) -> None:
@@ -208,6 +211,7 @@ class Pump:
             await self.aclose()
             return
         # What is on its way already is the better story: the end of the pump adds nothing to it.
+        self._life.keep(self)
         self._native.stop(0.0)
         self._life.forget_unheard()
 
@@ -217,6 +221,7 @@ class Pump:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._life.keep(self)
         self._native.stop(self._close_timeout if kind is None else 0.0)
         if kind is None:
             self.wait_closed_sync()
