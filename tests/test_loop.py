@@ -15,8 +15,9 @@ import pytest
 
 from sapper import _native, tls
 from sapper._loop import LoopPost, call_sync, post_of, running_post
-from sapper.errors import ApiMisuseError
+from sapper.errors import ApiMisuseError, SapperError
 from sapper.pump import Pump, connect
+from sapper.tunnel import ClientOptions, ServerOptions, TunnelClient, TunnelServer
 from support.traffic import Background
 from support.transports import InMemory
 
@@ -230,3 +231,84 @@ def test_a_forked_child_ends_silently() -> None:
 def test_a_forked_child_may_show_what_it_inherited() -> None:
     done = _forking("print(repr(pump), flush=True); os._exit(0)")
     assert (done.stdout, done.stderr) == ("<Pump of another process>\n", "")
+
+
+class LeavesEarly:
+    """A call-back that raises what is no Exception."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __call__(self, *_: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit])
+async def test_a_cancelled_future_in_a_call_back_is_no_cancellation(error: type[BaseException]) -> None:
+    """``future.result()`` of a cancelled one is enough to raise it; who waits behind it is told."""
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda loop, context: failed.append(context["exception"])
+    )
+    heard: list[str] = []
+    server = TunnelServer(lambda credentials: True, options=ServerOptions(host="127.0.0.1"))
+    server.on("main-server-end", LeavesEarly(error))
+    server.on("main-server-end", lambda event: heard.append(event.name))
+    await server.start(0)
+    async with asyncio.timeout(20):
+        await server.stop()
+    assert not server.running
+    assert heard == ["main-server-end"]
+    assert [type(one) for one in failed] == [error]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_call_back_that_ends_the_program_takes_no_message_along(error: type[BaseException]) -> None:
+    heard: list[str] = []
+    server = TunnelServer(lambda credentials: True, options=ServerOptions(host="127.0.0.1"))
+    server.on("main-server-end", LeavesEarly(error))
+    server.on("main-server-end", lambda event: heard.append(event.name))
+
+    async def main() -> None:
+        await server.start(0)
+        await server.stop()
+        await asyncio.Event().wait()
+
+    with pytest.raises(error):
+        asyncio.run(main())
+    assert not server.running, "its end, in the same turn, was heard"
+    assert heard == ["main-server-end"]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_the_call_backs_thread_survives_its_call_backs(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = threading.Event()
+    ours, near = socket.socketpair()
+    theirs, far = socket.socketpair()
+    with near, far:
+        first = connect(ours, "null:", on_close=LeavesEarly(error))
+        second = connect(theirs, "null:", on_close=heard.set)
+        for pump in (first, second):
+            pump.start()
+        for pump in (first, second):
+            pump.stop()
+            pump.wait_closed_sync(20)
+        assert heard.wait(20)
+    assert "LeavesEarly" in caplog.text
+
+
+async def test_a_filter_that_raises_cancelled_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    def cancels(credentials: dict[str, Any]) -> bool:
+        raise asyncio.CancelledError
+
+    server = TunnelServer(cancels, options=ServerOptions(host="127.0.0.1"))
+    options = ClientOptions(reconnect=False)
+    port = await server.start(0)
+    async with server:
+        client = TunnelClient("127.0.0.1", port, 1, {}, options=options)
+        async with asyncio.timeout(20):
+            with pytest.raises(SapperError):
+                await client.connect()
+    assert "a filter of the tunnel failed" in caplog.text

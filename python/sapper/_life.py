@@ -200,9 +200,11 @@ class Life:
             return
         try:
             answer = policy(question.subject)
-        except Exception:
-            logger.exception("sapper: the policy failed, which means no")
+        except BaseException as error:
             question.answer(False)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            logger.exception("sapper: the policy failed, which means no")
             return
         if isinstance(answer, Awaitable):
             self.post.run(self._answer_later, question, answer)

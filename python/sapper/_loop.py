@@ -86,6 +86,8 @@ class LoopPost:
         self._closing = False
         # Messages are heard in their order: who is told of one does not take those behind it.
         self._draining = False
+        # What ends the program, from a call-back: raised once all messages of this turn are heard.
+        self._ending: BaseException | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -153,7 +155,11 @@ class LoopPost:
     def run(self, callback: Callable[..., Any], *args: Any) -> None:
         try:
             result = callback(*args)
-        except Exception as error:  # noqa: BLE001 - a user's call-back may raise anything; the loop hears of it
+        except (KeyboardInterrupt, SystemExit) as error:
+            self._end_with(error)
+            return
+        # CancelledError too: that of a future which the call-back looked at is not ours to obey.
+        except BaseException as error:  # noqa: BLE001 - a user's call-back may raise anything; the loop hears of it
             self._failed(callback, error)
             return
         if result is None:
@@ -174,6 +180,12 @@ class LoopPost:
             loop.call_exception_handler(
                 {"message": f"sapper: the call-back {_name(callback)} failed", "exception": error}
             )
+
+    def _end_with(self, error: BaseException) -> None:
+        """Raises what ends the program, but not before others have heard what came with it."""
+        if not self._draining:
+            raise error
+        self._ending = self._ending or error
 
     def _take_key(self) -> int:
         key, self._next_key = self._next_key, self._next_key + 1
@@ -231,9 +243,15 @@ class LoopPost:
         self._draining = True
         try:
             for key, tag, value in self._mailbox.drain():
-                self._deliver(key, tag, value)
+                try:
+                    self._deliver(key, tag, value)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    self._end_with(error)
         finally:
             self._draining = False
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            raise ending
 
     def _deliver(self, key: int, tag: str, value: Any) -> None:
         if key == _log.KEY:
@@ -285,8 +303,10 @@ def _wait_for_loop(mailbox: _native.Mailbox, post: weakref.ref[LoopPost]) -> Non
         taken = threading.Event()
 
         def take(owner: LoopPost = owner, taken: threading.Event = taken) -> None:
-            owner.drain()
-            taken.set()
+            try:
+                owner.drain()
+            finally:
+                taken.set()
 
         try:
             loop.call_soon_threadsafe(take)
@@ -357,7 +377,8 @@ class ThreadPost:
             result = callback(*args)
             if asyncio.iscoroutine(result):
                 asyncio.run(result)
-        except Exception:
+        # Also what ends a program: in this thread it would end only what all others hear by.
+        except BaseException:
             logger.exception("sapper: the call-back %s failed", _name(callback))
 
     def is_here(self) -> bool:

@@ -368,12 +368,18 @@ def _fails(peer: tls.Peer) -> bool:
     raise ValueError("a defect in the policy")
 
 
+def _cancels(peer: tls.Peer) -> bool:
+    raise asyncio.CancelledError
+
+
 async def _never(peer: tls.Peer) -> bool:
     await asyncio.sleep(60)
     return True
 
 
-@pytest.mark.parametrize("policy", [lambda peer: False, lambda peer: 1, lambda peer: None, _fails, _never])
+@pytest.mark.parametrize(
+    "policy", [lambda peer: False, lambda peer: 1, lambda peer: None, _fails, _cancels, _never]
+)
 async def test_anything_but_yes_is_a_no(policy: Any, any_loop: str, leak_check: None) -> None:
     two = pair(server={"peer_policy": policy, "policy_timeout": 0.2})
     with pytest.raises(PolicyDenied) as caught:

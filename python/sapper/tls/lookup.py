@@ -58,9 +58,11 @@ class PskAnswers:
         """Asks the program, and answers."""
         try:
             answer = self._finder(question.subject["identity"])
-        except Exception:
-            logger.exception("sapper: a look-up of a pre-shared key failed, which means there is none")
+        except BaseException as error:
             question.answer_key(None)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            logger.exception("sapper: a look-up of a pre-shared key failed, which means there is none")
             return
         if isinstance(answer, Awaitable):
             self._post.run(self._answer_later, question, answer)

@@ -425,9 +425,11 @@ class TunnelServer(TunnelObject):
         subject = question.subject
         try:
             answer = self._decide(subject)
-        except Exception:
-            logger.exception("sapper: a filter of the tunnel failed: nobody is let in by that")
+        except BaseException as error:
             question.give_up()
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            logger.exception("sapper: a filter of the tunnel failed: nobody is let in by that")
             return
         if isinstance(answer, Awaitable):
             assert self._post is not None  # noqa: S101 - it hears
