@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,29 @@ def said_more_than_is_taken(visitor: socket.socket, place: str) -> bytes:
     return sent
 
 
+@contextmanager
+def echo() -> Iterator[int]:
+    """A service that says what it hears; its port."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := self.request.recv(PIECE):
+                    self.request.sendall(data)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as service:
+        thread = threading.Thread(target=service.serve_forever)
+        thread.start()
+        try:
+            yield service.server_address[1]
+        finally:
+            service.shutdown()
+            thread.join()
+
+
 @pytest.mark.parametrize("ends", ["serve", "expose"])
 def test_sigterm_with_a_service_that_is_slow(ends: str, tmp_path: Path) -> None:
     where = ("--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path))
@@ -89,3 +116,38 @@ def test_sigterm_with_a_service_that_is_slow(ends: str, tmp_path: Path) -> None:
                             service.shutdown(socket.SHUT_WR)
                             assert rest(visitor) == b"an answer"
                     assert client.wait(LATEST) == 0
+
+
+def is_sent_away(port: int) -> None:
+    """Whoever comes to this public port now: its server or its client drains."""
+    latest = time.monotonic() + LATEST
+    while time.monotonic() < latest:
+        try:
+            with socket.create_connection(("127.0.0.1", port), LATEST) as one:
+                one.sendall(b"x")
+                if not one.recv(1):
+                    return
+        except ConnectionError:
+            return
+    raise AssertionError("a visitor comes in")
+
+
+@pytest.mark.parametrize("ends", ["serve", "expose"])
+def test_a_second_sigterm(ends: str, tmp_path: Path) -> None:
+    where = ("--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path))
+    with echo() as local, started("tunnel", "serve", *where, "--drain", "3600") as server:
+        to = f"127.0.0.1:{event(server.stdout, 'main-server-start')['port']}"
+        token = (tmp_path / "tunnel-token").read_text().strip()
+        arguments = ("expose", str(local), "--to", to, "--drain", "3600")
+        with started(*arguments, SAPPER_TUNNEL_TOKEN=token) as client:
+            public = event(client.stdout, "authentication-acknowledged")["assigned_port"]
+            with socket.create_connection(("127.0.0.1", public), LATEST) as visitor:
+                visitor.sendall(b"x")
+                assert visitor.recv(1) == b"x"
+                ended = server if ends == "serve" else client
+                ended.send_signal(signal.SIGTERM)
+                is_sent_away(public)
+                ended.send_signal(signal.SIGTERM)
+                assert ended.wait(LATEST) == 130
+                with pytest.raises(ConnectionResetError):
+                    visitor.recv(1)

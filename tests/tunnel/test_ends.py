@@ -133,6 +133,46 @@ async def test_an_end_that_is_stopped(
                 await asyncio.wait_for(stopping, LATEST)
 
 
+async def is_sent_away(port: int) -> None:
+    """Whoever comes to this public port now: its server or its client drains."""
+    async with asyncio.timeout(LATEST):
+        while True:
+            try:
+                reader, writer = await visit(port)
+                gone = await reader.read(1) == b""
+                writer.transport.abort()
+            except ConnectionError:
+                return
+            if gone:
+                return
+
+
+@pytest.mark.parametrize("again", [0.0, 0.1])
+@pytest.mark.parametrize("drain", [3_600.0, float("inf")])
+@pytest.mark.parametrize("end", ["client", "server"])
+async def test_a_drain_that_is_cut_short(end: str, drain: float, again: float, leak_check: None) -> None:
+    async with Service(pour) as service, server() as ours, client(ours.port or 0, service.port) as exposed:
+        public = exposed.assigned_port or 0
+        async with in_the_middle(public) as visitor:
+            stopped: TunnelClient | TunnelServer = exposed if end == "client" else ours
+            stopping = asyncio.create_task(stopped.stop(drain=drain))
+            await is_sent_away(public)
+            await asyncio.wait_for(stopped.stop(drain=again), LATEST)
+            await is_broken_off(visitor)
+            await asyncio.wait_for(stopping, LATEST)
+
+
+async def test_a_longer_drain_makes_nothing_later(leak_check: None) -> None:
+    async with Service(pour) as service, server() as ours, client(ours.port or 0, service.port) as exposed:
+        public = exposed.assigned_port or 0
+        async with in_the_middle(public) as visitor:
+            stopping = asyncio.create_task(ours.stop(drain=0.5))
+            await is_sent_away(public)
+            await asyncio.wait_for(ours.stop(drain=3_600.0), LATEST)
+            await is_broken_off(visitor)
+            await asyncio.wait_for(stopping, LATEST)
+
+
 async def test_a_lease_that_another_takes_over(leak_check: None) -> None:
     async with Service(pour) as service, server() as ours:
         given: dict[str, Any] = {"options": {"lease": "x", "reconnect": False}}

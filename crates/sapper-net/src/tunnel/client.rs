@@ -18,7 +18,7 @@ use sapper_proto::tunnel::words::{
     LONGEST_LEASE, LONGEST_NAME, MOST_SERVICES, ServerWords, is_lease, is_name,
 };
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use self::hello::{Granted, Refused, about, connect, refused};
 use self::stock::{Mine, Stock};
@@ -30,6 +30,7 @@ use super::notice::{Notice, ServiceInfo, Teller};
 use super::rest::{Rests, drained};
 use super::served::{Served, ServiceStats};
 use super::service::{Exposed, Target};
+use super::stopping::Stopping;
 use super::{Common, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Phase, Result};
@@ -114,7 +115,7 @@ struct Shared {
     reloaded: Notify,
     /// The same for the tunnel at work: it looks for other limits.
     reloads: watch::Sender<()>,
-    stopping: watch::Sender<Option<Duration>>,
+    stopping: Stopping,
     waiting: Mutex<Waiting>,
     teller: Arc<Teller>,
     live: Arc<Live>,
@@ -158,7 +159,7 @@ impl Client {
             options: Mutex::new(Arc::new(options)),
             reloaded: Notify::new(),
             reloads: watch::Sender::new(()),
-            stopping: watch::Sender::new(None),
+            stopping: Stopping::default(),
             waiting: Mutex::default(),
             teller,
             live: Arc::default(),
@@ -189,11 +190,9 @@ impl Client {
         self.shared.teller.watch(wanted);
     }
 
-    /// Ends it; open streams have `drain` to end.
+    /// Ends it; open streams have `drain` to end. Again, it can only be sooner.
     pub fn stop(&self, drain: Duration) {
-        self.shared.stopping.send_modify(|stopping| {
-            *stopping = Some(stopping.map_or(drain, |before| before.min(drain)));
-        });
+        self.shared.stopping.ask(drain);
     }
 
     /// Answers when it has ended.
@@ -234,20 +233,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 async fn run(shared: Arc<Shared>) {
-    let mut stopping = shared.stopping.subscribe();
     let mut rests = Rests::default();
-    let mut error = work(&shared, &mut stopping, &mut rests).await.err();
-    if stopping.borrow().is_some() {
+    let mut error = work(&shared, &mut rests).await.err();
+    if shared.stopping.is_asked() {
         error = None;
     }
     *shared.exposed() = Exposure::default();
     tokio::select! {
         biased;
         () = rests.delivered() => {}
-        () = stopped(&mut stopping) => {
-            let drain = stopping.borrow().unwrap_or_default();
-            let _ = timeout(drain, rests.delivered()).await;
-        }
+        () = shared.stopping.asked() => shared.stopping.drain(rests.delivered()).await,
     }
     drop(rests);
     if error.is_some() {
@@ -264,16 +259,7 @@ async fn run(shared: Arc<Shared>) {
     replies.into_iter().for_each(|reply| reply.send(Ok(Value::Unit)));
 }
 
-async fn stopped(stopping: &mut watch::Receiver<Option<Duration>>) {
-    // Its sender is in the shared state, which outlives this.
-    let _ = stopping.wait_for(Option::is_some).await;
-}
-
-async fn work(
-    shared: &Shared,
-    stopping: &mut watch::Receiver<Option<Duration>>,
-    rests: &mut Rests,
-) -> Result<()> {
+async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
     let instance: [u8; 16] = random()?;
     let instance: String = instance.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
@@ -289,7 +275,7 @@ async fn work(
         let options = &*options;
         let granted = tokio::select! {
             biased;
-            () = stopped(stopping) => {
+            () = shared.stopping.asked() => {
                 rests.add(link);
                 return Ok(());
             }
@@ -300,14 +286,14 @@ async fn work(
             Ok(granted) => match attach(&mut link, granted, &mine, options, shared, rests) {
                 Ok(created) => {
                     let working = link.as_mut().expect("it was attached");
-                    let heard = (&mut *stopping, &mut reloads, &mut *rests);
+                    let heard = (&mut reloads, &mut *rests);
                     let ended = tunnel(working, created, options, shared, heard).await;
                     match ended.left {
                         Left::Session => {}
                         Left::Rest => rests.add(link.take()),
                         Left::Nothing => link = None,
                     }
-                    if stopping.borrow().is_some() {
+                    if shared.stopping.is_asked() {
                         return Ok(());
                     }
                     if ended.worked {
@@ -345,7 +331,7 @@ async fn work(
         shared.teller.tell(Notice { name: "tunnel-reconnect-queued", seconds, ..Notice::default() });
         tokio::select! {
             biased;
-            () = stopped(stopping) => {
+            () = shared.stopping.asked() => {
                 rests.add(link);
                 return Ok(());
             }
@@ -451,11 +437,7 @@ async fn tunnel(
     mut created: Option<Instant>,
     options: &ClientOptions,
     shared: &Shared,
-    (stopping, reloads, rests): (
-        &mut watch::Receiver<Option<Duration>>,
-        &mut watch::Receiver<()>,
-        &mut Rests,
-    ),
+    (reloads, rests): (&mut watch::Receiver<()>, &mut Rests),
 ) -> Ended {
     let disconnected = |created: Option<Instant>, error: Option<Error>, left, retry| {
         if error.is_some() {
@@ -468,11 +450,12 @@ async fn tunnel(
     loop {
         let exit = tokio::select! {
             biased;
-            () = stopped(stopping) => {
-                let drain = stopping.borrow().unwrap_or_default();
+            () = shared.stopping.asked() => {
                 link.leave(Code::SHUTDOWN, "the client stops");
-                let both = async { tokio::join!(drained(link), rests.delivered()) };
-                let _ = timeout(drain, both).await;
+                let both = async {
+                    tokio::join!(drained(link), rests.delivered());
+                };
+                shared.stopping.drain(both).await;
                 let carrier = link.take_carrier();
                 *rests = Rests::default();
                 link.cut_all();

@@ -2,7 +2,7 @@
 //!
 //! - [`server`]: takes clients, gives each a public port, keeps their sessions and leases.
 //! - [`client`]: connects, shakes hands, connects again.
-//! - `link`: one tunnel at work, the same at both ends; `rest`: what is left of it at its end.
+//! - `link`: one tunnel at work, the same at both ends; `rest`: what is left of it at its end, `stopping`: when that is.
 //! - [`limit`]: how much may pass, how often; [`served`]: what a service did.
 //! - [`notice`]: what is told; `live`: what can be asked for; [`service`]: what a client exposes.
 //!
@@ -20,6 +20,7 @@ mod rest;
 pub mod served;
 pub mod server;
 pub mod service;
+mod stopping;
 mod wake;
 
 use std::sync::Arc;

@@ -27,6 +27,7 @@ use super::limit::{Limits, Visitors};
 use super::notice::{Notice, Teller, TunnelInfo};
 use super::public::{Frequency, Gate, PublicOptions};
 use super::served::ServiceStats;
+use super::stopping::Stopping;
 use super::{Common, MOST_UNSENT, TunnelStats, VisitorStats};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
 use crate::error::{Error, ErrorKind, Result};
@@ -210,7 +211,7 @@ struct Shared {
     changed: Notify,
     /// Tunnels look for other limits.
     reloads: watch::Sender<()>,
-    stopping: watch::Sender<Option<Duration>>,
+    stopping: Stopping,
     waiting: Mutex<Waiting>,
 }
 
@@ -242,7 +243,7 @@ impl Server {
             registry: Mutex::new(registry),
             changed: Notify::new(),
             reloads: watch::Sender::new(()),
-            stopping: watch::Sender::new(None),
+            stopping: Stopping::default(),
             waiting: Mutex::default(),
         });
         runtime::spawn("tunnel server", run(Arc::clone(&shared)))?;
@@ -268,11 +269,9 @@ impl Server {
         self.shared.teller.watch(wanted);
     }
 
-    /// Takes no more clients and visitors; open streams have `drain` to end.
+    /// Takes no more clients and visitors; open streams have `drain` to end. Again, it can only be sooner.
     pub fn stop(&self, drain: Duration) {
-        self.shared.stopping.send_modify(|stopping| {
-            *stopping = Some(stopping.map_or(drain, |before| before.min(drain)));
-        });
+        self.shared.stopping.ask(drain);
     }
 
     /// Answers when everything is closed.
@@ -328,8 +327,7 @@ impl Shared {
     }
 
     async fn stopped(&self) {
-        // Its sender is in here.
-        let _ = self.stopping.subscribe().wait_for(Option::is_some).await;
+        self.stopping.asked().await;
     }
 }
 
@@ -339,7 +337,7 @@ async fn run(shared: Arc<Shared>) {
     let mut error = serve(&shared, alive).await.err();
     let _ = all_gone.recv().await;
     give_leases_back(&shared).await;
-    if shared.stopping.borrow().is_some() {
+    if shared.stopping.is_asked() {
         error = None;
     }
     if let Some(error) = &error {
@@ -459,8 +457,7 @@ async fn save_changes(shared: &Shared, worked: bool) -> Result<()> {
 
 /// From here on another server may have the file.
 async fn give_leases_back(shared: &Shared) {
-    let drain = shared.stopping.borrow().unwrap_or_default();
-    if let Err(failed) = registry::close(&shared.registry, drain).await {
+    if let Err(failed) = registry::close(&shared.registry, shared.stopping.left()).await {
         shared.tell(Notice { name: "error", error: Some(failed), ..Notice::default() });
     }
 }

@@ -196,7 +196,7 @@ impl Registry {
     /// ports for as long as the drain is, and comes to the next server then.
     fn give_file_back(&mut self, drain: Duration) -> Option<(Arc<LeaseFile>, Option<Table>)> {
         if !self.tunnels.is_empty() {
-            let drain = drain.min(LONGEST_DRAIN).as_secs();
+            let drain = (drain.min(LONGEST_DRAIN) + Duration::from_millis(999)).as_secs();
             self.leases.hand_over(seconds() + drain + COMES_AGAIN);
             self.changes += 1;
         }

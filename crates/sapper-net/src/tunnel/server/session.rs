@@ -249,9 +249,8 @@ async fn tunnel(
                     // Its client cannot come back: what there is for visitors goes out, and nothing is waited for.
                     return tunnel.part(link, inbox, None).await;
                 }
-                let drain = shared.stopping.borrow().unwrap_or_default();
                 link.leave(Code::SHUTDOWN, "the server stops");
-                let _ = timeout(drain, drained(&mut link)).await;
+                shared.stopping.drain(drained(&mut link)).await;
                 let carrier = link.take_carrier();
                 drop(link);
                 if let Some(mut carrier) = carrier {
@@ -551,8 +550,7 @@ impl Tunnel<'_> {
             () = &mut delivered => return,
             () = shared.stopped() => {}
         }
-        let drain = shared.stopping.borrow().unwrap_or_default();
-        let _ = timeout(drain, delivered).await;
+        shared.stopping.drain(delivered).await;
     }
 
     fn end(mut self, link: Option<Link>, error: Option<Error>) {
