@@ -15,7 +15,7 @@ from sapper.tls import TlsConfig
 from sapper.tunnel import events
 from sapper.tunnel.config import ClientConfig, ServerConfig, read_clients
 from sapper.tunnel.fleet import Fleet
-from support.tunnels import LATEST, Service, asked, client, echo, is_let_in, until, visit
+from support.tunnels import LATEST, Service, asked, client, echo, is_let_in, says, until, visit
 
 SERVER = """
 [tunnel]
@@ -357,8 +357,58 @@ async def test_one_that_was_refused_for_good_is_tried_again(leak_check: None) ->
             assert set(fleet.clients) == {"a"}
             await fleet.reload({"a": config("x"), "b": config("x")})
             await until(lambda: heard.port("b"), "the other's port")
+            assert fleet.error is None, "it works"
         finally:
             await fleet.stop()
+            await server.stop()
+
+
+async def test_one_that_is_not_wanted_any_more_has_not_failed(leak_check: None) -> None:
+    server = ServerConfig(host="127.0.0.1", clients=({"id": "x"},)).server()
+    await server.start(0)
+    heard = Heard()
+    async with Service(echo) as service:
+
+        def config(name: str) -> ClientConfig:
+            said = {"id": name}
+            return ClientConfig(server=f"127.0.0.1:{server.port}", service=service.port, credentials=said)
+
+        fleet = Fleet({"a": config("x"), "b": config("y"), "c": config("z")}, heard)
+        await fleet.start()
+        try:
+            await until(lambda: heard.port("a") and len(fleet.clients) == 1, "one's port, the others' end")
+            await fleet.reload({"a": config("x"), "c": config("z")})
+            await until(lambda: fleet.failed and fleet.failed.said() == {"id": "z"}, "the other's second end")
+            await fleet.reload({"a": config("x")})
+        finally:
+            await fleet.stop()
+            async with asyncio.timeout(LATEST):
+                await fleet.wait_closed()
+            await server.stop()
+    assert fleet.error is None
+    assert fleet.failed is None
+
+
+async def test_a_stop_is_heard_by_those_that_a_reload_ends(leak_check: None) -> None:
+    server = ServerConfig(host="127.0.0.1", clients=({"id": "x"},)).server()
+    await server.start(0)
+    heard = Heard()
+    async with Service(echo) as service:
+        config = ClientConfig(
+            server=f"127.0.0.1:{server.port}", service=service.port, credentials={"id": "x"}
+        )
+        fleet = Fleet({"a": config}, heard, drain=3_600.0)
+        await fleet.start()
+        try:
+            await until(lambda: heard.port("a"), "the public port")
+            _reader, writer = stream = await visit(heard.port("a") or 0)
+            await says(stream, b"x")
+            changing = asyncio.create_task(fleet.reload({}))
+            await until(lambda: not fleet.clients, "the beginning of its end")
+            await asyncio.wait_for(fleet.stop(), LATEST)
+            await asyncio.wait_for(changing, LATEST)
+            writer.transport.abort()
+        finally:
             await server.stop()
 
 

@@ -314,6 +314,14 @@ async def test_what_has_ended_has_no_more_events(leak_check: None) -> None:
                     pass
 
 
+async def test_a_second_start_changes_nothing(leak_check: None) -> None:
+    async with server() as ours:
+        with pytest.raises(ApiMisuseError):
+            await ours.start(1)
+        await ours.reload(ServerOptions(host="127.0.0.1", max_services=3))
+        ours.visitor_filter = lambda tunnel, visitor: True
+
+
 async def test_one_that_failed_to_start_is_started_again(leak_check: None) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

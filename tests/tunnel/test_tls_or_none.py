@@ -43,6 +43,13 @@ async def error_of(port: int, **values: Any) -> SapperError:
     return caught.value
 
 
+@pytest.mark.parametrize("none", [False, None])
+async def test_who_asks_for_none_speaks_none(none: bool | None, leak_check: None) -> None:
+    async with Service(echo) as service, server() as ours:
+        async with client(ours.port or 0, service.port, tls=none) as exposed:
+            assert exposed.assigned_port
+
+
 @asynccontextmanager
 async def answers(with_: bytes, *, reset: bool = False) -> AsyncIterator[int]:
     """A server that hears a little, says that, and closes; with what it did not read, it resets."""

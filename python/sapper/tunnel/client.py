@@ -50,6 +50,7 @@ class TunnelClient(TunnelObject):
         services: Several services instead, each with a public port of its own. Servers of the original take
             one.
         tls: TLS to the server: ``True``, credentials of a client, or a :class:`~sapper.tls.TlsConfig`.
+            ``None`` is none, as ``False``.
         ca: Whom to believe about the server's certificate: PEM, DER, or a file; the system's authorities
             without it. It asks for TLS.
         server_hostname: Name to check, where it is not ``tunnel_server_host``.
@@ -74,7 +75,7 @@ class TunnelClient(TunnelObject):
         local_service_host: str | None = None,
         local_service_path: str | PathLike[str] | None = None,
         services: Iterable[Service] | None = None,
-        tls: TlsConfig | Credentials | bool = False,
+        tls: TlsConfig | Credentials | bool | None = False,
         ca: Material | None = None,
         server_hostname: str | None = None,
         danger_accept_any_certificate: bool = False,
@@ -229,7 +230,7 @@ class TunnelClient(TunnelObject):
         """Ends it and waits until everything is closed.
 
         Args:
-            drain: Seconds that open streams have to end by themselves.
+            drain: Seconds that open streams have to end by themselves. Called again, it can only be sooner.
 
         If cancelled, it goes on ending.
         """
@@ -330,8 +331,9 @@ def _exposed(
 
 
 def _client_tls(
-    tls: TlsConfig | Credentials | bool, ca: Material | None, accept_any: bool
+    tls: TlsConfig | Credentials | bool | None, ca: Material | None, accept_any: bool
 ) -> TlsConfig | None:
+    tls = False if tls is None else tls
     if tls is False and ca is None and not accept_any:
         return None
     from sapper.tls.config import TlsConfig

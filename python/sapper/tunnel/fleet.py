@@ -46,16 +46,26 @@ class Fleet:
         self._changed = asyncio.Event()
         self._changing = asyncio.Lock()
         self._stopping = False
-        #: Whether one has ended that nobody has ended.
-        self._over = False
-        #: What ended the first of those, and what that one did.
-        self.error: SapperError | None = None
-        self.failed: ClientConfig | ClientPlan | None = None
+        #: Those that a reload ends.
+        self._leaving: set[TunnelClient] = set()
+        #: Those that have ended though nobody ended them: why, and what they did. Who is not wanted any more,
+        #: or starts again, is none of them.
+        self._over: dict[str, tuple[SapperError | None, ClientConfig | ClientPlan]] = {}
 
     @property
     def clients(self) -> Mapping[str, TunnelClient]:
         """Those that run."""
         return self._running
+
+    @property
+    def error(self) -> SapperError | None:
+        """What ended the first of those that have failed."""
+        return next((error for error, _ in self._over.values() if error is not None), None)
+
+    @property
+    def failed(self) -> ClientConfig | ClientPlan | None:
+        """What that one did."""
+        return next((did for error, did in self._over.values() if error is not None), None)
 
     async def start(self) -> None:
         """Starts them.
@@ -89,6 +99,7 @@ class Fleet:
         made = {name: config.client() for name, config in configs.items()}
         async with self._changing:
             self._wanted = dict(configs)
+            self._over = {name: one for name, one in self._over.items() if name in configs}
             ending = [client for name, client in self._running.items() if name not in configs]
             start: dict[str, TunnelClient] = {}
             for name, client in made.items():
@@ -106,7 +117,11 @@ class Fleet:
             for name, client in list(self._running.items()):
                 if client in ending:
                     del self._running[name], self._does[name]
-            await asyncio.gather(*(client.stop(self._drain) for client in ending))
+            self._leaving.update(ending)
+            try:
+                await asyncio.gather(*(client.stop(self._drain) for client in ending))
+            finally:
+                self._leaving.difference_update(ending)
             if not self._stopping:
                 await self._start(start)
         self._changed.set()
@@ -114,13 +129,14 @@ class Fleet:
     async def stop(self, drain: float = 0.0) -> None:
         """Ends all of them. Again, it can only be sooner."""
         self._stopping = True
-        await asyncio.gather(*(client.stop(drain) for client in list(self._running.values())))
+        await asyncio.gather(*(client.stop(drain) for client in [*self._running.values(), *self._leaving]))
         self._changed.set()
 
     async def _start(self, clients: Mapping[str, TunnelClient]) -> None:
         for name, client in clients.items():
             events = client.events()
             await client.start()
+            self._over.pop(name, None)
             self._running[name], self._does[name] = client, self._wanted[name]
             task = asyncio.get_running_loop().create_task(self._one(name, client, events))
             self._tasks.add(task)
@@ -136,6 +152,5 @@ class Fleet:
         if self._running.get(name) is client:
             del self._running[name]
             did = self._does.pop(name)
-            self._over = self._over or not self._stopping
-            if self.error is None and client.error is not None:
-                self.error, self.failed = client.error, did
+            if not self._stopping or client.error is not None:
+                self._over[name] = client.error, did

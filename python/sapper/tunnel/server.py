@@ -220,8 +220,8 @@ class TunnelServer(TunnelObject):
         # The main port's host is found out about by listening there.
         if not self._started and visitor_host is not None and visitor_host != host:
             await _can_have_visitors(visitor_host)
-        self._place = (port, *self._hosts())
         mailbox, key = self._begin()
+        self._place = (port, host, visitor_host)
         try:
             native = self._native = _native.TunnelServer(
                 self._values(),
@@ -348,7 +348,7 @@ class TunnelServer(TunnelObject):
 
         Args:
             drain: Seconds that open streams have to end by themselves. New visitors and clients are not
-                taken meanwhile.
+                taken meanwhile. Called again, it can only be sooner.
 
         If cancelled, it goes on ending.
         """
