@@ -305,6 +305,55 @@ def test_tls_refuses_what_it_has_no_use_for(name: str, made: ThrowawayCertificat
         refused(name, lambda: TlsConfig(ticket_lifetime=60.0, resumption=False))
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("groups.0", {"groups": ("X25519MLKEM768", "X25519"), "max_version": "TLSv1.2"}),
+        (
+            "groups.1",
+            {"groups": ("X25519", "SecP256r1MLKEM768"), "cipher_suites": ("ECDHE-RSA-AES128-GCM-SHA256",)},
+        ),
+        ("ticket_lifetime", {"ticket_lifetime": 60.0, "danger_legacy_suites": True}),
+        ("ticket_lifetime", {"ticket_lifetime": 60.0, "danger_security_level_0": True}),
+        ("ticket_lifetime", {"ticket_lifetime": 60.0, "danger_legacy_renegotiation": True}),
+        (
+            "danger_legacy_suites",
+            {"danger_legacy_suites": True, "cipher_suites": ("ECDHE-RSA-AES128-GCM-SHA256",)},
+        ),
+        (
+            "danger_legacy_renegotiation",
+            {"danger_legacy_renegotiation": True, "cipher_suites": ("TLS_AES_128_GCM_SHA256",)},
+        ),
+        ("credentials.hash", {"credentials": "sha384", "max_version": "TLSv1.2"}),
+        ("credentials.names", {"credentials": "named"}),
+    ],
+)
+def test_tls_refuses_what_the_versions_and_suites_have_no_use_for(
+    name: str, given: dict[str, Any], made: ThrowawayCertificates
+) -> None:
+    own = {
+        "sha384": Credentials.psk("x", "00" * 16, hash="sha384"),
+        "named": Credentials.certificate(*made.server, names=["a.test"]),
+    }
+    given = given | {"credentials": own.get(given.get("credentials", ""), Credentials.none())}
+    refused(name, lambda: TlsConfig(**given))
+    TlsConfig(groups=("X25519MLKEM768",))
+    TlsConfig(credentials=own["sha384"])
+    TlsConfig(credentials=own["named"], more_credentials=[Credentials.certificate(*made.server)])
+
+
+def test_what_is_said_twice_is_refused(tmp_path: Path, ends: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tls.create_bridge(
+            socket="tls://localhost:1?server_name=a.test", sink=ends[1], server_hostname="b.test"
+        )
+    assert caught.value.field == "server_hostname"
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    with pytest.raises(ConfigError) as caught:
+        TlsConfig(key_log_file=tmp_path / "log", capture_file=tmp_path / "link")
+    assert (caught.value.field, caught.value.reason) == ("capture_file", "same")
+
+
 def test_what_is_said_of_certificates_that_nobody_checks_is_refused() -> None:
     for more in (
         {"ocsp": "require"},

@@ -192,6 +192,28 @@ def test_what_a_file_says_is_told_as_the_files(tmp_path: Path, monkeypatch: pyte
         assert error.message.startswith(f"[bridge] {line.split()[0]}: ")
 
 
+def test_what_a_file_says_of_tls_is_told_as_the_files_beside_what_is_typed(
+    monkeypatch: pytest.MonkeyPatch, files: Path
+) -> None:
+    typed = ("tls://127.0.0.1:1", "null:", "--psk-identity", "x", "--psk-file", f"{files}/psk")
+    for line in (
+        "danger_accept_any_certificate = true",
+        'ocsp = "require"',
+        'cipher_suites = ["AES128-SHA"]',
+    ):
+        (files / "bridge.toml").write_text(f"[tls]\n{line}\n")
+        error = refusal(("bridge", *typed, "--config", f"{files}/bridge.toml"), monkeypatch)
+        assert error.field == "--config", error
+        assert error.message.startswith(f"[tls] {line.split()[0]}"), error
+    (files / "proxy.toml").write_text(
+        '[proxy]\nlisten = ":0"\nto = "127.0.0.1:1"\n[proxy.tls]\ngroups = ["X25519MLKEM768"]\n'
+    )
+    own = ("--cert", f"{files}/chain.pem", "--key", f"{files}/key.pem")
+    error = refusal(("proxy", *own, "--max-tls", "1.2", "--config", f"{files}/proxy.toml"), monkeypatch)
+    assert error.field == "--config", error
+    assert error.message.startswith("[proxy.tls] groups.0: "), error
+
+
 def test_more_that_has_no_use_is_refused(monkeypatch: pytest.MonkeyPatch, files: Path) -> None:
     client = ("bridge", "tls://127.0.0.1:1", "null:")
     psk = (*client, "--psk-identity", "x", "--psk-file", f"{files}/psk")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from sapper._mistakes import config_error, unused
-from sapper.cli._names import naming, of_file
+from sapper.cli._names import Words, naming, of_file
 from sapper.cli._tls_options import PASSWORD, PSK, TLS_OPTIONS, Role, TlsOption, option, tls_words, variable
 
 if TYPE_CHECKING:
@@ -178,21 +178,23 @@ class TypedTls:
     def _is_usual(self, name: str) -> bool:
         return self._given[name] in _USUAL.get(name, ())
 
-    def config(self, base: TlsConfig | None = None) -> TlsConfig:
+    def config(self, base: TlsConfig | None = None, table: str = "tls") -> TlsConfig:
         """The configuration of what was typed.
 
         Args:
             base: What a file says; what was typed comes first.
+            table: The file's table for it.
 
         Raises:
-            ConfigError: A value is wrong; its field is what was typed.
+            ConfigError: A value is wrong; its field is what was typed, or ``--config``.
         """
         from sapper.tls import TlsConfig
 
         kept = {name: getattr(base, name) for name in base.model_fields_set} if base is not None else {}
-        words = self.words()
         given = self._values()
-        with naming(words):
+        words = Words(self.words(), table)
+        words.in_file = kept.keys() - given.keys()
+        with words:
             made = TlsConfig.from_mapping({**kept, **given})
         if self._flags.role == "server" and made.credentials.kind == "none":
             cert, key, *others = (self._option(name) for name in ("cert", "key", "pkcs12", "psk-identity"))

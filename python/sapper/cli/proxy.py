@@ -151,8 +151,10 @@ def run(
 
     def options() -> ProxyOptions:
         kept = _of_file(config) if config is not None else {}
-        with_clients = tls.config(kept.get("tls")) if tls else None
-        with_services = upstream_tls.config(kept.get("upstream_tls")) if upstream_tls else None
+        with_clients = tls.config(kept.get("tls"), "proxy.tls") if tls else None
+        with_services = (
+            upstream_tls.config(kept.get("upstream_tls"), "proxy.upstream_tls") if upstream_tls else None
+        )
         common = {
             "send_proxy": send_proxy,
             "keep_source": keep_source or None,

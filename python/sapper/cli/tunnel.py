@@ -183,7 +183,7 @@ def serve(
             kept |= {name: getattr(base, name) for name in base.model_fields_set}
             words.in_file = base.model_fields_set - given.keys()
         with words:
-            said = given | {name: one.config(kept.get(name)) for name, one in typed.items()}
+            said = given | {name: one.config(kept.get(name), f"tunnel.{name}") for name, one in typed.items()}
             words.in_file -= said.keys()
             kept |= said
             # What it is counts, not whether somebody wrote it: a default in the file says nothing.
@@ -463,7 +463,7 @@ def _merged(base: ClientConfig, own: dict[str, Any], typed: TypedTls) -> ClientC
         kept = {name: value for name, value in kept.items() if name not in ("reconnect_delay", "grace")}
     said = kept.get("tls", False)
     if typed:
-        own = own | {"tls": typed.config(None if isinstance(said, bool) else said)}
+        own = own | {"tls": typed.config(None if isinstance(said, bool) else said, "expose.tls")}
     elif own.get("tls") and said:
         own = own | {"tls": said}  # the file says how
     return type(base)(**_with_token(kept | own))

@@ -456,6 +456,8 @@ def side(
     is_server = server_side or isinstance(words, endpoint.TlsListen)
     if server_side and isinstance(words, endpoint.Tls):
         raise config_error("server_side", "a tls:// endpoint is a client's; write tcp:// or tls-listen://")
+    if isinstance(words, endpoint.Tls) and words.server_name is not None and hostname is not None:
+        raise config_error(name, "is given twice: here and in the endpoint (server_name)")
     if is_server:
         if hostname is not None:
             raise unused(name, "is for clients: a server's clients say which name they want")

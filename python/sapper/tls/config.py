@@ -9,6 +9,7 @@ a connection, not here.
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ class TlsConfig(Options):
     valid now. They need roots of our own."""
     ocsp: Literal["off", "check", "require"] | None = None
     """Whether a client looks at its server's stapled OCSP response: ``"check"`` where there is one (or the
-    certificate announces one), ``"require"`` always. ``None`` is ``"check"``, in legacy modes ``"off"``."""
+    certificate announces one), ``"require"`` always. ``None`` is ``"check"``; in legacy modes, and where
+    nobody is asked about certificates, ``"off"``."""
     min_version: Version = "TLSv1.2"
     """Oldest version to speak."""
     max_version: Version = "TLSv1.3"
@@ -312,6 +314,11 @@ class TlsConfig(Options):
                 raise config_error(name, f"{name} are given twice: here and in credentials")
         if self.danger_accept_any_certificate and self._believed_roots() is not None:
             raise config_error("danger_accept_any_certificate", "says to ask nobody, but roots are given")
+        files = (self.key_log_file, self.capture_file)
+        if None not in files and len({os.path.realpath(one) for one in files if one is not None}) == 1:
+            raise config_error(
+                "capture_file", "is the key log's file too: one would overwrite the other", "same"
+            )
         return self
 
     def _believed_roots(self) -> bytes | Literal["system"] | None:

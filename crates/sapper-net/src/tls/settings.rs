@@ -98,8 +98,12 @@ impl Settings {
         let credentials = load_credentials(options)?;
         let psk = matches!(credentials, OurCredentials::Psk(_));
         check_psk_has_no_certificates(options, psk)?;
-        check_use(options, psk)?;
         let suites = choose_suites(options, &credentials)?;
+        let wants_openssl = psk
+            || options.danger_legacy_renegotiation
+            || options.danger_security_level_0
+            || suites.iter().any(|s| s.legacy);
+        check_use(options, psk, wants_openssl, &suites)?;
         let groups = choose_groups(options, &suites)?;
         for (index, protocol) in options.alpn.iter().enumerate() {
             if protocol.is_empty() || protocol.len() > 255 {
@@ -115,10 +119,6 @@ impl Settings {
             );
             return Err(Error::config("alpn", message));
         }
-        let wants_openssl = psk
-            || options.danger_legacy_renegotiation
-            || options.danger_security_level_0
-            || suites.iter().any(|s| s.legacy);
         let shown = load_shown(options, &credentials, wants_openssl)?;
         if !(Duration::from_secs(1)..=LONGEST_TICKET_LIFETIME).contains(&options.ticket_lifetime) {
             let longest = LONGEST_TICKET_LIFETIME.as_secs();
@@ -270,27 +270,33 @@ fn check_psk_has_no_certificates(options: &TlsOptions, psk: bool) -> Result<()> 
 }
 
 /// The same of what needs something else beside it.
-fn check_use(options: &TlsOptions, psk: bool) -> Result<()> {
-    if options.danger_short_psk && !psk {
-        let text = "there is no pre-shared key, of whatever length";
-        return Err(Error::config("danger_short_psk", text).with_reason("unused"));
-    }
-    if options.ticket_lifetime != LONGEST_TICKET_LIFETIME && (psk || !options.resumption) {
-        let text = "nothing is resumed: there are no tickets";
-        return Err(Error::config("ticket_lifetime", text).with_reason("unused"));
-    }
-    if options.min_version == TlsVersion::V1_3 {
-        for (field, said) in [
-            ("danger_legacy_renegotiation", options.danger_legacy_renegotiation),
-            ("danger_legacy_suites", options.danger_legacy_suites),
-        ] {
-            if said {
-                let text = "is about TLS 1.2, which is not spoken: min_version is TLSv1.3";
-                return Err(Error::config(field, text).with_reason("unused"));
-            }
+fn check_use(options: &TlsOptions, psk: bool, wants_openssl: bool, suites: &[&Suite]) -> Result<()> {
+    let spoken = |version| suites.iter().any(|s| s.version == version);
+    let old = "is about TLS 1.2, which is not spoken";
+    let hash = match &options.credentials {
+        Credentials::Psk { hash, .. } | Credentials::PskLookup { hash, .. } => *hash,
+        _ => PskHash::Sha256,
+    };
+    let (field, why) = match () {
+        () if options.danger_short_psk && !psk => {
+            ("danger_short_psk", "there is no pre-shared key, of whatever length")
         }
-    }
-    Ok(())
+        () if hash != PskHash::Sha256 && !spoken(TlsVersion::V1_3) => {
+            ("credentials.hash", "is about TLS 1.3, which is not spoken")
+        }
+        () if options.danger_legacy_renegotiation && !spoken(TlsVersion::V1_2) => {
+            ("danger_legacy_renegotiation", old)
+        }
+        () if options.danger_legacy_suites && !spoken(TlsVersion::V1_2) => ("danger_legacy_suites", old),
+        () if options.danger_legacy_suites && !suites.iter().any(|s| s.legacy) => {
+            ("danger_legacy_suites", "none of the suites is one of them")
+        }
+        () if options.ticket_lifetime == LONGEST_TICKET_LIFETIME => return Ok(()),
+        () if psk || !options.resumption => ("ticket_lifetime", "nothing is resumed: there are no tickets"),
+        () if wants_openssl => ("ticket_lifetime", "legacy modes and suites resume nothing: there are no tickets"),
+        () => return Ok(()),
+    };
+    Err(Error::config(field, why).with_reason("unused"))
 }
 
 /// What is about the certificates of servers: whoever says it at a server believes that its clients are checked
@@ -342,6 +348,10 @@ fn load_shown(
     }
     let shown = ShownCertificates::new(certified, own);
     let mut shown = shown.map_err(|error| error.of_table("credentials"))?;
+    if options.more_certificates.is_empty() && !own.names.is_empty() {
+        let text = "there is no other certificate: this one is shown for any name";
+        return Err(Error::config("credentials.names", text).with_reason("unused"));
+    }
     for (index, own) in options.more_certificates.iter().enumerate() {
         let added = CertifiedCredentials::load(own).and_then(|certified| shown.add(&certified, own));
         added.map_err(|error| error.of_table(format_args!("more_credentials.{index}")))?;
@@ -532,18 +542,19 @@ fn choose_groups(options: &TlsOptions, suites: &[&Suite]) -> Result<Vec<&'static
         let text = "none of the suites has a key exchange in a group";
         return Err(Error::config("groups", text).with_reason("unused"));
     }
-    options
-        .groups
-        .iter()
-        .enumerate()
-        .map(|(index, name)| {
-            Group::by_name(name).ok_or_else(|| {
-                let known: Vec<_> = GROUPS.iter().map(|g| g.name).collect();
-                Error::config(
-                    format!("groups.{index}"),
-                    format!("{name:?} is not a group that is known here; these are: {}", known.join(", ")),
-                )
-            })
-        })
-        .collect()
+    let spoken = suites.iter().any(|s| s.version == TlsVersion::V1_3);
+    let choose = |(index, name): (usize, &String)| {
+        let field = format!("groups.{index}");
+        let Some(group) = Group::by_name(name) else {
+            let known: Vec<_> = GROUPS.iter().map(|g| g.name).collect();
+            let text = format!("{name:?} is not a group that is known here; these are: {}", known.join(", "));
+            return Err(Error::config(field, text));
+        };
+        if group.is_new() && !spoken {
+            let text = format!("{} is of TLS 1.3, which is not spoken", group.name);
+            return Err(Error::config(field, text).with_reason("unused"));
+        }
+        Ok(group)
+    };
+    options.groups.iter().enumerate().map(choose).collect()
 }

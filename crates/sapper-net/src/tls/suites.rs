@@ -111,6 +111,11 @@ pub(crate) const GROUPS: &[Group] = &[
 pub(crate) const DEFAULT_GROUPS: usize = 4;
 
 impl Group {
+    /// Whether TLS 1.2 does not know it.
+    pub(crate) fn is_new(&self) -> bool {
+        self.name.ends_with("MLKEM768")
+    }
+
     /// Looks a name up, in any spelling and case.
     pub(crate) fn by_name(name: &str) -> Option<&'static Group> {
         GROUPS.iter().find(|g| {
