@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from sapper.endpoint import Fd
 from sapper.errors import ConfigError, SapperError
 from sapper.pump import Pump, PumpOptions, connect
 from sapper.stream import ByteStream
 from sapper.tls import Credentials, create_bridge, start_client
+from support.bridges import PSK
 from support.certs import Certificates
 from support.transports import InMemory
 
@@ -495,3 +497,46 @@ def test_a_call_back_that_cannot_be_called_is_refused_before_anything_is_taken(n
             connect(ours, "null:", **{name: 3})  # type: ignore[arg-type]
         assert caught.value.field == name
         assert is_open(ours.fileno())
+
+
+def in_another_loop(call: Callable[[], object], loop_name: str) -> BaseException | None:
+    """What it raises in a coroutine of a new loop in this thread."""
+
+    async def attempt() -> BaseException | None:
+        try:
+            call()
+        except BaseException as error:
+            return error
+        return None
+
+    factory = asyncio.new_event_loop if loop_name == "asyncio" else uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(attempt())
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+@pytest.mark.parametrize("there", ["asyncio", "uvloop"])
+async def test_a_connection_of_another_loop_is_refused_and_lives_on(
+    any_loop: str, there: str, debug: bool, leak_check: None
+) -> None:
+    asyncio.get_running_loop().set_debug(debug)
+    ours, near = socket.socketpair()
+    near.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    for given in ((reader, writer), writer.transport):
+        for name, call in (
+            ("socket", lambda given=given: create_bridge(socket=given, sink="null:", credentials=PSK)),
+            ("sink", lambda given=given: connect("null:", given)),
+        ):
+            error = await asyncio.to_thread(in_another_loop, call, there)
+            assert isinstance(error, ConfigError), repr(error)
+            assert (error.field, error.reason) == (name, "other_loop")
+    loop = asyncio.get_running_loop()
+    with near:
+        async with asyncio.timeout(20):
+            writer.write(b"still mine")
+            assert await loop.sock_recv(near, 10) == b"still mine"
+            await loop.sock_sendall(near, b"and theirs")
+            assert await reader.readexactly(10) == b"and theirs"
+        writer.close()
+        await writer.wait_closed()

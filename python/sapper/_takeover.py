@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import socket
@@ -344,6 +345,8 @@ def _is_transport(what: object) -> bool:
 
 
 def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:
+    for one in (transport, reader):
+        _must_be_of_this_loop(one, name)
     if (hand_over := _hand_over_of(transport)) is not None:
         return _transport_of_ours(hand_over(name), transport, reader, name)
     if any(_asked(transport, name, "get_extra_info", what) for what in ("sslcontext", "ssl_object")):
@@ -401,6 +404,20 @@ def _transport(transport: Any, reader: asyncio.StreamReader | None, name: str) -
         end=flushing.end,
         asks=True,
     )
+
+
+def _must_be_of_this_loop(what: object, name: str) -> None:
+    """Refuses what another loop serves: that one may be in the midst of it, in another thread."""
+    here, its = current_loop(), None
+    with contextlib.suppress(Exception):  # another's: what is wrong with it is found by what is asked of it
+        its = getattr(what, "_loop", None)
+    if its is None and here is not None:
+        # Uvloop does not show it; what its transports refer to can be seen all the same.
+        seen = gc.get_referents(what)
+        its = next((one for one in seen if isinstance(one, asyncio.AbstractEventLoop)), None)
+    if here is not None and isinstance(its, asyncio.AbstractEventLoop) and its is not here:
+        message = f"this {type(what).__name__} belongs to another event loop: call this in a coroutine there"
+        raise config_error(name, message, "other_loop")
 
 
 def _asked(transport: Any, name: str, method: str, *arguments: object) -> Any:
