@@ -100,6 +100,20 @@ fn a_bad_header_ends_the_bridge_with_the_culprit_named() {
 }
 
 #[test]
+fn handshake_and_superframe_hello_have_one_deadline() {
+    let (near, far) = packet_pair(&psk(), Framing::U16);
+    // What had gone by before counts for the handshake, so what is left is what the hello has too.
+    let near = near.with_framing(Framing::Superframe).with_deadlines(|deadlines| {
+        deadlines.handshake = 2 * PATIENCE;
+        deadlines.spent = 2 * PATIENCE - Duration::from_secs(2);
+    });
+    far.ask_handshake(1);
+    near.bridge().start().unwrap();
+    let error = near.wait_closed().expect("the far end, which nobody starts, says no hello");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::HandshakeDeadline, Some(Phase::Handshake)));
+}
+
+#[test]
 fn stop_takes_effect_while_a_peer_stalls_the_handshake() {
     let (silent, ours) = UnixStream::pair().unwrap();
     let (sink, _held) = UnixStream::pair().unwrap();

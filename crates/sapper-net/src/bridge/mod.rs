@@ -8,6 +8,7 @@
 mod check;
 mod control;
 mod facts;
+mod goodbye;
 mod hello;
 mod open;
 mod resting;

@@ -1,6 +1,7 @@
 //! Opens the two ends of a bridge: connect, TLS, the policy's answer, framing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sapper_proto::framing::Framing;
 use sapper_proto::framing::superframe::{Agreement, Hello};
@@ -75,6 +76,20 @@ pub(super) struct OpenSide {
     pub(super) initial: Vec<u8>,
     /// What its protocol has still to say under TLS before payload.
     pub(super) upgrading: Option<Box<Upgrading>>,
+    /// What is left of the handshake's deadline for a hello behind it.
+    patience: Duration,
+}
+
+/// What was said and agreed on before payload.
+pub(super) struct Greeted {
+    sink: Met,
+    agreement: Option<Agreement>,
+}
+
+/// The sink, as a greeting leaves it.
+enum Met {
+    Stream(BoxStream, Vec<u8>),
+    Port(BoxPort),
 }
 
 /// What happens on the way to an open end.
@@ -161,7 +176,7 @@ async fn open_side(
         spec.open(&options).await.map_err(|error| error.with_field(side.field).with_phase(Phase::Connect))?;
     let initial = std::mem::take(&mut side.initial_data);
     let Some(tls) = &side.tls else {
-        return Ok(OpenSide { opened, info: None, initial, upgrading: None });
+        return Ok(OpenSide { opened, info: None, initial, upgrading: None, patience: deadlines.handshake });
     };
     let mut stream = match opened {
         Opened::Stream(stream) => stream,
@@ -209,7 +224,8 @@ async fn open_side(
         }
     }
     let opened = Opened::Stream(Box::new(stream));
-    Ok(OpenSide { opened, info: Some(Arc::new(info)), initial: Vec::new(), upgrading })
+    let patience = until.saturating_duration_since(Instant::now());
+    Ok(OpenSide { opened, info: Some(Arc::new(info)), initial: Vec::new(), upgrading, patience })
 }
 
 async fn shake(stream: BoxStream, tls: &SideTls, initial: &[u8]) -> Result<(TlsStream, HandshakeInfo)> {
@@ -217,26 +233,27 @@ async fn shake(stream: BoxStream, tls: &SideTls, initial: &[u8]) -> Result<(TlsS
     TlsStream::handshake_with_early_data(stream, &tls.config, &tls.role, initial, early).await
 }
 
-/// Framing over both ends: the ends of a pump, and what each flow begins with.
-pub(super) async fn join(
-    transport: OpenSide,
+/// What both ends say before payload. The transport stays the caller's, who has the last word there should
+/// this fail, or be given up.
+pub(super) async fn greet(
+    transport: &mut OpenSide,
     sink: OpenSide,
     form: Form,
     deadlines: &Deadlines,
-) -> Result<(Ends, Vec<u8>, Vec<u8>)> {
-    let mut network = match transport.opened {
+) -> Result<Greeted> {
+    let network = match &mut transport.opened {
         Opened::Stream(network) => network,
         Opened::Port(network) => {
-            let sink = sink_port(sink, form, network.abilities().kind)?;
-            return Ok((Ends::Ports(network, sink), Vec::new(), Vec::new()));
+            let sink = Met::Port(sink_port(sink, form, network.abilities().kind)?);
+            return Ok(Greeted { sink, agreement: None });
         }
     };
     let Some(framing) = form.framing else {
         let Opened::Stream(mut cleartext) = sink.opened else {
             return Err(Error::config("framing", "a packet endpoint needs a framing"));
         };
-        let (mut received, mut inside) = (transport.initial, sink.initial);
-        if let Some(mut upgrading) = transport.upgrading {
+        let mut inside = sink.initial;
+        if let Some(mut upgrading) = transport.upgrading.take() {
             upgrading.received_inside(inside);
             let speaking = upgrading.until_payload(network.as_mut(), cleartext.as_mut());
             let spoken = timeout(deadlines.handshake, speaking).await.unwrap_or_else(|_| {
@@ -253,19 +270,45 @@ pub(super) async fn join(
             }
             let (from_network, from_inside) = upgrading.into_payload();
             inside = from_inside;
-            received.extend(from_network);
+            transport.initial.extend(from_network);
         }
-        return Ok((Ends::Streams(network, cleartext), inside, received));
+        return Ok(Greeted { sink: Met::Stream(cleartext, inside), agreement: None });
     };
     let sink = sink_port(sink, form, PacketKind::Ip)?;
-    let mut received = transport.initial;
-    let mut options = form.framed(framing, sink.abilities().kind);
+    let mut agreement = None;
     if framing == Framing::Superframe {
         let ours = hello_for(&sink.abilities(), form.packets.max_packet);
-        let agreement = superframe_hello(&mut network, ours, &mut received, deadlines.handshake).await?;
-        options.agreement = Some(bounded(agreement, form.packets.max_packet));
+        let whole = deadlines.handshake;
+        let hello = superframe_hello(network, ours, &mut transport.initial, whole);
+        let agreed = timeout(transport.patience, hello).await.unwrap_or_else(|_| {
+            let text = format!(
+                "the peer sent no superframe hello within {:.1} s of the handshake's beginning",
+                whole.as_secs_f64()
+            );
+            Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
+        });
+        agreement = Some(bounded(agreed?, form.packets.max_packet));
     }
-    let network = FramedPort::new(network, options, &received)?;
+    Ok(Greeted { sink: Met::Port(sink), agreement })
+}
+
+/// Framing over both ends: the ends of a pump, and what each flow begins with.
+pub(super) fn join(transport: OpenSide, greeted: Greeted, form: Form) -> Result<(Ends, Vec<u8>, Vec<u8>)> {
+    let (network, sink) = match (transport.opened, greeted.sink) {
+        (Opened::Port(network), Met::Port(sink)) => {
+            return Ok((Ends::Ports(network, sink), Vec::new(), Vec::new()));
+        }
+        (Opened::Stream(network), Met::Stream(cleartext, inside)) => {
+            return Ok((Ends::Streams(network, cleartext), inside, transport.initial));
+        }
+        (Opened::Stream(network), Met::Port(sink)) => (network, sink),
+        (Opened::Port(_), Met::Stream(..)) => unreachable!("greet() makes a port of it"),
+    };
+    let framing =
+        form.framing.ok_or_else(|| Error::config("framing", "a packet endpoint needs a framing"))?;
+    let mut options = form.framed(framing, sink.abilities().kind);
+    options.agreement = greeted.agreement;
+    let network = FramedPort::new(network, options, &transport.initial)?;
     Ok((Ends::Ports(Box::new(network), sink), Vec::new(), Vec::new()))
 }
 

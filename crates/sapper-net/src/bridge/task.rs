@@ -22,7 +22,7 @@ use super::resting::Resting;
 use super::running::{Running, end_of_drain, linger};
 use super::state::{BridgeState, Shared};
 use super::unused::unused;
-use super::{BridgeDirection, CdTunnelRole, Handshakes, facts};
+use super::{BridgeDirection, CdTunnelRole, Handshakes, facts, goodbye};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::PacketKind;
@@ -194,10 +194,7 @@ impl Task {
                         self.start = true;
                         continue;
                     }
-                    match &mut ends.transport.opened {
-                        Opened::Stream(stream) if self.shared.is_aborted() => stream.reset(0),
-                        opened => say_goodbye(opened).await,
-                    }
+                    goodbye::before_payload(&mut ends.transport, self.shared.is_aborted()).await;
                     return Err(End::Stopped);
                 }
                 command = self.inbox.recv() => command.ok_or(End::Stopped)?,
@@ -211,13 +208,16 @@ impl Task {
                     if over.is_err() {
                         self.shared.fail_at_rest();
                     }
-                    say_goodbye(&mut ends.transport.opened).await;
+                    goodbye::before_payload(&mut ends.transport, self.shared.is_aborted()).await;
                     return over.map_err(End::Failed).and(Err(End::Stopped));
                 }
             };
             match *command {
                 Command::CdTunnel(role, reply) => {
-                    self.cdtunnel(&mut ends.transport, role, reply).await?;
+                    if let Err(end) = self.cdtunnel(&mut ends.transport, role, reply).await {
+                        goodbye::before_payload(&mut ends.transport, self.shared.is_aborted()).await;
+                        return Err(end);
+                    }
                     resting.interrupted();
                 }
                 other => self.command_before_start(other, Some(&mut ends.transport)),
@@ -335,7 +335,7 @@ impl Task {
     async fn join(&mut self, ends: OpenEnds) -> Result<Pump, End> {
         let mut prepared = std::mem::replace(&mut self.prepared, Prepared::empty());
         let direction = prepared.form.direction;
-        let mut transport = ends.transport;
+        let (mut transport, sink) = (ends.transport, ends.sink);
         if let Some(tls) = tls_of(&mut transport) {
             tls.set_direction(match direction {
                 BridgeDirection::Duplex => StreamDirection::Duplex,
@@ -344,19 +344,31 @@ impl Task {
             });
         }
         let work = Box::pin(async {
-            let joined = async {
-                let sink = match ends.sink {
+            let greeted = async {
+                let sink = match sink {
                     Some(sink) => sink,
                     None => prepared.open_sink().await?,
                 };
-                open::join(transport, sink, prepared.form, &prepared.deadlines).await
+                open::greet(&mut transport, sink, prepared.form, &prepared.deadlines).await
             }
             .await;
-            (prepared, joined)
+            (prepared, greeted)
         });
-        let (prepared, joined) = self.during(work, true).await?;
-        self.prepared = prepared;
-        let (mut ends, to_network, to_sink) = joined?;
+        let greeted = match self.during(work, true).await {
+            Ok((prepared, greeted)) => {
+                self.prepared = prepared;
+                greeted.map_err(End::Failed)
+            }
+            Err(end) => Err(end),
+        };
+        let greeted = match greeted {
+            Ok(greeted) => greeted,
+            Err(end) => {
+                goodbye::before_payload(&mut transport, self.shared.is_aborted()).await;
+                return Err(end);
+            }
+        };
+        let (mut ends, to_network, to_sink) = open::join(transport, greeted, self.prepared.form)?;
         facts::joined(&self.shared, &mut ends);
         let (encapsulate_stats, decapsulate_stats) = self.flow_stats();
         let mut encapsulate = FlowOptions::new(encapsulate_stats);
@@ -385,8 +397,11 @@ impl Task {
         for (direction, paused) in self.paused.drain(..) {
             pump.set_paused(direction, paused);
         }
-        if let Some(file) = self.tap.take() {
-            self.tap_pump(&mut pump, *file)?;
+        if let Some(file) = self.tap.take()
+            && let Err(error) = self.tap_pump(&mut pump, *file)
+        {
+            goodbye::of_pump(&mut pump, self.shared.is_aborted()).await;
+            return Err(End::Failed(error));
         }
         Ok(pump)
     }
@@ -425,28 +440,7 @@ impl Task {
         if let (Err(End::Failed(error)), Ends::Streams(_, sink)) = (&outcome, pump.ends()) {
             sink.fail(error);
         }
-        if self.shared.is_aborted() {
-            // No goodbye: what was cut off must not look like an orderly end.
-            match pump.ends() {
-                Ends::Streams(network, _) => network.reset(0),
-                Ends::Ports(network, _) => {
-                    if let Some(stream) = network.stream_mut() {
-                        stream.reset(0);
-                    }
-                }
-            }
-            return outcome;
-        }
-        // What can be said without waiting is said: close_notify, also of a direction that never ran, or
-        // the alert of an error. It is said once.
-        poll_fn(|cx| {
-            let _ = match pump.ends() {
-                Ends::Streams(network, _) => network.poll_send_eof(cx),
-                Ends::Ports(network, _) => network.poll_send_eof(cx),
-            };
-            Poll::Ready(())
-        })
-        .await;
+        goodbye::of_pump(&mut pump, self.shared.is_aborted()).await;
         outcome
     }
 
@@ -607,17 +601,6 @@ fn start_tap(pump: &mut Pump, file: TapFile) -> Result<Tap> {
         _ => sink.abilities().kind,
     };
     Tap::start(file, kind)
-}
-
-/// close_notify without waiting, for a bridge that ends before payload flowed.
-async fn say_goodbye(opened: &mut Opened) {
-    if let Opened::Stream(stream) = opened {
-        poll_fn(|cx| {
-            let _ = stream.poll_send_eof(cx);
-            Poll::Ready(())
-        })
-        .await;
-    }
 }
 
 fn no_packets() -> Error {

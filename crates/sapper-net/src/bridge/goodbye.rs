@@ -1,0 +1,47 @@
+//! The last word to the network's peer, of a bridge that was ready: close_notify, also of a direction that
+//! never ran, or the alert of an error. It is what can be said without waiting, and is said once. An abort
+//! says nothing: what was cut off must not look like an orderly end.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use super::open::OpenSide;
+use crate::endpoint::Opened;
+use crate::pump::{Ends, Pump};
+
+/// Before payload flowed.
+pub(super) async fn before_payload(transport: &mut OpenSide, is_aborted: bool) {
+    let Opened::Stream(stream) = &mut transport.opened else { return };
+    if is_aborted {
+        stream.reset(0);
+        return;
+    }
+    poll_fn(|cx| {
+        let _ = stream.poll_send_eof(cx);
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// At the end of a pump.
+pub(super) async fn of_pump(pump: &mut Pump, is_aborted: bool) {
+    if is_aborted {
+        match pump.ends() {
+            Ends::Streams(network, _) => network.reset(0),
+            Ends::Ports(network, _) => {
+                if let Some(stream) = network.stream_mut() {
+                    stream.reset(0);
+                }
+            }
+        }
+        return;
+    }
+    poll_fn(|cx| {
+        let _ = match pump.ends() {
+            Ends::Streams(network, _) => network.poll_send_eof(cx),
+            Ends::Ports(network, _) => network.poll_send_eof(cx),
+        };
+        Poll::Ready(())
+    })
+    .await;
+}
