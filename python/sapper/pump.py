@@ -337,11 +337,11 @@ class Pump:
         Args:
             path: The file; an existing one is replaced.
             filter: Which packets: ``"tcp and port 443"``; ``None`` is all.
-            max_bytes: The file ends before it grows beyond this.
+            max_bytes: The file ends before it grows beyond this, which has room for its header and a packet.
             snap_len: At most so many bytes of each packet.
 
         Raises:
-            ConfigError: The filter is wrong, or nothing here is a packet.
+            ConfigError: The filter is wrong, ``max_bytes`` holds no packet, or nothing here is one.
             ResourceError: The file cannot be made.
         """
         options = TapOptions(
@@ -351,9 +351,9 @@ class Pump:
         try:
             await running_post().call(lambda mailbox, key: self._native.set_tap(values, mailbox, key))
         except ConfigError as error:
-            if error.field != "tap.filter":
+            if error.field not in ("tap.filter", "tap.max_bytes"):
                 raise
-            raise again(error, error.message, "filter") from None
+            raise again(error, error.message, error.field.removeprefix("tap.")) from None
 
     async def untap(self) -> None:
         """Ends the tap; its file is complete then.

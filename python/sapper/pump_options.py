@@ -39,7 +39,7 @@ class TapOptions(Options):
     filter: str | None = None
     """Which packets (``"tcp and port 443"``; docs/bridge.md has the language); ``None`` is all."""
     max_bytes: _Whole | None = Field(default=None, gt=0, le=_LONGEST_FILE)
-    """The file ends before it grows beyond this."""
+    """The file ends before it grows beyond this, which has room for its header and a packet."""
     snap_len: _Whole = Field(default=65_535, ge=64, le=262_144)
     """At most so many bytes of each packet."""
 
@@ -85,7 +85,7 @@ class PumpOptions(Options):
     """Waiting for the one connection of an end that listens; ``None`` waits for as long as the pump lives."""
     handshake_timeout: _Seconds = Field(default=30.0, gt=0)
     """TLS handshake, the policy's answer and the framing's hello together, and before them what a writer
-    that is given has not sent yet."""
+    that is given has not sent yet. The hello, at the start, has what the others left of it."""
     idle_timeout: _Seconds | None = Field(default=None, gt=0)
     """No byte in either direction for this long ends the pump, also between its handshake and its start;
     ``None`` is never."""

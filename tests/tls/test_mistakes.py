@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import errno
+import fcntl
 import os
 import pickle
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,7 +26,7 @@ from sapper import errors, tls
 from sapper.errors import ClosedError, ConfigError, ResourceError, SapperError
 from sapper.pump import PumpOptions, connect
 from sapper.tls import Credentials, TlsConfig, create_bridge
-from support import leaks
+from support import leaks, netns
 from support.certs import Certificates
 from support.traffic import receive_all
 
@@ -168,6 +170,41 @@ def test_the_same_of_packet_endpoints(given: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        "udp://127.0.0.1:9?bind=[::1]:0",
+        "udp://[::1]:9?bind=127.0.0.1:0",
+        "udp://[fe80::1%lo]:9?bind=127.0.0.1:0",
+    ],
+)
+def test_two_ip_versions_of_one_socket(given: str) -> None:
+    assert "IP version" in str(_must_refuse("sink", sink=given, framing="u16"))
+    connect("counter:", "udp://localhost:9?bind=[::1]:0")  # a name may have both
+
+
+@pytest.mark.needs("namespaces", "tun")
+@pytest.mark.parametrize(
+    ("flags", "header"), [(0x4000, "none"), (0x4000, "pi"), (0x4000, "utun"), (0, "vnet")]
+)
+def test_a_header_that_the_descriptor_contradicts(flags: int, header: str) -> None:
+    no_pi, tun_set_iff = 0x1000, 0x400454CA
+    with netns.two_namespaces() as (one, _):
+
+        def refused() -> None:
+            tun = os.open("/dev/net/tun", os.O_RDWR)
+            try:
+                fcntl.ioctl(tun, tun_set_iff, struct.pack("16sH22x", b"contradicts", 1 | no_pi | flags))
+                error = _must_refuse("sink", sink=f"fd:{tun}?header={header}", framing="ip")
+                assert f"header={header}" in str(error)
+                if flags:
+                    assert "vnet" in str(error)
+            finally:
+                os.close(tun)
+
+        one.call(refused)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("server_side", "yes"), ("server_side", 1), ("server_side", None),
@@ -200,6 +237,7 @@ def test_an_argument_of_another_type(name: str, value: object) -> None:
         ({"path": "a\0b"}, "tap.path"),
         ({"path": "x", "snap_len": 1}, "tap.snap_len"),
         ({"path": "x", "max_bytes": 2**64}, "tap.max_bytes"),
+        ({"path": "x", "max_bytes": 100}, "tap.max_bytes"),
         ({"path": "x", "filter": 5}, "tap.filter"),
         ({"path": "x", "nonsense": 5}, "tap.nonsense"),
     ],
@@ -244,6 +282,10 @@ async def test_the_same_of_a_tap_that_is_named_later(state: str, tmp_path: Path)
             with pytest.raises(ResourceError) as caught:
                 await client.tap(tmp_path / "no such folder" / "tap")
             assert caught.value.field == "tap"
+            with pytest.raises(ConfigError) as too_small:
+                await client.tap(tmp_path / "tap", max_bytes=100)
+            assert (too_small.value.field, too_small.value.reason) == ("max_bytes", "out_of_range")
+            assert not (tmp_path / "tap").exists()
             await client.tap(tmp_path / "tap")
             assert (tmp_path / "tap").exists(), "it is made when it is named"
             if state != "running":

@@ -247,16 +247,8 @@ fn local_address(host: &str, port: u16, field: &'static str) -> Result<SocketAdd
 }
 
 fn tun_header(text: &str) -> Result<TunHeader> {
-    word(
-        "header",
-        text,
-        &[
-            ("none", TunHeader::None),
-            ("pi", TunHeader::PacketInformation),
-            ("utun", TunHeader::Utun),
-            ("vnet", TunHeader::VirtioNet),
-        ],
-    )
+    use TunHeader::{None, PacketInformation, Utun, VirtioNet};
+    word("header", text, &[None, PacketInformation, Utun, VirtioNet].map(|one| (one.as_str(), one)))
 }
 
 fn interface(

@@ -1,6 +1,6 @@
 //! Packet ports as plain data, opened on the event loop that will use them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -86,8 +86,9 @@ impl PortSpec {
     /// Finds what is wrong with it without waiting: see [`crate::endpoint::EndpointSpec::check`].
     pub fn check(&self, needs: Access) -> Result<()> {
         match self {
-            Self::TunFd { fd, field, .. } => {
-                check_access(fd.as_fd(), &fd::classify(fd.as_fd(), field)?, field, needs)
+            Self::TunFd { fd, field, options } => {
+                check_access(fd.as_fd(), &fd::classify(fd.as_fd(), field)?, field, needs)?;
+                TunPort::check(fd.as_fd(), options)
             }
             // From a Unix socket datagrams can be read without a peer to send them to.
             Self::Datagram { socket, .. }
@@ -106,7 +107,17 @@ impl PortSpec {
                 bind.as_ref().map_or(Ok(()), |own| own.to_system().map(drop))
             }
             Self::Seqpacket { path, .. } => path.to_system().map(drop),
-            Self::Udp { host, .. } => check_host(host),
+            Self::Udp { host, bind, .. } => {
+                check_host(host)?;
+                // A name may have addresses of both versions.
+                let address = host.split('%').next().and_then(|address| address.parse::<IpAddr>().ok());
+                match (address, bind) {
+                    (Some(peer), Some(own)) if peer.is_ipv4() != own.is_ipv4() => {
+                        Err(of_another_version(host, *bind))
+                    }
+                    _ => Ok(()),
+                }
+            }
             Self::Tun { .. } | Self::Counter => Ok(()),
         }
     }
@@ -204,10 +215,12 @@ async fn connect_udp(host: &str, port: u16, bind: Option<SocketAddr>, deadline: 
             Err(source) => last = Some(failed(ErrorKind::Connect, "connect to", &peer, &source)),
         }
     }
-    Err(last.unwrap_or_else(|| {
-        let own = bind.map(|own| own.to_string()).unwrap_or_default();
-        Error::new(ErrorKind::Config, format!("{host} has no address of the IP version of {own}"))
-    }))
+    Err(last.unwrap_or_else(|| of_another_version(host, bind)))
+}
+
+fn of_another_version(host: &str, bind: Option<SocketAddr>) -> Error {
+    let own = bind.map(|own| own.to_string()).unwrap_or_default();
+    Error::new(ErrorKind::Config, format!("{host} has no address of the IP version of {own}"))
 }
 
 fn new_socket(domain: Domain, socket_type: Type) -> Result<Socket> {

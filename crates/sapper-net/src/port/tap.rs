@@ -25,6 +25,16 @@ const QUEUE: usize = 16;
 /// A block is handed over when it is this full.
 const BLOCK_BYTES: usize = 256 * 1024;
 
+/// No packet of IP is smaller: it is an IPv4 header.
+const SMALLEST: Record<'static> = Record {
+    interface: 0,
+    timestamp: 0,
+    direction: pcapng::Direction::Inbound,
+    data: &[0; 20],
+    original_len: 20,
+    comment: None,
+};
+
 /// Where packets are copied to.
 #[derive(Clone, Debug)]
 pub struct TapOptions {
@@ -46,6 +56,14 @@ impl TapOptions {
             Filter::parse(text).map_err(|error| Error::config("tap.filter", error.to_string()))
         };
         let filter = self.filter.as_ref().map(parse).transpose()?;
+        if let Some(most) = self.max_bytes {
+            let mut least = beginning(LinkType::Raw, self.snap_len);
+            pcapng::packet(&mut least, &SMALLEST);
+            if most < least.len() as u64 {
+                let text = format!("at least {}: what a file begins with, and one packet", least.len());
+                return Err(Error::config("tap.max_bytes", text).with_reason("out_of_range"));
+            }
+        }
         // Who reads a FIFO may pause for ever, and the end of a tap waits for what it writes to.
         let is_queue = |kind: std::fs::FileType| kind.is_fifo() || kind.is_socket();
         if std::fs::metadata(&self.path).is_ok_and(|found| is_queue(found.file_type())) {
@@ -172,9 +190,7 @@ impl Tap {
         if file.metadata().is_ok_and(|found| found.is_file()) {
             file.set_len(0).map_err(|source| options.failed("empty", &source))?;
         }
-        let mut bytes = Vec::with_capacity(BLOCK_BYTES + 66_000);
-        pcapng::section_header(&mut bytes, concat!("sapper ", env!("CARGO_PKG_VERSION")));
-        pcapng::interface(&mut bytes, link, options.snap_len, "bridge");
+        let bytes = beginning(link, options.snap_len);
         let (queue, inbox) = sync_channel::<Full>(QUEUE);
         let (give_back, empty) = sync_channel(QUEUE + 1);
         let stats = Arc::new(TapStats::default());
@@ -252,6 +268,14 @@ impl Tap {
     pub fn stats(&self) -> &Arc<TapStats> {
         &self.0.stats
     }
+}
+
+/// What the file begins with, with room for a block behind it.
+fn beginning(link: LinkType, snap_len: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK_BYTES + 66_000);
+    pcapng::section_header(&mut bytes, concat!("sapper ", env!("CARGO_PKG_VERSION")));
+    pcapng::interface(&mut bytes, link, snap_len, "bridge");
+    bytes
 }
 
 impl Block {

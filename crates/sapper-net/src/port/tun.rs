@@ -43,6 +43,18 @@ pub enum TunHeader {
     VirtioNet,
 }
 
+impl TunHeader {
+    /// The word for it in options.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::PacketInformation => "pi",
+            Self::Utun => "utun",
+            Self::VirtioNet => "vnet",
+        }
+    }
+}
+
 /// How to use a TUN or TAP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TunOptions {
@@ -92,6 +104,11 @@ impl TunPort {
     /// `%d`, lets the system choose. Must be called on an I/O thread, whose network namespace counts.
     pub fn open(name: &str, options: &TunOptions) -> Result<Self> {
         Ok(Self::over(Device::open(name, options)?))
+    }
+
+    /// Finds what is wrong with the options of a descriptor that somebody else opened, and changes nothing.
+    pub fn check(fd: BorrowedFd<'_>, options: &TunOptions) -> Result<()> {
+        device::header_of(fd, options.header).map(drop)
     }
 
     /// Takes a descriptor that somebody else opened. Its `O_NONBLOCK` is as before afterwards; its

@@ -126,30 +126,8 @@ impl Device {
                 "an adopted descriptor's interface is configured by who opened it",
             ));
         }
+        let header = header_of(fd.as_fd(), options.header)?;
         let attributes = sys::tun::attributes(fd.as_fd());
-        let has_header = attributes.as_ref().map(|attributes| attributes.vnet_header > 0);
-        let header = options.header.unwrap_or(match has_header {
-            Some(true) => TunHeader::VirtioNet,
-            _ => TunHeader::None,
-        });
-        match (header, has_header) {
-            _ if cfg!(target_os = "linux") && attributes.is_none() => {
-                return Err(Error::new(ErrorKind::Device, "this descriptor is no TUN or TAP"));
-            }
-            (TunHeader::VirtioNet, Some(false)) => {
-                return Err(Error::config(
-                    "tun_header",
-                    "this descriptor was opened without a virtio-net header (IFF_VNET_HDR)",
-                ));
-            }
-            (TunHeader::None | TunHeader::PacketInformation | TunHeader::Utun, Some(true)) => {
-                return Err(Error::config(
-                    "tun_header",
-                    "this descriptor was opened with a virtio-net header (IFF_VNET_HDR): name it",
-                ));
-            }
-            _ => {}
-        }
         let ethernet = attributes.map_or(options.ethernet, |attributes| attributes.tap);
         Self::over(fd, header, options.offload, ethernet)
     }
@@ -160,12 +138,7 @@ impl Device {
         let mut vnet_header = 0;
         if header == TunHeader::VirtioNet {
             vnet_header = attributes.as_ref().map_or(virtio::HEADER_LEN, |attributes| attributes.vnet_header);
-            if vnet_header != virtio::HEADER_LEN && vnet_header != virtio::HEADER_LEN + 2 {
-                return Err(Error::config(
-                    "tun_header",
-                    format!("a virtio-net header of {vnet_header} bytes is not supported: 10 and 12 are"),
-                ));
-            }
+            check_len(vnet_header)?;
         }
         let (asked, offloads, no_uso) = ask_for_offloads(fd.as_fd(), header, offload, ethernet);
         let name = attributes.map(|attributes| attributes.name).unwrap_or_default();
@@ -238,17 +211,13 @@ impl Device {
     /// A first packet that is none, but looks as if a header lay in front that nobody named.
     pub(super) fn has_unnamed_header(&self, bytes: &[u8]) -> Option<Error> {
         let (rest, what) = match (self.header, self.ethernet, bytes.split_first_chunk()?) {
-            (TunHeader::None, false, (&[_, _, 0x86, 0xdd] | &[_, _, 0x08, 0x00], rest)) => {
-                (rest, "packet_information")
-            }
+            (TunHeader::None, false, (&[_, _, 0x86, 0xdd] | &[_, _, 0x08, 0x00], rest)) => (rest, "pi"),
             (TunHeader::None, false, (&[0, 0, 0, 2 | 10 | 28 | 30], rest)) => (rest, "utun"),
             _ => return None,
         };
         ip::check_len(rest).ok()?;
-        Some(Error::config(
-            "tun_header",
-            format!("packets of this descriptor have a header in front that was not named: {what:?}?"),
-        ))
+        let text = format!("packets of this descriptor have a header in front that was not named: {what:?}?");
+        Some(Error::config("header", text))
     }
 
     /// The system refused a UDP super-packet.
@@ -409,6 +378,47 @@ impl Mtu {
         }
         self.value.get()
     }
+}
+
+/// What lies in front of the packets of somebody's descriptor, where that and what the descriptor says of
+/// itself go together. Whoever knows the option to blame adds it.
+pub(super) fn header_of(fd: BorrowedFd<'_>, named: Option<TunHeader>) -> Result<TunHeader> {
+    let wrong = |header: TunHeader, text: &str| {
+        Error::new(
+            ErrorKind::Config,
+            format!("header={}: this descriptor was opened {text}", header.as_str()),
+        )
+    };
+    let attributes = sys::tun::attributes(fd);
+    let has_header = attributes.as_ref().map(|attributes| attributes.vnet_header > 0);
+    let header = named.unwrap_or(match has_header {
+        Some(true) => TunHeader::VirtioNet,
+        _ => TunHeader::None,
+    });
+    match (header, has_header) {
+        _ if cfg!(target_os = "linux") && attributes.is_none() => {
+            Err(Error::new(ErrorKind::Device, "this descriptor is no TUN or TAP"))
+        }
+        (TunHeader::VirtioNet, Some(false)) => {
+            Err(wrong(header, "without a virtio-net header (IFF_VNET_HDR)"))
+        }
+        (TunHeader::None | TunHeader::PacketInformation | TunHeader::Utun, Some(true)) => {
+            Err(wrong(header, "with a virtio-net header (IFF_VNET_HDR): \"vnet\", or leave it away"))
+        }
+        (TunHeader::VirtioNet, _) => {
+            check_len(attributes.map_or(virtio::HEADER_LEN, |attributes| attributes.vnet_header))?;
+            Ok(header)
+        }
+        _ => Ok(header),
+    }
+}
+
+fn check_len(vnet_header: usize) -> Result<()> {
+    if vnet_header == virtio::HEADER_LEN || vnet_header == virtio::HEADER_LEN + 2 {
+        return Ok(());
+    }
+    let text = format!("a virtio-net header of {vnet_header} bytes is not supported: 10 and 12 are");
+    Err(Error::new(ErrorKind::Config, text))
 }
 
 /// Asks for as much as the system has: all, without UDP, only checksums.

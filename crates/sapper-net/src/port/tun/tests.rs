@@ -185,12 +185,12 @@ async fn the_kernels_header_is_believed_no_more_than_anybodys() {
 #[tokio::test]
 async fn a_header_that_was_not_named_is_noticed_at_the_first_packet() {
     let good = packet(1, 60);
-    for (head, word) in [([0, 0, 0x86, 0xdd], "packet_information"), ([0, 0, 0, 30], "utun")] {
+    for (head, word) in [([0, 0, 0x86, 0xdd], "pi"), ([0, 0, 0, 30], "utun")] {
         let (a, b) = UnixDatagram::pair().unwrap();
         let mut port = over(a, TunHeader::None);
         b.send(&[&head[..], &good].concat()).unwrap();
         let error = receive(&mut port).await.unwrap_err();
-        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("tun_header")));
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("header")));
         assert!(error.message().contains(word), "{error}");
     }
 }
