@@ -97,7 +97,7 @@ TLS_IN_WORDS = {
     "min_version": '`"TLSv1.2"`, `"TLSv1.3"`',
     "cipher_suites": "all good ones",
     "groups": "X25519MLKEM768, X25519, secp256r1, …",
-    "ocsp": '`"check"`; in legacy modes `"off"`',
+    "ocsp": 'none: `"check"`, in legacy modes and where nobody is asked about certificates `"off"`',
 }
 
 

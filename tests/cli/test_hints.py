@@ -47,6 +47,14 @@ def test_every_option_in_a_hint_is_some_command_s() -> None:
             assert isinstance(part, str) or set(part[1:]) <= known, part
 
 
+def test_what_no_option_mends_names_none() -> None:
+    for reason in ("expired", "not_yet_valid", "revoked"):
+        said = hint(ErrorKind.CERTIFICATE, offered(("bridge",)), reason)
+        assert said is not None
+        assert "--" not in said
+    assert "--roots" not in (hint(ErrorKind.CERTIFICATE, offered(("bridge",)), "wrong_name") or "")
+
+
 def test_hints_of_the_tunnel_s_client() -> None:
     options = offered(("expose", "3000"))
     assert "--ca" in (hint(ErrorKind.CERTIFICATE, options) or "")

@@ -191,3 +191,18 @@ def test_a_table_on_a_held_terminal_holds_up_nothing(tmp_path: Path) -> None:
             running.wait()
             os.close(master)
             os.close(slave)
+
+
+@pytest.mark.parametrize("words", [("version",), ("version", "--json"), ("--help",)], ids=" ".join)
+def test_an_answer_that_cannot_be_written_is_an_error(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sapper.cli", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 4, done
+    assert "standard output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

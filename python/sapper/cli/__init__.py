@@ -7,6 +7,7 @@ loaded once. The tunnel's, of which there are many, do not even keep typer: :mod
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -31,6 +32,8 @@ _COMMANDS = {
     "tls": ("tls", "tls"),
     "wasi": ("wasi", "wasi"),
 }
+#: What writing an answer fails with where nobody reads it, or the disk is full.
+_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _WITH_EXIT_CODES = ("bridge", "demo", "expose")
 
 
@@ -50,6 +53,12 @@ def main() -> None:
         sys.exit(fail(error, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in _UNWRITTEN or error.filename is not None:
+            raise
+        from sapper.cli._output import unwritten
+
+        sys.exit(unwritten(error))
     finally:
         finish()
 

@@ -53,6 +53,15 @@ OF_REASON: dict[tuple[ErrorKind, str], tuple[Part, ...]] = {
         "check how the host's name is spelt",
         "whether this machine can look names up",
     ),
+    **dict.fromkeys(
+        ((ErrorKind.CERTIFICATE, reason) for reason in ("expired", "not_yet_valid")),
+        ("the certificate has to be renewed by whoever shows it", "this machine's clock is wrong"),
+    ),
+    (ErrorKind.CERTIFICATE, "revoked"): ("the certificate has to be replaced by whoever shows it",),
+    (ErrorKind.CERTIFICATE, "wrong_name"): (
+        ("name the server with {}", "--server-name", "--upstream-name"),
+        ("give a pin with {}", "--pin"),
+    ),
     # What a guest may have (sapper wasi run) is no limit of the system.
     (ErrorKind.RESOURCE_LIMIT, "fuel"): (("give it more: {}", "--fuel"),),
     (ErrorKind.RESOURCE_LIMIT, "memory"): (("give it more: {}", "--memory"),),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 import traceback
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from sapper._log import tell
 from sapper.cli._lines import Patient, is_told, put
-from sapper.errors import SapperError
+from sapper.errors import DeviceError, ErrorContext, SapperError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +42,7 @@ __all__ = [
     "stats_table",
     "stats_values",
     "tell_json",
+    "unwritten",
     "write_json",
 ]
 
@@ -84,6 +86,14 @@ def fail(error: SapperError, *, as_json: bool) -> int:
             if said is not None:
                 console.print(f"[bold]try[/]: {escape(said)}", soft_wrap=True)
     return error.kind.exit_code
+
+
+def unwritten(error: OSError) -> int:
+    """Tells that standard output cannot be written to, and gives the exit code: that of a local resource."""
+    # What is left in its buffer would be tried again at the end, and fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    context = ErrorContext(errno=error.errno)
+    return fail(DeviceError(f"standard output: {error.strerror}", context), as_json="--json" in sys.argv)
 
 
 @contextlib.contextmanager
