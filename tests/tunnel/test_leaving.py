@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from sapper.tunnel import ClientOptions, ClientStatus, TunnelClient, TunnelStatus
-from support.tunnels import CREDENTIALS, LATEST, client, server, until
+from support.tunnels import CREDENTIALS, LATEST, Cutter, Service, asked, client, echo, server, until
 from support.w3ptunl import CLOSE, DATA, frame, message, read_message
 
 Status = ClientStatus | TunnelStatus
@@ -230,3 +230,50 @@ async def test_a_stop_ends_what_is_left_to_deliver(leak_check: None) -> None:
             service.may_read.set()
             await until(lambda: service.got, "what the service gets")
             assert isinstance(service.got[0], ConnectionResetError)
+
+
+async def test_a_client_that_is_told_to_end_in_a_cut_comes_back_for_its_visitors(leak_check: None) -> None:
+    """Those who are there go on, nobody new comes in."""
+    async with Service(echo) as local, server() as ours, Cutter(ours.port or 0) as cutter:
+        options = ClientOptions(reconnect_delay=(0.05, 0.2))
+        mine = TunnelClient("127.0.0.1", cutter.port, local.port, CREDENTIALS, options=options)
+        async with asyncio.timeout(LATEST):
+            public = await mine.connect()
+            reader, writer = await asyncio.open_connection("127.0.0.1", public)
+            writer.write(b"first")
+            assert await reader.readexactly(5) == b"first"
+            cutter.refuses = True
+            cutter.cut()
+            await until(lambda: not any(one.connected for one in ours.status()), "the cut")
+            stopping = asyncio.create_task(mine.stop(LATEST))
+            writer.write(b"second")
+            cutter.refuses = False
+            assert await reader.readexactly(6) == b"second"
+            assert not stopping.done()
+            while await is_let_in(public):
+                pass
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            await stopping
+            await until(lambda: not ours.status(), "the end of its tunnel")
+
+
+async def is_let_in(public: int) -> bool:
+    try:
+        return await asked(public, b"?", end=False) == b"?"
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+
+
+async def test_a_client_that_is_away_and_has_no_visitors_leaves_at_once(leak_check: None) -> None:
+    async with Service(echo) as local, server() as ours, Cutter(ours.port or 0) as cutter:
+        options = ClientOptions(reconnect_delay=(0.05, 0.2))
+        mine = TunnelClient("127.0.0.1", cutter.port, local.port, CREDENTIALS, options=options)
+        async with asyncio.timeout(LATEST):
+            public = await mine.connect()
+            assert await asked(public, b"all") == b"all"
+            cutter.refuses = True
+            cutter.cut()
+            await until(lambda: not any(one.connected for one in ours.status()), "the cut")
+            await mine.stop(10 * LATEST)

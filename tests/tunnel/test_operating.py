@@ -199,6 +199,26 @@ async def test_a_file_of_leases_is_one_server_s_as_long_as_it_runs(tmp_path: Pat
     await second.stop()
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["there", "not yet there"])
+async def test_a_link_stands_for_its_file_of_leases(there: bool, tmp_path: Path, leak_check: None) -> None:
+    (tmp_path / "disk").mkdir()
+    leases, link = tmp_path / "disk" / "leases", tmp_path / "link"
+    (tmp_path / "other").symlink_to("disk/leases")
+    link.symlink_to("other")
+    if there:
+        async with server(options={"lease_file": leases}):
+            pass
+    second = TunnelServer(allow, options=ServerOptions(host="127.0.0.1", lease_file=leases))
+    async with server(options={"lease_file": link}) as ours:
+        with pytest.raises(ConfigError) as caught:
+            await second.start(0)
+        assert caught.value.reason == "in_use"
+        async with client(ours.port or 0, 1):
+            pass
+    assert link.is_symlink()
+    assert len(json.loads(leases.read_text())["leases"]) == 1
+
+
 async def test_a_file_of_leases_is_for_nobody_else_s_eyes(tmp_path: Path, leak_check: None) -> None:
     made = [tmp_path / "one", tmp_path / "two"]
     (tmp_path / "one.new").write_text("left by a process that died")

@@ -1,9 +1,10 @@
 //! The tunnel's client: connects, shakes hands, works, and connects again.
 //!
-//! What is not here: the way to the server ([`hello`]), what there is for all sessions ([`stock`]), what a link does while
-//! it works ([`link`](super::link)).
+//! What is not here: the way to the server ([`hello`]), what there is for all sessions ([`stock`]), the drain ([`leaving`]),
+//! what a link does while it works ([`link`](super::link)).
 
 mod hello;
+mod leaving;
 mod stock;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::backoff::Backoff;
-use sapper_proto::tunnel::frame::Code;
 use sapper_proto::tunnel::mux::{Config, Mux};
 use sapper_proto::tunnel::w3p::{ClientHandshake, Refusal, Retry};
 use sapper_proto::tunnel::words::{
@@ -21,13 +21,13 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use self::hello::{Granted, Refused, about, connect, refused};
+use self::leaving::{Away, leave};
 use self::stock::{Mine, Stock};
-use super::greeting;
 use super::limit::Limits;
 use super::link::{End, Exit, Link};
 use super::live::Live;
 use super::notice::{Notice, ServiceInfo, Teller};
-use super::rest::{Rests, drained};
+use super::rest::Rests;
 use super::served::{Served, ServiceStats};
 use super::service::{Exposed, Target};
 use super::stopping::Stopping;
@@ -276,7 +276,9 @@ async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
         let granted = tokio::select! {
             biased;
             () = shared.stopping.asked() => {
-                rests.add(link);
+                if let Some(link) = &mut link {
+                    leave(link, Away(true), &mine, shared, rests).await;
+                }
                 return Ok(());
             }
             granted = connect(options, shared) => granted,
@@ -287,7 +289,7 @@ async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
                 Ok(created) => {
                     let working = link.as_mut().expect("it was attached");
                     let heard = (&mut reloads, &mut *rests);
-                    let ended = tunnel(working, created, options, shared, heard).await;
+                    let ended = tunnel(working, created, (options, &mine), shared, heard).await;
                     match ended.left {
                         Left::Session => {}
                         Left::Rest => rests.add(link.take()),
@@ -332,7 +334,9 @@ async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
         tokio::select! {
             biased;
             () = shared.stopping.asked() => {
-                rests.add(link);
+                if let Some(link) = &mut link {
+                    leave(link, Away(true), &mine, shared, rests).await;
+                }
                 return Ok(());
             }
             () = sleep(pause) => {}
@@ -435,7 +439,7 @@ enum Left {
 async fn tunnel(
     link: &mut Link,
     mut created: Option<Instant>,
-    options: &ClientOptions,
+    (options, mine): (&ClientOptions, &Mine),
     shared: &Shared,
     (reloads, rests): (&mut watch::Receiver<()>, &mut Rests),
 ) -> Ended {
@@ -451,18 +455,7 @@ async fn tunnel(
         let exit = tokio::select! {
             biased;
             () = shared.stopping.asked() => {
-                link.leave(Code::SHUTDOWN, "the client stops");
-                let both = async {
-                    tokio::join!(drained(link), rests.delivered());
-                };
-                shared.stopping.drain(both).await;
-                let carrier = link.take_carrier();
-                *rests = Rests::default();
-                link.cut_all();
-                if let Some(mut carrier) = carrier {
-                    // Closed with something of the server's unread it would throw away what is on its way.
-                    greeting::last_word(&mut carrier, &[]).await;
-                }
+                leave(link, Away(false), mine, shared, rests).await;
                 return disconnected(created, None, Left::Nothing, Retry::Usual);
             }
             () = rests.delivered_and_on() => unreachable!("it never returns"),

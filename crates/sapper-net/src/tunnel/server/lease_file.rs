@@ -46,6 +46,7 @@ impl LeaseFile {
     /// Takes it, and reads what is in it, where there is one.
     pub(super) async fn open(path: PathBuf) -> Result<(Arc<Self>, Option<String>)> {
         apart(move || {
+            let path = resolved(path);
             let lock = own(&path)?;
             let text = read(&path)?;
             let file = Self {
@@ -142,6 +143,21 @@ fn own(file: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(source)) => Err(failed(source)),
     }
+}
+
+/// The file that a symbolic link stands for, whether it is there yet or not: the lock of a link would be another one, and
+/// the link itself be replaced by the first write.
+fn resolved(path: PathBuf) -> PathBuf {
+    /// More of them are a circle, which whoever opens it is told.
+    const MOST_LINKS: usize = 40;
+    let mut at = path.clone();
+    for _ in 0..MOST_LINKS {
+        match (std::fs::read_link(&at), at.parent()) {
+            (Ok(target), Some(folder)) => at = folder.join(target),
+            _ => return at,
+        }
+    }
+    path
 }
 
 /// A file of the same name with more behind it.
