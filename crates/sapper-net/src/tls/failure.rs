@@ -268,6 +268,22 @@ pub(crate) fn peer_misbehaved(description: u8, message: impl Into<String>) -> Er
         .with_direction(Direction::Decapsulate)
 }
 
+/// A record that does not verify; `or` is what else may be the cause.
+pub(crate) fn bad_record(or: &str) -> Error {
+    let text = format!("a record does not verify: it was changed, repeated or lost on its way{or}");
+    Error::new(ErrorKind::Tls, text)
+        .with_alert(alert::BAD_RECORD_MAC)
+        .with_reason("bad_record_mac")
+        .with_direction(Direction::Decapsulate)
+}
+
+/// A goodbye in the middle of a handshake: the same to us as a closed connection.
+pub(crate) fn closed_in_handshake() -> Error {
+    Error::new(ErrorKind::ConnectionLost, "the peer closed TLS during the handshake")
+        .with_reason("truncated")
+        .with_direction(Direction::Decapsulate)
+}
+
 /// A call that the connection's state does not allow.
 pub(crate) fn misuse(message: &str) -> Error {
     Error::new(ErrorKind::ApiMisuse, message)

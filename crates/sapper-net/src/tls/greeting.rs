@@ -51,8 +51,8 @@ pub(crate) fn check(first: &[u8], we_are_client: bool) -> Result<bool, Error> {
                 kind if kind == expected || (we_are_client && kind == 0) => Ok(true),
                 1 => Err(refused(
                     "the peer begins a TLS handshake as we do: both ends are clients, and one has to be the server",
-                    "both_clients",
-                )),
+                )
+                .with_reason("both_clients")),
                 _ => Err(stranger(first)),
             }
         }
@@ -75,19 +75,18 @@ fn stranger(first: &[u8]) -> Error {
         && minor <= 4
     {
         let name = alert::name(description);
-        return refused(
-            format!("the peer began with the TLS alert {name} ({description}) where its handshake is due"),
-            "not_tls",
-        );
+        let text =
+            format!("the peer began with the TLS alert {name} ({description}) where its handshake is due");
+        return refused(text).with_reason("not_tls");
     }
     let known = KNOWN.iter().find(|(prefix, _)| first.starts_with(prefix));
     let guess = known.map_or(String::new(), |(_, name)| format!(" ({name})"));
-    refused(format!("the peer does not speak TLS: it began with {}{guess}", shown(first)), "not_tls")
+    refused(format!("the peer does not speak TLS: it began with {}{guess}", shown(first)))
+        .with_reason("not_tls")
 }
 
-fn refused(message: impl Into<String>, reason: &'static str) -> Error {
+fn refused(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::IncompatiblePeer, message.into())
-        .with_reason(reason)
         .with_phase(Phase::Handshake)
         .with_direction(Direction::Decapsulate)
 }

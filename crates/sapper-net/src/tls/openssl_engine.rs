@@ -40,6 +40,7 @@ mod reason {
     pub(super) const NO_SUITABLE_SIGNATURE_ALGORITHM: i32 = 118;
     pub(super) const PSK_IDENTITY_NOT_FOUND: i32 = 223;
     pub(super) const UNSAFE_LEGACY_RENEGOTIATION_DISABLED: i32 = 338;
+    pub(super) const WRONG_VERSION_NUMBER: i32 = 267;
     /// No suite, version, group, signature or protocol in common.
     pub(super) const NOTHING_IN_COMMON: &[i32] =
         &[101, 118, 191, 193, 235, 252, 258, 259, 266, 267, 295, 376, 396, 410];
@@ -261,11 +262,7 @@ impl Library {
             0 => Ok(true),
             ffi::SSL_ERROR_WANT_READ => Ok(false),
             // A goodbye in the middle: no error to OpenSSL, the same as a closed connection to us.
-            ffi::SSL_ERROR_ZERO_RETURN => {
-                Err(Error::new(ErrorKind::ConnectionLost, "the peer closed TLS during the handshake")
-                    .with_reason("truncated")
-                    .with_direction(Direction::Decapsulate))
-            }
+            ffi::SSL_ERROR_ZERO_RETURN => Err(failure::closed_in_handshake()),
             code => Err(self.error(code)),
         }
     }
@@ -585,6 +582,10 @@ impl Library {
                 "nothing in common with the peer: it offers no pre-shared key, or no suite for one that we take"
                     .to_owned(),
             ),
+            // Whatever is no record of ours has a version that is none.
+            reason::WRONG_VERSION_NUMBER if self.done => {
+                (ErrorKind::RemoteProtocol, "what follows is no TLS record".to_owned())
+            }
             reason if reason::NOTHING_IN_COMMON.contains(&reason) => {
                 (ErrorKind::IncompatiblePeer, format!("nothing in common with the peer: {text}"))
             }
@@ -595,10 +596,7 @@ impl Library {
             _ if sent == Some(alert::INTERNAL_ERROR) => {
                 (ErrorKind::LocalProtocol, format!("OpenSSL failed: {text} (code {code})"))
             }
-            _ if sent == Some(alert::BAD_RECORD_MAC) => (
-                ErrorKind::Tls,
-                "a record does not verify: it was changed, repeated or lost on its way".to_owned(),
-            ),
+            _ if sent == Some(alert::BAD_RECORD_MAC) => return failure::bad_record(""),
             _ => (ErrorKind::RemoteProtocol, format!("the peer broke TLS: {text}")),
         };
         let error = Error::new(kind, message).with_direction(Direction::Decapsulate);

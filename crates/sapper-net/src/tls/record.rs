@@ -6,7 +6,7 @@
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
-use super::failure::{alert, peer_misbehaved};
+use super::failure::{self, alert, peer_misbehaved};
 use super::key_schedule::{Hash, traffic_keys};
 use super::options::TlsVersion;
 use crate::buffer::Buffer;
@@ -358,13 +358,7 @@ fn inner_content(plain: &[u8]) -> Result<(u8, usize)> {
 }
 
 fn bad_record() -> Error {
-    Error::new(
-        ErrorKind::Tls,
-        "a record does not verify: it was changed, repeated or lost on its way, or sealed with another key",
-    )
-    .with_alert(alert::BAD_RECORD_MAC)
-    .with_reason("bad_record_mac")
-    .with_direction(Direction::Decapsulate)
+    failure::bad_record(", or sealed with another key")
 }
 
 #[cfg(test)]

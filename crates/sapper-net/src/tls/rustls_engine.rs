@@ -266,8 +266,13 @@ impl Handshake {
                     if next == 0 {
                         return Ok(Advance::Waits);
                     }
+                    let record = &incoming.data()[self.seen..self.seen + next];
+                    // rustls passes it over, as it does any warning before there are keys.
+                    if let [ALERT, _, _, 0, 2, _, alert::CLOSE_NOTIFY] = record {
+                        return Err(failure::closed_in_handshake());
+                    }
                     if let Connection::Client(_) = self.connection {
-                        self.hello.watch(&incoming.data()[self.seen..self.seen + next]);
+                        self.hello.watch(record);
                     }
                     self.seen += next;
                 }
@@ -557,13 +562,7 @@ fn explain(error: &rustls::Error, tls13: bool) -> Error {
             Error::new(ErrorKind::IncompatiblePeer, "no application protocol (ALPN) in common")
                 .with_alert(alert::NO_APPLICATION_PROTOCOL)
         }
-        E::DecryptError => Error::new(
-            ErrorKind::Tls,
-            "a record does not verify: it was changed, repeated or lost on its way",
-        )
-        .with_alert(alert::BAD_RECORD_MAC)
-        .with_reason("bad_record_mac")
-        .with_direction(Direction::Decapsulate),
+        E::DecryptError => failure::bad_record(""),
         E::PeerSentOversizedRecord => {
             peer(alert::RECORD_OVERFLOW, "a record is larger than any can be".to_owned())
         }

@@ -15,6 +15,7 @@ use rustls::{ClientConnection, Connection, RootCertStore, ServerConnection};
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::tls::failure::alert;
 use crate::tls::record::REKEY_EVERY;
 use crate::tls::suites::{Auth, SUITES, Suite};
 
@@ -409,6 +410,24 @@ fn close_notify_is_seen_by_both() {
         mixed.theirs.feed(&sent);
         assert!(mixed.theirs.saw_close(), "{what}");
         assert!(mixed.ours.engine.seal(b"x", &mut mixed.ours.outgoing).is_err(), "{what}");
+    });
+}
+
+#[test]
+fn the_same_wrong_is_the_same_error_whoever_opens_the_records() {
+    everywhere(|what, _, mut mixed| {
+        let mut bytes = mixed.theirs.write(b"to be changed");
+        *bytes.last_mut().unwrap() ^= 1;
+        mixed.ours.incoming.extend(&bytes);
+        let error = open_all(&mut mixed.ours).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (ErrorKind::Tls, Some("bad_record_mac")), "{what}");
+        assert_eq!(error.alert(), Some(alert::BAD_RECORD_MAC), "{what}");
+    });
+    everywhere(|what, _, mut mixed| {
+        mixed.ours.incoming.extend(b"GET / HTTP/1.1\r\n\r\n");
+        let error = open_all(&mut mixed.ours).unwrap_err();
+        assert_eq!((error.kind(), error.reason()), (ErrorKind::RemoteProtocol, None), "{what}: {error}");
+        assert!(error.message().contains("no TLS record"), "{what}: {error}");
     });
 }
 

@@ -343,6 +343,15 @@ fn a_peer_that_closes_or_stalls_in_the_handshake_is_an_error_in_time() {
         let error = shake(a, &options, role()).await.err().unwrap();
         assert_eq!((error.kind(), error.reason()), (ErrorKind::ConnectionLost, Some("truncated")));
 
+        // A goodbye says it too, while the connection is held: of each engine.
+        for options in [client_options(), psk_options(b"x", &[7; 32])] {
+            let (a, mut b) = pipe(1 << 20);
+            b.inject(&[21, 3, 3, 0, 2, 1, alert::CLOSE_NOTIFY]);
+            let error = timeout(Duration::from_secs(10), shake(a, &options, role())).await;
+            let error = error.expect("at once").err().unwrap();
+            assert_eq!((error.kind(), error.reason()), (ErrorKind::ConnectionLost, Some("truncated")));
+        }
+
         // A deadline drops the future.
         let (a, b) = pipe(1 << 20);
         assert!(timeout(Duration::from_secs(10), shake(a, &options, role())).await.is_err());
