@@ -7,10 +7,32 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["read_whole"]
+__all__ = ["is_pipe", "keep_pipes", "read_whole"]
 
 #: Larger files are no certificates and no configurations: whoever names a disk or a device is told so.
 MOST = 16 * 1024 * 1024
+
+#: What came out of pipes, by name and identity; none where nobody asked for that.
+_kept: dict[tuple[str, int, int], bytes] | None = None
+
+
+def is_pipe(path: str | Path) -> bool:
+    """Whether it is there, but what it holds is there only once."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def keep_pipes() -> None:
+    """Has this process remember what came out of a pipe, for everything that reads it later.
+
+    For a command line, where an option is read by several, and again at SIGHUP; a program that names a pipe
+    again may mean what is in it by then.
+    """
+    global _kept  # noqa: PLW0603 - one for the process
+    _kept = {} if _kept is None else _kept
 
 
 def read_whole(path: Path) -> tuple[bytes, bool]:
@@ -19,9 +41,17 @@ def read_whole(path: Path) -> tuple[bytes, bool]:
     Raises:
         OSError: It cannot be read, or has more than 16 MiB.
     """
+    known = None
+    if _kept is not None and is_pipe(path):
+        found = path.stat()
+        known = str(path), found.st_dev, found.st_ino
+        if known in _kept:
+            return _kept[known], False
     with path.open("rb") as file:
         regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         content = file.read(MOST + 1)
     if len(content) > MOST:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    if known is not None and _kept is not None:
+        _kept[known] = content
     return content, regular

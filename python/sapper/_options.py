@@ -34,6 +34,8 @@ def read_toml(path: Path, field: str | None = None) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}", ErrorContext(field=field, errno=error.errno)
         ) from error
+    except RecursionError:
+        raise config_error(field, f"{path} is nested too deep") from None
     except ValueError as error:  # also bytes that are no text, and a path that holds a zero byte
         raise config_error(field, f"{path} is not TOML: {error}") from error
 

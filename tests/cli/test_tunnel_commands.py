@@ -497,6 +497,7 @@ def test_mistakes_of_a_file_have_its_names(table: str, text: str, field: str, tm
         ({"serverHost": "a b"}, "tunnels.0.serverHost: 'a b' is no host name"),
         ({"authenticationCredentials": {"x": "x" * 70_000}}, "tunnels.0.authenticationCredentials: "),
         ("[", "{path} is not JSON: "),
+        ("[" * 100_000, "{path} is nested too deep"),
     ],
 )
 def test_mistakes_of_the_watcher_s_file_have_its_names(said: Any, told: str, tmp_path: Path) -> None:
@@ -508,6 +509,20 @@ def test_mistakes_of_the_watcher_s_file_have_its_names(said: Any, told: str, tmp
     )
     assert done.returncode == 2
     assert f"--config: {told.format(path=config)}" in " ".join(done.stderr.split())
+
+
+def test_a_file_that_is_nested_too_deep_is_a_mistake(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"[expose]\nservice = {'[' * 100_000}\n")
+    for command in ("expose", "tunnel serve", "proxy"):
+        done = subprocess.run(
+            [*SAPPER, *command.split(), "--config", str(config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, "nested too deep" in done.stderr) == (2, True), done.stderr
 
 
 def test_what_is_typed_is_named_as_it_was_typed(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_configuration_is_read_again_with_all_that_it_takes(
         for text, field in [
             ("max_visitors = 7", None),
             ("max_visitors = 0", "--config"),
+            (f"asked_hosts = {'[' * 100_000}", "--config"),
             ("grace = 3", None),
         ]:
             # It looks by itself, and is to see the whole.

@@ -421,7 +421,14 @@ def test_a_host_is_not_empty() -> None:
     assert wrong(Service, port=1, host="").field == "host"
 
 
-@pytest.mark.parametrize("said", [[1], "text", object()])
+def nested(depth: int) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for _ in range(depth):
+        said = {"in": said}
+    return said
+
+
+@pytest.mark.parametrize("said", [[1], "text", object(), nested(100_000), {1: "a", "1": "b"}])
 def test_credentials_are_a_mapping(said: Any) -> None:
     error = wrong(TunnelClient, "localhost", 1, 1, said)
     assert error.field == "authentication_credentials"

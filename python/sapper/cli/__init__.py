@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sapper._files import is_pipe, keep_pipes
 from sapper.cli._lines import finish, have_streams
 from sapper.errors import SapperError
 
@@ -41,7 +42,8 @@ def main() -> None:
     """Runs the command line; errors become a sentence on standard error and an exit code."""
     have_streams()
     try:
-        if sys.argv[1:2] == ["expose"] or sys.argv[1:3] == ["tunnel", "serve"]:
+        read_once = _names_a_pipe(sys.argv[1:])
+        if not read_once and (sys.argv[1:2] == ["expose"] or sys.argv[1:3] == ["tunnel", "serve"]):
             from sapper.cli._lean import ask
 
             if (work := ask(_read)) is not None:
@@ -61,6 +63,14 @@ def main() -> None:
         sys.exit(unwritten(error))
     finally:
         finish()
+
+
+def _names_a_pipe(arguments: list[str]) -> bool:
+    """Whether an option's file is there to be read once: then one process reads it, and remembers it."""
+    found = any(is_pipe(one) or is_pipe(one.partition("=")[2]) for one in arguments if one)
+    if found:
+        keep_pipes()
+    return found
 
 
 def _read() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -29,12 +30,14 @@ from sapper.cli._output import (
     write_json,
 )
 from sapper.endpoint import split_address
-from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
+from sapper.errors import ConfigError, ConnectError, ErrorContext, RemoteProtocolError, SapperError
 from sapper.metrics import MetricsServer
 from sapper.tls import Proxy, ProxyOptions
 from sapper.tls.proxy import ConnectionEvent, ProxyEvent, ReloadEvent
 
 __all__ = ["Journal", "ask", "serve", "show_status"]
+
+logger = logging.getLogger("sapper")
 
 #: Seconds that a status may take.
 _STATUS_DEADLINE = 10.0
@@ -139,6 +142,10 @@ async def serve(
                 await proxy.reload(await asyncio.to_thread(again))
             except SapperError as failure:
                 error = failure
+            except Exception as failure:
+                # A defect of ours; but who mends the file has it read all the same.
+                logger.exception("sapper: reading the configuration again failed")
+                error = ConfigError(f"{type(failure).__name__}: {failure}")
             journal.reloaded(error)
             _notify.ready(f"listening at {where}")
 

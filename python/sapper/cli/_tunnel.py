@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import signal
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sapper.tunnel.fleet import Fleet
 
 __all__ = ["TOKEN_VARIABLE", "Told", "run_clients", "run_server"]
+
+logger = logging.getLogger("sapper")
 
 #: Where a client's token is read from: a command line is seen by every user of the machine.
 TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
@@ -292,6 +295,10 @@ async def _reloading(reload: Callable[[], Awaitable[None]], files: Files, told: 
                 await reload()
             except SapperError as failure:
                 error = failure
+            except Exception as failure:
+                # A defect of ours; but who mends the file has it read all the same.
+                logger.exception("sapper: reading the configuration again failed")
+                error = ConfigError(f"{type(failure).__name__}: {failure}")
             told.reloaded(error)
             _notify.ready("reloaded")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sapper._files import read_whole
 from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.cli._names import in_file, naming
@@ -166,9 +167,11 @@ def _tables(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(read_whole(path)[0].decode())
     except OSError as error:
         raise config_error("--config", f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        raise config_error("--config", f"{path} is nested too deep") from None
     except ValueError as error:
         raise config_error("--config", f"{path} is not TOML: {error}") from None
     if unknown := set(tables) - {"tls", "bridge"}:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from sapper._files import read_whole
 from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.cli._help import Command
@@ -243,8 +244,8 @@ def _in_table(table: str, typed: TypedTls) -> dict[str, str]:
 
 def _only_proxy(path: Path) -> None:
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        tables = tomllib.loads(read_whole(path)[0].decode())
+    except (OSError, ValueError, RecursionError):
         return  # told by who reads it
     if unknown := set(tables) - {"proxy"}:
         raise config_error(None, f"{path}: there is no table [{min(unknown)}]; there is [proxy]")

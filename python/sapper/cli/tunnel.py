@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sapper._files import read_whole
 from sapper._mistakes import unused
 from sapper._options import config_error
 from sapper.cli._help import Command
@@ -445,6 +446,8 @@ def _identity(token_file: Path | None, credentials: Path | None) -> dict[str, An
         raise config_error("--credentials", "and --token-file do not go together")
     try:
         said = json.loads(secret(credentials, "--credentials"))
+    except RecursionError:
+        raise config_error("--credentials", f"{credentials} is nested too deep") from None
     except ValueError as error:
         raise config_error("--credentials", f"{credentials} is not JSON: {error}") from None
     if not isinstance(said, dict):
@@ -483,8 +486,8 @@ def _with_token(values: dict[str, Any]) -> dict[str, Any]:
 
 def _only(path: Path, table: str) -> None:
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        tables = tomllib.loads(read_whole(path)[0].decode())
+    except (OSError, ValueError, RecursionError):
         return  # told by who reads it
     if unknown := set(tables) - {"tunnel", "expose"}:
         raise config_error(None, f"{path}: there is no table [{min(unknown)}]; there is [{table}]")

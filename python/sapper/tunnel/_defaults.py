@@ -173,13 +173,22 @@ def credentials_text(given: Mapping[str, Any], name: str) -> str:
     """
     try:
         said = json.dumps(dict(given), separators=(",", ":"), allow_nan=False)
+        json.loads(said, object_pairs_hook=_each_once)
     except (TypeError, ValueError):
         raise config_error(name, "JSON cannot say this") from None
+    except RecursionError:
+        raise config_error(name, "is nested too deep") from None
     if len(said) > LONGEST_HANDSHAKE:
         raise config_error(
             name, f"the handshake has {len(said)} bytes, maximum is {LONGEST_HANDSHAKE}", "out_of_range"
         )
     return said
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    """JSON's names are text: 1 and "1" are the same, and who reads that hears of one of them."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError
 
 
 def one_service(host: str | None, port: int | None, path: str | None) -> _native.TunnelServiceDict:

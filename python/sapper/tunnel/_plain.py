@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sapper._files import read_whole
 from sapper._mistakes import config_error
 from sapper.tunnel._defaults import ClientDefaults, PlainLimits, PlainService, ServerDefaults
 from sapper.tunnel.client import TunnelClient
@@ -128,7 +129,7 @@ def secret(path: Path, name: str) -> str:
         ConfigError: It cannot be read, or is empty; ``field`` is ``name``.
     """
     try:
-        text = path.read_text("utf-8").strip()
+        text = read_whole(path)[0].decode().strip()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise config_error(name, f"cannot read {path}: {why}") from None

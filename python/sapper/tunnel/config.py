@@ -28,6 +28,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from sapper._arguments import host_name
+from sapper._files import read_whole
 from sapper._mistakes import again
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
@@ -362,7 +363,7 @@ class _Watched(Options):
 def is_watched(path: Path) -> bool:
     """Whether a file is the original's watcher's, and a mistake in it is told in that one's names."""
     try:
-        text = path.read_text("utf-8")
+        text = read_whole(path)[0].decode()
     except (OSError, ValueError):  # told by who reads it
         text = ""
     return _is_watched(path, text)
@@ -383,7 +384,7 @@ def read_clients(path: Path, *, table: str = "expose") -> dict[str, ClientConfig
         ConfigError: The file cannot be read, or a value is wrong; ``field`` is its dotted path.
     """
     try:
-        text = path.read_text("utf-8")
+        text = read_whole(path)[0].decode()
     except OSError as error:
         context = ErrorContext(field=None, errno=error.errno)
         raise ConfigError(f"cannot read {path}: {error.strerror}", context) from error
@@ -393,6 +394,8 @@ def read_clients(path: Path, *, table: str = "expose") -> dict[str, ClientConfig
         return _Clients.from_toml(path, table=table).tunnels
     try:
         said = json.loads(text)
+    except RecursionError:
+        raise config_error(None, f"{path} is nested too deep") from None
     except ValueError as error:
         raise config_error(None, f"{path} is not JSON: {error}") from error
     if isinstance(said, list):
