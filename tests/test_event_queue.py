@@ -45,3 +45,14 @@ async def test_events_come_from_any_thread() -> None:
 def test_without_a_loop_there_is_nobody_to_hear() -> None:
     with pytest.raises(ApiMisuseError):
         EventStream()
+
+
+async def test_two_tasks_at_one_iterator_both_end() -> None:
+    stream = EventStream()
+    tasks = [asyncio.ensure_future(anext(stream, None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    stream.put(Started())
+    stream.put(Closed(None))
+    async with asyncio.timeout(20):
+        heard = await asyncio.gather(*tasks)
+    assert heard.count(Started()) == heard.count(Closed(None)) == heard.count(None) == 1

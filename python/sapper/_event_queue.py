@@ -44,7 +44,8 @@ class EventQueue(AsyncIterator[E], Generic[E]):
         self._lost = 0
         self._last: E | None = None
         self._over = False
-        self._wake: asyncio.Future[None] | None = None
+        # Of everybody who waits: more than one task may, and the end is for all of them.
+        self._wakes: set[asyncio.Future[None]] = set()
 
     def __aiter__(self) -> Self:
         return self
@@ -65,11 +66,12 @@ class EventQueue(AsyncIterator[E], Generic[E]):
                 return last
             if self._over:
                 raise StopAsyncIteration
-            self._wake = self._loop.create_future()
+            wake = self._loop.create_future()
+            self._wakes.add(wake)
             try:
-                await self._wake
+                await wake
             finally:
-                self._wake = None
+                self._wakes.discard(wake)
 
     def add(self, event: E) -> None:
         """Adds an event, from any thread."""
@@ -105,5 +107,6 @@ class EventQueue(AsyncIterator[E], Generic[E]):
 
     def _changed(self, change: Callable[..., None], *args: object) -> None:
         change(*args)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        for wake in self._wakes:
+            if not wake.done():
+                wake.set_result(None)
