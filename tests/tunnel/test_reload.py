@@ -42,6 +42,15 @@ async def test_visitors_meet_other_rules_and_streams_stay(leak_check: None) -> N
             stream[1].close()
 
 
+async def test_the_later_of_two_reloads_at_once_holds(leak_check: None) -> None:
+    async with server(options={"host": "127.0.0.1"}) as ours:
+        first = ServerOptions(host="127.0.0.1", visitor_host="localhost")  # which is looked up
+        second = ServerOptions(host="127.0.0.1", deny_visitors=("127.0.0.1",))
+        await asyncio.gather(ours.reload(first), ours.reload(second))
+        async with Service(echo) as service, client(ours.port or 0, service.port) as exposed:
+            assert not await is_let_in(exposed.assigned_port or 0, "127.0.0.1")
+
+
 async def test_other_ports_are_for_clients_that_come(free_port: Callable[..., int], leak_check: None) -> None:
     async with Service(echo) as service, server() as ours:
         async with client(ours.port or 0, service.port) as exposed:

@@ -120,6 +120,7 @@ class TunnelServer(TunnelObject):
         self._port: int | None = None
         #: Where it listens, since it was started: the main port as asked for, its host, that of public ports.
         self._place: tuple[int, str | None, str | None] | None = None
+        self._reloading = asyncio.Lock()
         self.connection_filter = connection_filter
 
     @property
@@ -276,6 +277,20 @@ class TunnelServer(TunnelObject):
                 if config is not None:
                     await asyncio.to_thread(config.reload)
             return
+        # One that waits for a look-up does not come behind a later one.
+        async with self._reloading:
+            await self._exchange(native, options, visitor_filter, tls, visitor_tls)
+
+    async def _exchange(
+        self,
+        native: _native.TunnelServer,
+        options: ServerOptions | None,
+        visitor_filter: VisitorFilter | EllipsisType | None,
+        tls: TlsConfig | Credentials | EllipsisType | None,
+        visitor_tls: TlsConfig | Credentials | EllipsisType | None,
+    ) -> None:
+        if self._native is not native:
+            raise ClosedError("the server does not run")
         if options is not None:
             server_options(options)
             if options.visitor_host not in (None, self._options.visitor_host):
