@@ -293,7 +293,9 @@ fn check_use(options: &TlsOptions, psk: bool, wants_openssl: bool, suites: &[&Su
         }
         () if options.ticket_lifetime == LONGEST_TICKET_LIFETIME => return Ok(()),
         () if psk || !options.resumption => ("ticket_lifetime", "nothing is resumed: there are no tickets"),
-        () if wants_openssl => ("ticket_lifetime", "legacy modes and suites resume nothing: there are no tickets"),
+        () if wants_openssl => {
+            ("ticket_lifetime", "legacy modes and suites resume nothing: there are no tickets")
+        }
         () => return Ok(()),
     };
     Err(Error::config(field, why).with_reason("unused"))
