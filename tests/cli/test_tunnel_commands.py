@@ -213,6 +213,28 @@ def test_a_status_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
             assert watching.wait(20) == 0
 
 
+def test_the_public_address_is_where_visitors_come_in(web: int, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as probe:
+        asked = probe.getsockname()[1]
+    where = ("--port", "0", "--host", "127.0.0.1", "--visitor-host", "127.0.0.3", "--ask-host", "127.0.0.2")
+    ports = ("--ask-ports", str(asked), "--state", str(tmp_path / "state"))
+    with started("tunnel", "serve", *where, *ports, "--json") as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (tmp_path / "state" / "tunnel-token").read_text().strip()
+        expose = ("expose", f"web={web}@127.0.0.2:{asked}", str(web), "--to", f"localhost:{port}")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            assert client.stderr is not None
+            assert client.stderr.readline() == f"web: exposed at http://127.0.0.2:{asked}\n"
+            url = client.stderr.readline().rpartition(" ")[2].strip()
+            assert url.startswith("http://127.0.0.3:")
+            with urllib.request.urlopen(url, timeout=20) as page:
+                assert page.status == 200
+        with started(*expose, "--json", SAPPER_TUNNEL_TOKEN=token) as client:
+            told = event(client.stdout, "authentication-acknowledged")
+            assert told["url"] == f"http://127.0.0.2:{asked}"
+            assert [one["host"] for one in told["services"]] == ["127.0.0.2", "127.0.0.3"]
+
+
 def test_the_public_address_is_told_for_programs_and_for_telephones(web: int, tmp_path: Path) -> None:
     serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path / "state"))
     with started(*serve, "--json") as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 
 from sapper.errors import ConfigError
-from sapper.tunnel import ServerOptions, TunnelClient, TunnelServer
-from support.tunnels import Service, allow, client, echo, server
+from sapper.tunnel import ServerOptions, TunnelClient, TunnelServer, events
+from sapper.tunnel import Service as Exposed
+from support.tunnels import CREDENTIALS, Service, allow, client, echo, first_of, leaves, says, server, until
 
 NO_HOSTS = [
     "no name",
@@ -96,3 +98,42 @@ async def test_every_address_is_every_address_of_both_families(leak_check: None)
             for host in ("127.0.0.1", "::1"):
                 for port in (ours.port, tunnel.assigned_port):
                     socket.create_connection((host, port), 10).close()
+
+
+# -- where visitors come in is told to the client ----------------------------------------------------------
+
+
+async def hosts_of(given: dict[str, Any], *public: str | None, to: str = "127.0.0.1") -> list[str | None]:
+    """What a client hears about the hosts of services that ask for these, and that visitors come in there."""
+    created: list[events.TunnelCreated] = []
+    async with Service(echo) as local, server(options=given) as ours:
+        services = [Exposed(port=local.port, name=str(at), public_host=one) for at, one in enumerate(public)]
+        ours.on("tunnel-created", created.append)
+        exposed = TunnelClient(to, ours.port or 0, authentication_credentials=CREDENTIALS, services=services)
+        heard = exposed.events()
+        await exposed.start()
+        try:
+            told = await first_of(heard, events.AuthenticationAcknowledged)
+            await until(lambda: created, "the server's word")
+            assert created[0].client_tunnel.services == told.services
+            for one in told.services:
+                visitor = await asyncio.open_connection(one.host or to, one.port)
+                await says(visitor, b"x")
+                await leaves(visitor)
+                visitor[1].close()
+        finally:
+            await exposed.stop()
+    return [one.host for one in told.services]
+
+
+async def test_a_client_hears_where_its_visitors_come_in(leak_check: None) -> None:
+    asked = {"asked_hosts": ("127.0.0.1", "127.0.0.2")}
+    assert await hosts_of(asked, None, "127.0.0.2") == [None, "127.0.0.2"]
+    assert await hosts_of({"visitor_host": "127.0.0.2"}, None) == ["127.0.0.2"]
+    # Where it came in itself, whatever that is called on its way.
+    assert await hosts_of(asked, "127.0.0.1", to="localhost") == [None]
+    for host in ("127.0.0.1", "localhost", "0.0.0.0", "::"):
+        assert await hosts_of({"visitor_host": host}, None, to="localhost") == [None]
+    assert await hosts_of({"host": None}, None, to="127.0.0.2") == [None]
+    named = {"host": "127.0.0.2", "visitor_host": "localhost"}
+    assert await hosts_of(named, None, to="127.0.0.2") == ["localhost"]

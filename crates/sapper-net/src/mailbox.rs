@@ -138,12 +138,15 @@ pub enum Subject {
         port: u16,
         /// Whether the client is one of our own kind.
         negotiated: bool,
-        /// Names and public ports of all of its services.
-        services: Vec<(String, u16)>,
+        /// All of its services.
+        services: Vec<ExposedService>,
         /// Where the visitor connects from.
         visitor: String,
     },
 }
+
+/// What an exposed service is called, its public port, and the host of that where it is not the usual one.
+pub type ExposedService = (String, u16, Option<String>);
 
 /// The listener's end and everybody's way to post.
 #[derive(Debug)]

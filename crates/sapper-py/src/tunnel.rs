@@ -415,9 +415,9 @@ fn service_values<'py>(py: Python<'py>, services: &[ServiceStats]) -> PyResult<V
     services.iter().map(one).collect()
 }
 
-/// Names and public ports.
-fn ports(services: &[ServiceInfo]) -> Vec<(&str, u16)> {
-    services.iter().map(|service| (&*service.name, service.port)).collect()
+/// Names, public ports and their hosts.
+fn ports(services: &[ServiceInfo]) -> Vec<(&str, u16, Option<&str>)> {
+    services.iter().map(|service| (&*service.name, service.port, service.host.as_deref())).collect()
 }
 
 /// An event as plain values.

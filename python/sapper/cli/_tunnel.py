@@ -99,7 +99,9 @@ class Told:
         """Each service with its public address."""
         host = event.client_connection.tunnel_server_host
         scheme = self._scheme or ("https" if event.secure else "http")
-        return tuple((one.name, f"{scheme}://{_joined(host, one.port)}") for one in event.services)
+        return tuple(
+            (one.name, f"{scheme}://{_joined(one.host or host, one.port)}") for one in event.services
+        )
 
 
 async def run_server(

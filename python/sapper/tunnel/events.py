@@ -76,10 +76,13 @@ class PublicService:
     Attributes:
         name: What it is called; empty for the client's own.
         port: Its public port.
+        host: Where that is, where it is not the host at which the client found the server: the server's
+            ``visitor_host``, or one that the client asked for.
     """
 
     name: str
     port: int
+    host: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -351,9 +351,9 @@ def tunnel_of(values: Mapping[str, Any]) -> ClientTunnel:
     )
 
 
-def public_services(services: Iterable[tuple[str, int]]) -> tuple[PublicService, ...]:
+def public_services(services: Iterable[tuple[str, int, str | None]]) -> tuple[PublicService, ...]:
     """Services with their public ports."""
-    return tuple(PublicService(name, port) for name, port in services)
+    return tuple(PublicService(*one) for one in services)
 
 
 async def answer_later(question: _native.Question, answer: Awaitable[object], deadline: float) -> None:

@@ -394,19 +394,27 @@ fn attach(
     let made = link.insert(Link::new(mux, carrier, &rest, end, Arc::clone(&shared.teller), began));
     made.set_live(Arc::clone(&shared.live));
     made.set_quota(mine.quota.clone());
-    let infos = named(&options.services, &[]).into_iter();
+    let infos = named(&options.services, &[], &[]).into_iter();
     made.set_services(infos.zip(&mine.meters).map(|(info, meter)| Served::new(info, meter.clone())));
     if capabilities.is_none() {
-        acknowledged(shared, named(&options.services, &[port]), false);
+        acknowledged(shared, named(&options.services, &[port], &[]), false);
     }
     Ok(capabilities.is_none().then_some(began))
 }
 
-/// The services by their names, with the ports that are known.
-fn named(services: &[Exposed], ports: &[u16]) -> Vec<ServiceInfo> {
+/// The services by their names, with the ports that are known, and where those are.
+fn named(services: &[Exposed], ports: &[u16], hosts: &[Option<String>]) -> Vec<ServiceInfo> {
     let ports = ports.iter().copied().chain(std::iter::repeat(0));
-    let name = |(exposed, port): (&Exposed, u16)| ServiceInfo { name: exposed.asked.name.clone(), port };
-    services.iter().zip(ports).map(name).collect()
+    let name = |(at, (exposed, port)): (usize, (&Exposed, u16))| ServiceInfo {
+        name: exposed.asked.name.clone(),
+        port,
+        host: hosts.get(at).cloned().unwrap_or_else(|| {
+            // A server that does not tell has it where it was asked to.
+            let asked = exposed.asked.host.filter(|host| !host.is_unspecified());
+            asked.map(|host| host.to_canonical().to_string())
+        }),
+    };
+    services.iter().zip(ports).enumerate().map(name).collect()
 }
 
 fn acknowledged(shared: &Shared, services: Vec<ServiceInfo>, tls: bool) {
@@ -467,9 +475,9 @@ async fn tunnel(
         };
         match exit {
             Exit::Hello(hello) => match ServerWords::parse(&hello.application, options.services.len()) {
-                Some(ServerWords::Granted { ports, tls }) => {
+                Some(ServerWords::Granted { ports, tls, hosts }) => {
                     created = Some(Instant::now());
-                    acknowledged(shared, named(&options.services, &ports), tls);
+                    acknowledged(shared, named(&options.services, &ports, &hosts), tls);
                 }
                 Some(ServerWords::Refused { refusal, service }) => {
                     let Refused { error, retry } = refused(about(refusal, service, &options.services));

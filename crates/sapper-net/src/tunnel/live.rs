@@ -238,7 +238,7 @@ mod tests {
     fn visitors_are_listed_while_they_are_there() {
         let live = Arc::new(Live::default());
         let address = "192.0.2.1:4000".parse().unwrap();
-        let info = ServiceInfo { name: "web".to_owned(), port: 4000 };
+        let info = ServiceInfo { name: "web".to_owned(), port: 4000, host: None };
         let service = Arc::new(Served::new(info.clone(), None));
         let (one, two) =
             (live.list(1, Some(address), Arc::clone(&service)), live.list(2, None, Arc::clone(&service)));

@@ -53,6 +53,8 @@ pub struct ServiceInfo {
     pub name: String,
     /// Its public port.
     pub port: u16,
+    /// Where that is, where it is not the host at which the client found the server.
+    pub host: Option<String>,
 }
 
 /// One client's tunnel.

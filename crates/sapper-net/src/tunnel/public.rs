@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sapper_proto::tunnel::ip_list::VisitorRule;
 use sapper_proto::tunnel::w3p::{Speech, TLS_ALERT, recognise};
+use sapper_proto::tunnel::words::is_host;
 use tokio::sync::Semaphore;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
@@ -34,6 +35,10 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 pub(super) struct PublicPort {
     accepting: BoxFuture<(Listener, Result<AcceptedSocket>)>,
     gate: Arc<Gate>,
+    /// Where it was told to be.
+    host: Option<String>,
+    /// Where it is.
+    addresses: Vec<IpAddr>,
 }
 
 /// Somebody who connected.
@@ -109,7 +114,7 @@ impl PublicPort {
     pub(super) async fn bind(port: u16, host: Option<IpAddr>, gate: &Arc<Gate>) -> Result<Self> {
         let options = gate.current();
         let host = host.map_or_else(|| options.host.clone(), |host| Some(host.to_string()));
-        let address = ListenAddress::Tcp { host, port };
+        let address = ListenAddress::Tcp { host: host.clone(), port };
         let listen = ListenOptions {
             max_connections: options.max_visitors,
             dual_stack: true,
@@ -117,7 +122,18 @@ impl PublicPort {
             ..ListenOptions::default()
         };
         let listener = Listener::bind(&address, &listen, Instant::now() + LOOK_UP).await?;
-        Ok(Self { accepting: Box::pin(accept(listener)), gate: Arc::clone(gate) })
+        let addresses = listener.local_addresses().iter().filter_map(ip).collect();
+        Ok(Self { accepting: Box::pin(accept(listener)), gate: Arc::clone(gate), host, addresses })
+    }
+
+    /// Where visitors come in, where that is not where a client came in: what leads it here leads visitors there as
+    /// well, whatever it is called on its way.
+    pub(super) fn elsewhere(&self, came_in: Option<IpAddr>) -> Option<String> {
+        if self.addresses.iter().any(|at| at.is_unspecified() || Some(*at) == came_in) {
+            return None;
+        }
+        let named = self.host.clone().filter(|host| is_host(host));
+        named.or_else(|| self.addresses.first().map(ToString::to_string))
     }
 
     pub(super) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<Visitor>> {
@@ -125,6 +141,14 @@ impl PublicPort {
         self.accepting = Box::pin(accept(listener));
         let door = self.gate.current();
         Poll::Ready(accepted.map(|socket| Visitor { socket, door }))
+    }
+}
+
+/// An address of IP, of IPv4 as that.
+pub(super) fn ip(address: &Address) -> Option<IpAddr> {
+    match address {
+        Address::Inet(address) => Some(address.ip().to_canonical()),
+        _ => None,
     }
 }
 
@@ -222,7 +246,12 @@ async fn asked(teller: &Teller, info: &TunnelInfo, port: u16, visitor: String, d
         lease: info.lease.clone(),
         port,
         negotiated: info.negotiated,
-        services: info.services.iter().map(|service| (service.name.clone(), service.port)).collect(),
+        services: info
+            .services
+            .iter()
+            .cloned()
+            .map(|service| (service.name, service.port, service.host))
+            .collect(),
         visitor,
     };
     mailbox.ask(key, subject, deadline).await == Some(true)

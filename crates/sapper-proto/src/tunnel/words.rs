@@ -18,6 +18,8 @@ pub const MOST_SERVICES: usize = 256;
 pub const LONGEST_NAME: usize = 128;
 /// The longest name of an instance or a lease that a server takes.
 pub const LONGEST_LEASE: usize = 256;
+/// The longest name of a host.
+const LONGEST_HOST: usize = 253;
 
 /// What a client says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +150,13 @@ pub fn is_name(name: &str) -> bool {
     name.len() <= LONGEST_NAME && !name.chars().any(char::is_control)
 }
 
+/// Whether it is an address, or can be a host's name. It goes into links.
+pub fn is_host(host: &str) -> bool {
+    let in_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_name = !host.is_empty() && host.len() <= LONGEST_HOST && host.bytes().all(in_a_name);
+    is_name || host.parse::<IpAddr>().is_ok()
+}
+
 /// What a server says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerWords {
@@ -157,6 +166,9 @@ pub enum ServerWords {
         ports: Vec<u16>,
         /// Whether visitors speak TLS to the server there.
         tls: bool,
+        /// Where visitors of each come in, where that is not the host at which the client found the server. Empty where the
+        /// server does not tell.
+        hosts: Vec<Option<String>>,
     },
     /// The client gets none of them, and which one it is about.
     Refused {
@@ -171,8 +183,11 @@ impl ServerWords {
     /// As a hello carries it.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Granted { ports, tls } => {
+            Self::Granted { ports, tls, hosts } => {
                 let mut value = json!({"port": ports.first(), "ports": ports});
+                if !hosts.is_empty() {
+                    value["hosts"] = json!(hosts);
+                }
                 if *tls {
                     value["tls"] = json!(true);
                 }
@@ -206,7 +221,10 @@ impl ServerWords {
             None => vec![port(&value["port"])?],
         };
         let tls = value["tls"] == json!(true);
-        (ports.len() == services).then_some(Self::Granted { ports, tls })
+        let host = |host: &Value| host.as_str().filter(|host| is_host(host)).map(str::to_owned);
+        let hosts = value["hosts"].as_array().map_or_else(Vec::new, |hosts| hosts.iter().map(host).collect());
+        let hosts = if hosts.len() == services { hosts } else { Vec::new() };
+        (ports.len() == services).then_some(Self::Granted { ports, tls, hosts })
     }
 }
 
@@ -243,7 +261,7 @@ mod tests {
         let text = r#"{"instance":"i","lease":null,"origin":"o","services":[{"name":""},{"host":"::1","name":"db","ports":[8000,8010]}]}"#;
         assert_eq!(String::from_utf8(words.encode()).unwrap(), text);
         assert_eq!(ClientWords::parse(text.as_bytes()), Ok(words));
-        let granted = |ports, tls| ServerWords::Granted { ports, tls };
+        let granted = |ports, tls| ServerWords::Granted { ports, tls, hosts: Vec::new() };
         assert_eq!(granted(vec![8000, 9], false).encode(), br#"{"port":8000,"ports":[8000,9]}"#);
         assert_eq!(granted(vec![8000, 9], true).encode(), br#"{"port":8000,"ports":[8000,9],"tls":true}"#);
         let refusal =
@@ -255,6 +273,31 @@ mod tests {
         assert_eq!(ServerWords::parse(br#"{"port":7}"#, 1), Some(granted(vec![7], false)));
         for (text, tls) in [(r#"{"port":7,"tls":true}"#, true), (r#"{"port":7,"tls":1}"#, false)] {
             assert_eq!(ServerWords::parse(text.as_bytes(), 1), Some(granted(vec![7], tls)));
+        }
+    }
+
+    #[test]
+    fn where_visitors_come_in_is_said_where_it_is_another_host() {
+        let said = |hosts: &[Option<&str>]| ServerWords::Granted {
+            ports: vec![7, 8],
+            tls: false,
+            hosts: hosts.iter().map(|host| host.map(str::to_owned)).collect(),
+        };
+        let text = br#"{"hosts":[null,"192.0.2.7"],"port":7,"ports":[7,8]}"#;
+        assert_eq!(said(&[None, Some("192.0.2.7")]).encode(), text);
+        assert_eq!(ServerWords::parse(text, 2), Some(said(&[None, Some("192.0.2.7")])));
+        // It goes into a link, and onto a terminal.
+        for (hosts, heard) in [
+            (r#"["visitors.example","::1"]"#, &[Some("visitors.example"), Some("::1")][..]),
+            (r#"["a b","x/y"]"#, &[None, None]),
+            (r#"["[::1]","x@y"]"#, &[None, None]),
+            (r#"["\u001b[2J",7]"#, &[None, None]),
+            (r#"["",[]]"#, &[None, None]),
+            (r#"["x"]"#, &[]),
+            (r#""x""#, &[]),
+        ] {
+            let text = format!(r#"{{"ports":[7,8],"hosts":{hosts}}}"#);
+            assert_eq!(ServerWords::parse(text.as_bytes(), 2), Some(said(heard)), "{hosts}");
         }
     }
 
@@ -288,6 +331,12 @@ mod tests {
         }
     }
 
+    fn any_host() -> impl Strategy<Value = Option<String>> {
+        let host =
+            prop_oneof![any::<IpAddr>().prop_map(|address| address.to_string()), "[a-zA-Z0-9._-]{1,20}"];
+        proptest::option::of(host)
+    }
+
     fn any_asked() -> impl Strategy<Value = Asked> {
         let ports = proptest::option::of((1u16.., 0u16..99));
         ("[^\\p{C}]{0,20}", ports, any::<Option<IpAddr>>()).prop_map(|(name, ports, host)| {
@@ -307,13 +356,15 @@ mod tests {
             seconds in 0u64..9_999,
             about in 0u16..9,
             tls: bool,
+            mut hosts in proptest::collection::vec(any_host(), 0..9),
         ) {
             services.sort_by(|a, b| a.name.cmp(&b.name));
             services.dedup_by(|a, b| a.name == b.name);
             let words = ClientWords { instance, origin, lease, services };
             prop_assert_eq!(ClientWords::parse(&words.encode()), Ok(words));
             let count = ports.len();
-            let granted = ServerWords::Granted { ports, tls };
+            hosts.resize(if hosts.is_empty() { 0 } else { count }, None);
+            let granted = ServerWords::Granted { ports, tls, hosts };
             prop_assert_eq!(ServerWords::parse(&granted.encode(), count), Some(granted.clone()));
             prop_assert_eq!(ServerWords::parse(&granted.encode(), count + 1), None);
             let retry = Retry::After(Duration::from_secs(seconds));

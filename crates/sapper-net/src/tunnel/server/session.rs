@@ -3,6 +3,7 @@
 
 mod settle;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::tunnel::limit::{Limits, Meter, Quota, Scope};
 use crate::tunnel::link::{End, Exit, Link};
 use crate::tunnel::live::Live;
 use crate::tunnel::notice::{Notice, ServiceInfo, TunnelInfo};
-use crate::tunnel::public::PublicPort;
+use crate::tunnel::public::{PublicPort, ip};
 use crate::tunnel::random;
 use crate::tunnel::rest::drained;
 use crate::tunnel::served::Served;
@@ -60,6 +61,7 @@ pub(super) async fn run(
 ) {
     let client = socket.peer.to_string();
     let mut info = TunnelInfo { id: lock(&shared.registry).next_id(), client, ..TunnelInfo::default() };
+    let came_in = ip(&socket.local);
     let stream: BoxStream = match socket.open() {
         Ok(stream) => Box::new(stream),
         Err(error) => {
@@ -96,7 +98,7 @@ pub(super) async fn run(
         }
     }
     if let Some(admitted) = admitted {
-        tunnel(&shared, admitted, handshake, info, connection, round_trip).await;
+        tunnel(&shared, admitted, handshake, info, connection, (round_trip, came_in)).await;
     } else {
         drop(connection);
     }
@@ -151,6 +153,10 @@ struct Tunnel<'a> {
     counts: Counts,
     /// Of each of its services.
     places: Vec<Place>,
+    /// Where visitors of each come in, where it is not where the client did; empty where that is nowhere so.
+    hosts: Vec<Option<String>>,
+    /// Where that is, of our addresses.
+    came_in: Option<IpAddr>,
     /// What `tunnel-created` said of it; others know it since.
     told: Option<Arc<TunnelInfo>>,
     /// Its client's, while it is there.
@@ -186,7 +192,7 @@ async fn tunnel(
     place: Handshake,
     info: TunnelInfo,
     connection: Connection,
-    round_trip: Duration,
+    (round_trip, came_in): (Duration, Option<IpAddr>),
 ) {
     let Admitted { mut carrier, owner, public, permit } = admitted;
     let counts = match permit {
@@ -208,6 +214,8 @@ async fn tunnel(
         owner,
         counts,
         places,
+        hosts: Vec::new(),
+        came_in,
         told: None,
         connection: Some(connection),
         client: Client::default(),
@@ -346,6 +354,7 @@ async fn tunnel(
                     Ok(settled) => settled,
                     Err(no) => return tunnel.refuse(link, no).await,
                 };
+                tunnel.located(&ports, &words);
                 if let Err(error) = tunnel.answer(&mut link) {
                     return tunnel.end(Some(link), Some(error));
                 }
@@ -364,11 +373,13 @@ async fn tunnel(
 impl Tunnel<'_> {
     /// Its ports are decided: visitors may come.
     fn create(&mut self, link: &mut Link, ports: Vec<PublicPort>, words: &ClientWords) {
-        let services = words
-            .services
-            .iter()
-            .zip(&self.places)
-            .map(|(asked, place)| ServiceInfo { name: asked.name.clone(), port: place.port });
+        self.located(&ports, words);
+        let places = self.places.iter().enumerate();
+        let services = words.services.iter().zip(places).map(|(asked, (at, place))| ServiceInfo {
+            name: asked.name.clone(),
+            port: place.port,
+            host: self.hosts.get(at).cloned().flatten(),
+        });
         let services: Vec<_> = services.collect();
         let (services_now, lease) = (services.clone(), words.lease.clone());
         let info = TunnelInfo { services: services_now, lease, ..TunnelInfo::clone(&self.info) };
@@ -421,6 +432,15 @@ impl Tunnel<'_> {
         });
     }
 
+    /// Its ports are at these hosts.
+    fn located(&mut self, ports: &[PublicPort], words: &ClientWords) {
+        self.hosts = ports.iter().map(|port| port.elsewhere(self.came_in)).collect();
+        // Who asked for one hears it in any case.
+        if self.hosts.iter().all(Option::is_none) && words.services.iter().all(|asked| asked.host.is_none()) {
+            self.hosts.clear();
+        }
+    }
+
     /// Our hello, with the final ports.
     fn answer(&mut self, link: &mut Link) -> Result<()> {
         let (session, token) = (random()?, Token(random()?));
@@ -435,7 +455,8 @@ impl Tunnel<'_> {
     /// What our hello says.
     fn words(&self) -> Vec<u8> {
         let ports = self.places.iter().map(|place| place.port).collect();
-        ServerWords::Granted { ports, tls: self.shared.options().visitor_tls.is_some() }.encode()
+        let tls = self.shared.options().visitor_tls.is_some();
+        ServerWords::Granted { ports, tls, hosts: self.hosts.clone() }.encode()
     }
 
     /// Our hello says no.
