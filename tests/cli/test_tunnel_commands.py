@@ -21,10 +21,12 @@ from typing import Any
 
 import pytest
 
+from sapper.cli import app
+from sapper.cli._lean import _takers
 from sapper.cli._tunnel import Told, _matrix
 from sapper.cli.tunnel import _lease_file
 from sapper.testing import throwaway_certificates
-from sapper.tunnel import events
+from sapper.tunnel import Limits, VisitorLimits, events
 from support import programs
 from support.programs import event, free_port
 
@@ -474,6 +476,9 @@ def test_another_token_is_refused(tmp_path: Path) -> None:
         (("tunnel", "serve", "--visitor-rate", "0"), "--visitor-rate"),
         (("expose", "1", "--to", "host:1", "--send-proxy", "v3"), "--send-proxy"),
         (("expose", "1", "--to", "host:1", "--lease", ""), "--lease: must be 1 to 256 bytes"),
+        (("expose", "1", "--to", "host:0"), "--to: must be from 1 to 65535"),
+        (("expose", "1", "--to", "host:1", "--scheme", ""), "--scheme: "),
+        (("expose", "1", "--to", "host:1", "--scheme", "ht tp"), "--scheme: "),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Path) -> None:
@@ -496,6 +501,10 @@ def test_mistakes_are_named(arguments: tuple[str, ...], field: str, tmp_path: Pa
         ("expose", 'server = "h:1"\nservice = 1\nreconnect_delay = [0, 1]', "reconnect_delay.0: "),
         ("expose", 'server = "h:1"\nservice = 1\ntoken_file = "nothere"', "token_file: cannot read "),
         ("expose", f'server = "h:1"\nservice = 1\nlease = "{"l" * 257}"', "lease: must be 1 to 256 bytes"),
+        ("expose", 'server = "h:0"\nservice = 1', "server: must be from 1 to 65535"),
+        ("expose", 'server = "h:1"\nservice = "h:0"', "service: must be from 1 to 65535"),
+        ("expose", 'server = "h:1"\nservice = "0"', "service: must be from 1 to 65535"),
+        ("expose", 'service = 1\n[expose.tunnels.a]\nserver = "h:0"', "tunnels.a.server: must be from 1 to"),
         ("expose", 'server = "h:1"\nservices = ["3000@70000"]', "services.0.public_port: must be from 1 to"),
     ],
 )
@@ -510,6 +519,46 @@ def test_mistakes_of_a_file_have_its_names(table: str, text: str, field: str, tm
     )
     assert done.returncode == 2
     assert f"--config: [{table}] {field}" in " ".join(done.stderr.split())
+
+
+def work_of(*arguments: str) -> Any:
+    """What a command line asks for."""
+    found: list[Any] = []
+    _takers.append(found.append)
+    try:
+        app(list(arguments), standalone_mode=False)
+    finally:
+        _takers.pop()
+    (work,) = found
+    return work
+
+
+def test_a_limit_that_is_typed_leaves_the_others_of_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        "[tunnel]\nport = 0\nclients = [{}]\n[tunnel.visitor_limits]\nvisitors = 1\nbytes_per_second = 5\n"
+        "[tunnel.service_limits]\nvisits_per_second = 5.0\nvisit_burst = 6\n"
+        '[expose]\nserver = "h:1"\nservice = 1\n[expose.limits]\ntotal_visits = 2\nvisitors = 3\n'
+    )
+    where = ("--config", str(config))
+    typed = ("--visitor-bytes-per-second", "7", "--service-bytes-per-second", "8")
+    served = work_of("tunnel", "serve", *where, *typed, "--state", str(tmp_path)).config
+    assert served.visitor_limits == VisitorLimits(visitors=1, bytes_per_second=7)
+    assert served.service_limits == Limits(visits_per_second=5.0, visit_burst=6, bytes_per_second=8)
+    exposed = work_of("expose", *where, "--max-visitors", "9").config[""]
+    assert exposed.limits == Limits(total_visits=2, visitors=9)
+
+
+def test_a_file_without_an_enabled_tunnel_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "tunnels.json"
+    config.write_text(json.dumps([{"name": "a", "enabled": False, "localServicePort": 1}]))
+    with started("expose", "--config", str(config)) as client:
+        assert client.stderr is not None
+        assert client.stderr.readline().startswith("no tunnel is enabled")
+        client.send_signal(signal.SIGTERM)
+        assert client.wait(20) == 0
+    with started("expose", "--config", str(config), "--json") as client:
+        event(client.stdout, "idle")
 
 
 @pytest.mark.parametrize(

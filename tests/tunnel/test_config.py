@@ -340,6 +340,17 @@ async def test_a_configuration_that_cannot_be_used_changes_nothing(tmp_path: Pat
             await server.stop()
 
 
+async def test_a_server_that_runs_does_not_let_everybody_in(leak_check: None) -> None:
+    server = ServerConfig(host="127.0.0.1", clients=({"id": "x"},)).server()
+    await server.start(0)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            await ServerConfig(host="127.0.0.1", port=0, danger_allow_anonymous=True).reload(server)
+        assert caught.value.field == "danger_allow_anonymous"
+    finally:
+        await server.stop()
+
+
 async def test_one_that_was_refused_for_good_is_tried_again(leak_check: None) -> None:
     server = ServerConfig(host="127.0.0.1", clients=({"id": "x"},)).server()
     await server.start(0)

@@ -62,6 +62,12 @@ OF_REASON: dict[tuple[ErrorKind, str], tuple[Part, ...]] = {
         ("name the server with {}", "--server-name", "--upstream-name"),
         ("give a pin with {}", "--pin"),
     ),
+    # A tunnel's server answered: it has no such port, or nobody may come in now.
+    (ErrorKind.CONNECT, "port_taken"): ("ask for another public port, or for none",),
+    (ErrorKind.CONNECT, "no_port"): (),
+    (ErrorKind.CONNECT, "too_many_clients"): (),
+    (ErrorKind.CONNECT, "undecided"): (),
+    (ErrorKind.CONNECT, "refused"): (),
     # What a guest may have (sapper wasi run) is no limit of the system.
     (ErrorKind.RESOURCE_LIMIT, "fuel"): (("give it more: {}", "--fuel"),),
     (ErrorKind.RESOURCE_LIMIT, "memory"): (("give it more: {}", "--memory"),),

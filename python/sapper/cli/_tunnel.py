@@ -186,9 +186,15 @@ async def run_clients(
 
     fleet = Fleet(configs, hear, drain=drain)
 
+    def idle(wanted: Mapping[str, Any]) -> None:
+        if not wanted:
+            text = "no tunnel is enabled: nothing is exposed until the configuration has one"
+            told.note("idle", text)
+
     async def reload() -> None:
         changed = again()
         await fleet.reload(changed)
+        idle(changed)
         with watched.pop_all():
             _watch_tls(watched, told, *(one.tls for one in changed.values()))
 
@@ -203,6 +209,7 @@ async def run_clients(
         cut = _hear_signals(fleet.stop, drain)
         await stack.enter_async_context(_reloading(reload, files, told))
         _notify.ready("exposing")
+        idle(configs)
         await fleet.wait_closed()
     error, failed = fleet.error, fleet.failed
     if (

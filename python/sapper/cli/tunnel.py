@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import tomllib
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sapper._files import read_whole
-from sapper._mistakes import unused
+from sapper._mistakes import shown, unused
 from sapper._options import config_error
 from sapper.cli._help import Command
 from sapper.cli._names import Words, in_file
@@ -184,7 +185,8 @@ def serve(
             kept |= {name: getattr(base, name) for name in base.model_fields_set}
             words.in_file = base.model_fields_set - given.keys()
         with words:
-            said = given | {name: one.config(kept.get(name), f"tunnel.{name}") for name, one in typed.items()}
+            own = {name: one.config(kept.get(name), f"tunnel.{name}") for name, one in typed.items()}
+            said = _beside(kept, given) | own
             words.in_file -= said.keys()
             kept |= said
             # What it is counts, not whether somebody wrote it: a default in the file says nothing.
@@ -318,12 +320,14 @@ def expose(
         "send_proxy": send_proxy,
         "reconnect": reconnect,
     }
-    if bytes_per_second is not None or max_visitors is not None:
+    if limits := _given(bytes_per_second=bytes_per_second, visitors=max_visitors):
         from sapper.tunnel import Limits
 
-        given["limits"] = Limits(bytes_per_second=bytes_per_second, visitors=max_visitors)
+        given["limits"] = Limits(**limits)
     given = {name: value for name, value in given.items() if value is not None}
 
+    if scheme is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        raise config_error("--scheme", f"{shown(scheme)} is none: a letter, then letters, digits, +, . and -")
     if qr is not None and as_json:
         raise unused("--qr", "programs get it in any case: leave it away, or --json")
     files: list[Path | None] = [config, token_file]
@@ -380,6 +384,20 @@ def _rates(visitor: int | None, client: int | None, service: int | None) -> dict
         "client_limits": None if client is None else Limits(bytes_per_second=client),
         "service_limits": None if service is None else Limits(bytes_per_second=service),
     }
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _beside(kept: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given; of limits each takes the place of that one alone in the file's table."""
+    found = dict(given)
+    for name in given.keys() & kept.keys() & {"limits", "visitor_limits", "client_limits", "service_limits"}:
+        both = (kept[name], given[name])
+        values = {one: getattr(limits, one) for limits in both for one in limits.model_fields_set}
+        found[name] = type(given[name])(**values)
+    return found
 
 
 def _range(text: str, name: str) -> tuple[int, int]:
@@ -469,7 +487,7 @@ def _merged(base: ClientConfig, own: dict[str, Any], typed: TypedTls) -> ClientC
         own = own | {"tls": typed.config(None if isinstance(said, bool) else said, "expose.tls")}
     elif own.get("tls") and said:
         own = own | {"tls": said}  # the file says how
-    return type(base)(**_with_token(kept | own))
+    return type(base)(**_with_token(kept | _beside(kept, own)))
 
 
 def _with_token(values: dict[str, Any]) -> dict[str, Any]:

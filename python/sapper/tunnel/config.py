@@ -27,7 +27,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from sapper._arguments import host_name
+from sapper._arguments import host_name, whole
 from sapper._files import read_whole
 from sapper._mistakes import again
 from sapper._options import Options, config_error
@@ -153,7 +153,10 @@ class ServerConfig(ServerOptions):
             raise config_error("port", "cannot be changed while the server runs")
         self._check_token()
         before = server.connection_filter
-        server.connection_filter = None if self.danger_allow_anonymous else self.allows
+        try:
+            server.connection_filter = None if self.danger_allow_anonymous else self.allows
+        except ConfigError as error:
+            raise again(error, error.message, "danger_allow_anonymous") from None
         try:
             await server.reload(self.options(), tls=self.tls, visitor_tls=self.visitor_tls)
         except BaseException:
@@ -213,7 +216,7 @@ class ClientConfig(ClientOptions):
         if self.service.startswith("unix:"):
             return {"local_service_path": self.service.removeprefix("unix:")}
         if self.service.isascii() and self.service.isdigit():
-            return {"local_service_port": int(self.service)}
+            return {"local_service_port": whole(int(self.service), "service", 1, 65_535)}
         host, port = _address(self.service, "service")
         return {"local_service_host": host, "local_service_port": port}
 
@@ -417,7 +420,7 @@ def _address(text: str, name: str) -> tuple[str, int]:
         host, port = split_address(text)
     except ValueError as error:
         raise config_error(name, str(error)) from None
-    return host_name(host, name), port
+    return host_name(host, name), whole(port, name, 1, 65_535)
 
 
 def _inside(error: ConfigError, field: str) -> ConfigError:

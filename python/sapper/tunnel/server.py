@@ -132,9 +132,8 @@ class TunnelServer(TunnelObject):
     def connection_filter(self, value: ConnectionFilter | None) -> None:
         check_callback(value, "connection_filter")
         if value is None and self._filter is not None and self._started and not self._anonymous:
-            raise config_error(
-                "connection_filter", "a server without one listens on loopback alone: start another one"
-            )
+            text = "a server that lets everybody in listens on loopback alone: start another one"
+            raise config_error("connection_filter", text)
         before, self._filter = self._filter, value
         try:
             self._hosts()
