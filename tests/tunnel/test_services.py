@@ -316,6 +316,7 @@ async def test_a_port_that_is_not_free_is_tried_again(leak_check: None) -> None:
         error = await refusal(once)
         assert isinstance(error, ConnectError)
         assert error.context.reason == "port_taken"
+        assert f"the server's machine has public port {port}" in str(error)
         client = several(ours.port or 0, Service(port=one.port, public_port=port))
         heard = client.events()
         await client.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import socket
 import sys
 from pathlib import Path
@@ -57,3 +58,10 @@ def exposed(client: Program) -> list[int]:
     """Its public ports."""
     said = client.wait_for(rb"exposed at public ports?([ 0-9]+)\n", seconds=20)
     return [int(port) for port in said[1].split()]
+
+
+def test_the_example_compares_any_text() -> None:
+    known = runpy.run_path(str(ROOT / "examples/tunnel.py"))["known"]
+    assert known({"name": "alice", "token": "swordfish"})
+    for token in ("Schwertfisch", "Schlüssel", "\ud800", None, 7):
+        assert not known({"name": "alice", "token": token})

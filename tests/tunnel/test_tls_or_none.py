@@ -71,6 +71,25 @@ async def answers(with_: bytes, *, reset: bool = False) -> AsyncIterator[int]:
 ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 
 
+async def test_a_port_that_has_worked_speaks_no_tls(leak_check: None) -> None:
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1_000)
+        writer.close()
+
+    async with Service(echo) as service, server() as ours:
+        port = ours.port or 0
+        async with client(port, service.port) as exposed:
+            heard = exposed.events()
+            await ours.stop()
+            closing = await asyncio.start_server(closes, "127.0.0.1", port)
+            text = ""
+            async with asyncio.timeout(LATEST):
+                while "before it answered" not in text:
+                    text = (await first_of(heard, events.TunnelError)).err.message
+            assert "TLS" not in text
+            closing.close()
+
+
 @pytest.mark.parametrize("reset", [False, True], ids=["ends", "resets"])
 async def test_a_server_that_closes_without_a_word_to_our_plain_client(reset: bool, leak_check: None) -> None:
     async with answers(b"", reset=reset) as port:

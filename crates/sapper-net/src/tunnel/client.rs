@@ -264,6 +264,8 @@ async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
     let instance: String = instance.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
     let mut pauses = None;
+    // The way to the server that has worked: it speaks what we do there.
+    let mut stood = None;
     let mut link: Option<Link> = None;
     let mut reloads = shared.reloads.subscribe();
     loop {
@@ -273,6 +275,7 @@ async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
             (Arc::clone(&options), mine)
         };
         let options = &*options;
+        let way = (options.host.clone(), options.port, options.tls.is_some());
         let granted = tokio::select! {
             biased;
             () = shared.stopping.asked() => {
@@ -281,9 +284,12 @@ async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
                 }
                 return Ok(());
             }
-            granted = connect(options, shared) => granted,
+            granted = connect(options, shared, stood.as_ref() == Some(&way)) => granted,
             () = keep_alive(&mut link, rests) => unreachable!("it never returns"),
         };
+        if granted.is_ok() {
+            stood = Some(way);
+        }
         let (mut ended, mut retry) = match granted {
             Ok(granted) => match attach(&mut link, granted, &mine, options, shared, rests) {
                 Ok(created) => {

@@ -45,8 +45,8 @@ pub(super) fn failed(error: &W3pError) -> Error {
 }
 
 /// A TLS handshake that failed as it does at a plain port: a server of ours answers with `TLS_ALERT`, which
-/// no TLS server does; an original one closes, which others do too.
-pub(super) fn perhaps_plain(error: Error) -> Error {
+/// no TLS server does; an original one closes, which others do too, and one that is `known` to speak TLS.
+pub(super) fn perhaps_plain(error: Error, known: bool) -> Error {
     const REMEDY: &str = "connect without TLS, or turn TLS on at the server";
     if error.alert_received() && error.alert() == Some(alert::UNEXPECTED_MESSAGE) {
         return Error::new(ErrorKind::IncompatiblePeer, format!("the port is plain: {REMEDY}"))
@@ -55,7 +55,7 @@ pub(super) fn perhaps_plain(error: Error) -> Error {
             .with_alert_received(alert::UNEXPECTED_MESSAGE);
     }
     let (text, reason) = match error.kind() {
-        ErrorKind::ConnectionLost => {
+        ErrorKind::ConnectionLost if !known => {
             (format!("{}; perhaps the port is plain: {REMEDY}", error.message()), "truncated")
         }
         // It said something, at least.
@@ -65,7 +65,7 @@ pub(super) fn perhaps_plain(error: Error) -> Error {
     Error::new(error.kind(), text).with_phase(Phase::Handshake).with_reason(error.reason().unwrap_or(reason))
 }
 
-/// A server that closes without a word: what it may have meant, `secure` where TLS is spoken already.
+/// A server that closes without a word: what it may have meant, `secure` where both ends speak TLS, or neither does.
 fn perhaps_refused(error: Error, secure: bool) -> Error {
     if error.kind() != ErrorKind::ConnectionLost {
         return error;
@@ -137,11 +137,13 @@ pub(super) async fn credentials(
     }
 }
 
-/// The handshake is said: a server's answer, and what came behind it.
+/// The handshake is said: a server's answer, and what came behind it. One that is `known` to speak
+/// what we do has another reason for its silence.
 pub(super) async fn acknowledgement(
     stream: &mut BoxStream,
     handshake: &ClientHandshake,
     (said, mut confirmed): (impl FnOnce(), impl FnMut()),
+    known: bool,
 ) -> Result<(Acknowledgement, Vec<u8>)> {
     const { assert!(LONGEST_HANDSHAKE + PREFIX < 2 * LONGEST_HELLO) };
     let secure = stream.tls_mut().is_some();
@@ -149,7 +151,8 @@ pub(super) async fn acknowledgement(
         ops::write_all(stream.as_mut(), handshake.message()).await?;
         ops::flush(stream.as_mut()).await
     };
-    talk.await.map_err(|error| perhaps_refused(error, secure))?;
+    let silence = |error| perhaps_refused(error, secure || known);
+    talk.await.map_err(silence)?;
     said();
     let (mut bytes, mut told) = (Vec::new(), false);
     loop {
@@ -179,6 +182,6 @@ pub(super) async fn acknowledgement(
             Ok(0) => ended("before it answered"),
             Err(error) => error,
         };
-        return Err(if silent { perhaps_refused(end, secure) } else { end });
+        return Err(if silent { silence(end) } else { end });
     }
 }

@@ -40,8 +40,12 @@ impl From<Error> for Refused {
     }
 }
 
-/// A carrier with a finished handshake.
-pub(super) async fn connect(options: &ClientOptions, shared: &Shared) -> Result<Granted, Refused> {
+/// A carrier with a finished handshake. A server that is `known` has taken this client the same way before.
+pub(super) async fn connect(
+    options: &ClientOptions,
+    shared: &Shared,
+    known: bool,
+) -> Result<Granted, Refused> {
     let limit = options.common.handshake_timeout;
     let socket =
         SocketOptions { keepalive: Some(KEEPALIVE), most_unsent: MOST_UNSENT, ..SocketOptions::default() };
@@ -51,14 +55,14 @@ pub(super) async fn connect(options: &ClientOptions, shared: &Shared) -> Result<
     if let Some((config, name)) = &options.tls {
         let role = Role::Client { server_name: name.clone() };
         let shaken = shake(carrier, Arc::clone(config), role, Vec::new(), limit).await;
-        carrier = shaken.map_err(greeting::perhaps_plain)?;
+        carrier = shaken.map_err(|error| greeting::perhaps_plain(error, known))?;
     }
     let tell = |name| shared.teller.tell(Notice { name, ..Notice::default() });
     tell("tunnel-connection-established");
     let handshake = ClientHandshake::new(&options.credentials, limit)
         .map_err(|error| Error::config("authentication_credentials", error.to_string()))?;
     let heard = (|| tell("authentication-credentials-sent"), || tell("tunnel-protocol-confirmed"));
-    let talk = greeting::acknowledgement(&mut carrier, &handshake, heard);
+    let talk = greeting::acknowledgement(&mut carrier, &handshake, heard, known);
     let (answer, rest) = timeout(limit, talk).await.unwrap_or_else(|_| {
         let text = format!("the server did not answer within {} s", limit.as_secs_f64());
         Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))

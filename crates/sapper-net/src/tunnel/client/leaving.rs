@@ -101,7 +101,7 @@ async fn again(pauses: &mut Option<Backoff>, shared: &Shared) -> Option<Granted>
             shared.teller.tell(Notice { name: "tunnel-reconnect-queued", seconds, ..Notice::default() });
             sleep(pause).await;
         }
-        match connect(&options, shared).await {
+        match connect(&options, shared, true).await {
             Ok(granted) => return Some(granted),
             Err(Refused { error, retry: next }) => {
                 shared.teller.tell(Notice { name: "tunnel-error", error: Some(error), ..Notice::default() });

@@ -500,7 +500,9 @@ pub(super) async fn bind(
                 if error.reason() != Some("in_use") {
                     return Err(error);
                 }
-                last = Some(error);
+                // Its client hears that too, whose machine it is not.
+                let text = format!("another program of the server's machine has public port {}", place.port);
+                last = Some(Error::new(error.kind(), text).with_reason("in_use"));
             }
         }
     }

@@ -232,7 +232,8 @@ impl Tunnel<'_> {
         if let Some(host) = asked.host
             && !options.asked_hosts.contains(&host.to_canonical())
         {
-            let text = format!("public ports do not listen at {host} here");
+            let text =
+                format!("public ports do not listen at {host}: asked_hosts of the server does not name it");
             return Err(Error::new(ErrorKind::PolicyDenied, text).with_reason("host_not_allowed"));
         }
         let wanted = match asked.ports {
