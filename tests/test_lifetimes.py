@@ -257,13 +257,18 @@ class Owner:
 CALL_BACKS = ["on_error", "on_close", "peer_policy"]
 
 
-async def is_dropped(calls: str) -> None:
+def dropped(calls: str) -> socket.socket:
+    """The far end of a bridge that nobody has any more."""
     owner = Owner(calls)
     far = owner.far
-    far.setblocking(False)
     del owner
     gc.collect()
-    with far:
+    return far
+
+
+async def is_dropped(calls: str) -> None:
+    with dropped(calls) as far:
+        far.setblocking(False)
         assert await asyncio.get_running_loop().sock_recv(far, 1) == b""
 
 
@@ -277,12 +282,8 @@ async def test_a_bridge_that_was_never_used_does_not_keep_who_it_calls_back(
 
 @pytest.mark.parametrize("calls", CALL_BACKS)
 def test_nor_does_one_without_an_event_loop(calls: str, leak_check: None) -> None:
-    owner = Owner(calls)
-    far = owner.far
-    far.settimeout(LATEST)
-    del owner
-    gc.collect()
-    with far:
+    with dropped(calls) as far:
+        far.settimeout(LATEST)
         assert far.recv(1) == b""
 
 

@@ -162,7 +162,7 @@ async def is_let_in(port: int, source: str = "127.0.0.1") -> bool:
     async with asyncio.timeout(LATEST):
         try:
             reader, writer = await come(port, source)
-        except ConnectionResetError:  # it may come before the connection is seen
+        except ConnectionError:  # nobody listens; or a reset comes before the connection is seen
             return False
         try:
             writer.write(b"hello")

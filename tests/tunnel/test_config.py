@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from sapper.errors import ConfigError
 from sapper.testing import throwaway_certificates
 from sapper.tls import TlsConfig
-from sapper.tunnel import events
+from sapper.tunnel import TunnelServer, events
 from sapper.tunnel.config import ClientConfig, ServerConfig, read_clients
 from sapper.tunnel.fleet import Fleet
 from support.tunnels import LATEST, Service, asked, client, echo, is_let_in, says, until, visit
@@ -351,15 +352,17 @@ async def test_a_server_that_runs_does_not_let_everybody_in(leak_check: None) ->
         await server.stop()
 
 
+def client_of(server: TunnelServer, service: Service, name: str) -> ClientConfig:
+    said = {"id": name}
+    return ClientConfig(server=f"127.0.0.1:{server.port}", service=service.port, credentials=said)
+
+
 async def test_one_that_was_refused_for_good_is_tried_again(leak_check: None) -> None:
     server = ServerConfig(host="127.0.0.1", clients=({"id": "x"},)).server()
     await server.start(0)
     heard = Heard()
     async with Service(echo) as service:
-
-        def config(name: str) -> ClientConfig:
-            said = {"id": name}
-            return ClientConfig(server=f"127.0.0.1:{server.port}", service=service.port, credentials=said)
+        config = functools.partial(client_of, server, service)
 
         fleet = Fleet({"a": config("x"), "b": config("y")}, heard)
         await fleet.start()
@@ -379,10 +382,7 @@ async def test_one_that_is_not_wanted_any_more_has_not_failed(leak_check: None) 
     await server.start(0)
     heard = Heard()
     async with Service(echo) as service:
-
-        def config(name: str) -> ClientConfig:
-            said = {"id": name}
-            return ClientConfig(server=f"127.0.0.1:{server.port}", service=service.port, credentials=said)
+        config = functools.partial(client_of, server, service)
 
         fleet = Fleet({"a": config("x"), "b": config("y"), "c": config("z")}, heard)
         await fleet.start()

@@ -11,7 +11,18 @@ from contextlib import asynccontextmanager
 import pytest
 
 from sapper.tunnel import ClientOptions, ClientStatus, TunnelClient, TunnelStatus
-from support.tunnels import CREDENTIALS, LATEST, Cutter, Service, asked, client, echo, server, until
+from support.tunnels import (
+    CREDENTIALS,
+    LATEST,
+    Cutter,
+    Service,
+    asked,
+    client,
+    echo,
+    is_let_in,
+    server,
+    until,
+)
 from support.w3ptunl import CLOSE, DATA, frame, message, read_message
 
 Status = ClientStatus | TunnelStatus
@@ -257,13 +268,6 @@ async def test_a_client_that_is_told_to_end_in_a_cut_comes_back_for_its_visitors
             writer.close()
             await stopping
             await until(lambda: not ours.status(), "the end of its tunnel")
-
-
-async def is_let_in(public: int) -> bool:
-    try:
-        return await asked(public, b"?", end=False) == b"?"
-    except (OSError, asyncio.IncompleteReadError):
-        return False
 
 
 async def test_a_client_that_is_away_and_has_no_visitors_leaves_at_once(leak_check: None) -> None:

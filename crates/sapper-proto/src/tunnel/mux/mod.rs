@@ -10,14 +10,16 @@
 //!   waits, waits in the visitor's socket. Turns are a quantum long, round and round; a stream that was
 //!   silent goes before those with bulk, a bounded number of times.
 //! - **Credit.** Each stream has a window towards each end; a window that its stream empties within two
-//!   round trips is doubled. Original peers ([`w3p`](super::w3p)) know no credit: their streams have a bound,
+//!   round trips is doubled, and what it has beyond what the path needs goes back while others say something.
+//!   Original peers ([`w3p`](super::w3p)) know no credit: their streams have a bound,
 //!   and what happens beyond it is the caller's choice ([`Overflow`]).
 //! - **Resume.** All frames but a carrier's own are counted in bytes. What the peer has not acknowledged
 //!   is kept; on a new carrier each end says how far it got, and the other goes on from there, in the
 //!   middle of a frame if need be.
 //!
 //! In here: [`table`] streams and lists, [`log`] what goes out, `input` and `output` the two directions,
-//! `session` hello, resume and timers, [`ids`] which ids were, [`budget`] memory over all connections.
+//! `session` hello, resume and timers, [`ids`] which ids were, [`budget`] memory over all connections,
+//! [`sharing`] whether several streams speak.
 
 mod budget;
 mod ids;
