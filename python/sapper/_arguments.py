@@ -34,6 +34,10 @@ __all__ = [
 #: Characters of a whole host name, and of each of its parts.
 _MAX_HOST, _MAX_LABEL = 253, 63
 
+#: Named here: where they are asked for, `int | float` would be made anew each time.
+_BYTES = (bytes, bytearray, memoryview)
+_NUMBER = (int, float)
+
 
 class _Call(Protocol):
     def __call__(self, *args: Any) -> object: ...
@@ -98,7 +102,7 @@ def whole(value: object, name: str, low: int, high: int) -> int:
 
 def seconds(value: object, name: str) -> float:
     """Seconds from 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, _NUMBER):
         raise wrong_type(name, "a number of seconds", value)
     if not value >= 0:  # not a number is none of these
         raise config_error(name, "must be seconds from 0", "out_of_range")
@@ -117,7 +121,7 @@ def flag(value: object, name: str) -> bool:
 
 def data(value: object, name: str) -> bytes:
     """Bytes of any kind."""
-    if not isinstance(value, bytes | bytearray | memoryview):
+    if not isinstance(value, _BYTES):
         raise wrong_type(name, "bytes", value)
     return bytes(value)
 

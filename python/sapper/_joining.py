@@ -80,8 +80,9 @@ def build(
             life.key,
         )
         # What may fail comes first, while the other one can still be given back.
-        for taken in sorted((network, inner), key=lambda one: not one.asks):
-            taken.commit()
+        first, last = (inner, network) if inner.asks and not network.asks else (network, inner)
+        first.commit()
+        last.commit()
     except BaseException:
         native = None  # whoever keeps the exception keeps this frame
         if life is not None:
@@ -91,4 +92,4 @@ def build(
         raise
     life.at_end(network.end, inner.end)
     tls = network_tls is not None or inner_tls is not None
-    return kind(native, life, (network, inner), options, tls=tls)
+    return kind(native, life, network, inner, options, tls=tls)

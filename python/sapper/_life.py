@@ -133,10 +133,14 @@ class Life:
         if self.error is None:  # else somebody who waited has heard it
             self._failure = error
 
-    def hear_now(self) -> None:
-        """Takes waiting messages at once, where this is the thread that hears them, or nobody else does."""
-        if isinstance(self.post, LoopPost) and (self.hears_here() or self.post.is_closed):
+    def is_over(self) -> bool:
+        """Whether the end was heard of.
+
+        Messages that wait are taken at once, where this is the thread that hears them, or nobody else does.
+        """
+        if not self.over and isinstance(self.post, LoopPost) and (self.hears_here() or self.post.is_closed):
             self.post.drain()
+        return self.over
 
     def events(self) -> EventStream:
         """A new iterator."""

@@ -122,9 +122,8 @@ class LoopPost:
         Raises:
             SapperError: The operation failed.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        mailbox, key = self._open(), self._take_key()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        mailbox, key = self._place()
         self._futures[key] = future, told
         try:
             operation(mailbox, key)
@@ -134,7 +133,7 @@ class LoopPost:
             self._close_if_idle()
 
     def subscribe(self, handler: Handler) -> tuple[_native.Mailbox, int]:
-        mailbox, key = self._open(), self._take_key()
+        mailbox, key = self._place()
         self._handlers[key] = handler
         return mailbox, key
 
@@ -187,13 +186,12 @@ class LoopPost:
             raise error
         self._ending = self._ending or error
 
-    def _take_key(self) -> int:
+    def _place(self) -> tuple[_native.Mailbox, int]:
+        """The mailbox and a key that is free."""
         key, self._next_key = self._next_key, self._next_key + 1
-        return key
+        return self._mailbox or self._open(), key
 
     def _open(self) -> _native.Mailbox:
-        if self._mailbox is not None:
-            return self._mailbox
         loop = self.loop
         if loop is None or loop.is_closed():
             raise ApiMisuseError(
@@ -215,7 +213,7 @@ class LoopPost:
 
     def _close_if_idle(self) -> None:
         """Closes the mailbox soon; not at once, because whoever works in sequence opens it again at once."""
-        if self._mailbox is None or self._handlers or self._futures or self._closing:
+        if self._handlers or self._futures or self._closing or self._mailbox is None:
             return
         loop = self.loop
         if loop is None or loop.is_closed():
@@ -424,7 +422,7 @@ def post_of(loop: asyncio.AbstractEventLoop | None) -> LoopPost | ThreadPost:
     global _latest  # noqa: PLW0603 - only a short cut: most programs have one loop
     if loop is None:
         return _thread_post
-    if _latest is not None and (latest := _latest()) is not None and latest.loop is loop:
+    if _latest is not None and (latest := _latest()) is not None and latest._loop() is loop:
         return latest
     known = _posts.get(loop)
     post = known() if known is not None else None

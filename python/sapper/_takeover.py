@@ -109,7 +109,7 @@ def _nothing() -> None:
     return None
 
 
-@dataclass
+@dataclass(slots=True)
 class Taken:
     """An endpoint in our hands, not yet for good.
 
@@ -150,6 +150,11 @@ def take(what: object, name: str) -> Taken:
         ConfigError: It is of a wrong type, a closed or an unusable descriptor, a transport under TLS
             or on another loop, …; ``field`` is ``name``.
     """
+    # What is common, and asked quickly, comes first.
+    if isinstance(what, int) and not isinstance(what, bool):
+        return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
+    if type(what) is socket.socket:
+        return _socket(what, name)
     if isinstance(what, str):
         return _described(endpoint.parse(what, field=name), name)
     if isinstance(what, endpoint.Endpoint):
@@ -161,8 +166,6 @@ def take(what: object, name: str) -> Taken:
             return hand_over(name)
         except (AttributeError, NotImplementedError) as error:
             raise not_a_transport(what, name, error) from error
-    if isinstance(what, int):
-        return Taken(_native.Endpoint.fd(_descriptor(what, name), None, None, name))
     if isinstance(what, ssl.SSLSocket | ssl.SSLObject):
         raise _under_tls(name)
     if isinstance(what, socket.socket):
@@ -230,6 +233,8 @@ def _joined(first: object, second: object, name: str) -> Taken:
 
 def descriptors(what: object, name: str) -> list[int]:
     """The caller's own descriptors in an endpoint argument, as far as it names some."""
+    if type(what) is int:
+        return [what]
     if isinstance(what, str):
         what = endpoint.parse(what, field=name)
     if isinstance(what, endpoint.Fd):
@@ -249,7 +254,7 @@ def descriptors(what: object, name: str) -> list[int]:
 def must_be_open(number: int, name: str) -> None:
     """Refuses a number that is no open descriptor, before anything else can get it."""
     try:
-        os.fstat(number)
+        os.get_inheritable(number)
     except (OSError, OverflowError):
         raise config_error(name, f"descriptor {number} is not open", "not_open") from None
 
@@ -258,6 +263,8 @@ def becomes_ours(what: object) -> object:
     """What the caller loses by giving it, and so cannot give twice; None where it is duplicated or named."""
     if isinstance(what, tuple) and len(what) == 2 and isinstance(what[1], asyncio.StreamWriter):
         return getattr(what[1], "transport", None)
+    if isinstance(what, int):
+        return None
     ours = isinstance(what, socket.socket) or _is_transport(what) or _hand_over_of(what) is not None
     return what if ours else None
 

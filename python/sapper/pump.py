@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -65,18 +65,27 @@ class Pump:
     """
 
     def __init__(
-        self, native: _native.Bridge, life: Life, taken: tuple[Taken, ...], options: PumpOptions, *, tls: bool
+        self,
+        native: _native.Bridge,
+        life: Life,
+        network: Taken,
+        sink: Taken,
+        options: PumpOptions,
+        *,
+        tls: bool,
     ) -> None:
         self._native = native
         self._life = life
-        waits = tuple(one.ready for one in taken if one.ready is not None)
-        patience = options.handshake_timeout if tls else options.connect_timeout
-        self._unsent = Unsent(waits, patience, tls) if waits else None
+        self._unsent: Unsent | None = None
+        if network.ready is not None or sink.ready is not None:
+            waits = tuple(one.ready for one in (network, sink) if one.ready is not None)
+            patience = options.handshake_timeout if tls else options.connect_timeout
+            self._unsent = Unsent(waits, patience, tls)
         self._starting = False
         self._swapping: set[asyncio.Future[None]] = set()
-        self._sink_end = taken[1].end
+        self._sink_end = sink.end
         self._connect_timeout = options.connect_timeout
-        self._on_loop = any(one.foreign for one in taken)
+        self._on_loop = network.foreign or sink.foreign
         self._close_timeout = options.close_timeout
 
     # -- its life ------------------------------------------------------------------------------
@@ -117,7 +126,8 @@ class Pump:
 
     async def _start_when_sent(self) -> None:
         try:
-            await self._send_unsent(self._life.fail)
+            if self._unsent is not None:
+                await self._send_unsent(self._unsent, self._life.fail)
             self._native.start()
         except ClosedError:
             return  # stopped meanwhile, or whoever waits for the handshake has heard why
@@ -173,13 +183,12 @@ class Pump:
         Raises:
             SapperError: What ended the pump, unless ``on_error`` or another waiter has heard it.
         """
-        self._life.hear_now()
-        if not self._life.over:
+        life = self._life
+        if not life.is_over():
             await running_post().call(self._native.wait_closed)
-        self._life.hear_now()
-        if not self._life.over:  # its messages arrive on another loop or thread
-            await asyncio.to_thread(self._life.wait_over, 1.0)
-        self._life.raise_unheard()
+            if not life.is_over():  # its messages arrive on another loop or thread
+                await asyncio.to_thread(life.wait_over, 1.0)
+        life.raise_unheard()
 
     def wait_closed_sync(self, timeout: float | None = None) -> None:
         """Waits for the end without an event loop; Ctrl-C ends the waiting.
@@ -196,8 +205,7 @@ class Pump:
             timeout = _arguments.seconds(timeout, "timeout")
         self._refuse_own_thread("wait_closed_sync()", needed=self._on_loop)
         call_sync(self._native.wait_closed, timeout)
-        self._life.hear_now()
-        if not self._life.over and not self._life.hears_here():
+        if not self._life.is_over() and not self._life.hears_here():
             self._life.wait_over(1.0)
         self._life.raise_unheard()
 
@@ -402,8 +410,8 @@ class Pump:
 
     # -- for this package --------------------------------------------------------------------------
 
-    async def _opened(self) -> Any:
-        return await self._stop_if_cancelled(self._native.handshake)
+    def _opened(self) -> Coroutine[Any, Any, Any]:
+        return self._stop_if_cancelled(self._native.handshake)
 
     def _opened_sync(self, name: str) -> Any:
         self._refuse_own_thread(
@@ -422,11 +430,9 @@ class Pump:
             )
         return loop
 
-    async def _send_unsent(self, told: Callable[[SapperError], None]) -> None:
+    async def _send_unsent(self, unsent: Unsent, told: Callable[[SapperError], None]) -> None:
         """Waits for what the caller wrote before; ``told`` hears why it cannot be sent."""
-        if self._unsent is None:
-            return
-        unsent, began = self._unsent, time.monotonic()
+        began = time.monotonic()
         try:
             await unsent.sent()
         except SapperError as error:
@@ -438,7 +444,7 @@ class Pump:
 
     def _send_unsent_sync(self, unsent: Unsent) -> None:
         self._life.keep(self)
-        sending = asyncio.run_coroutine_threadsafe(self._send_unsent(self._life.told), self._home())
+        sending = asyncio.run_coroutine_threadsafe(self._send_unsent(unsent, self._life.told), self._home())
         try:
             sending.result(unsent.timeout + 1.0)  # a loop that does not run keeps no deadline
         except BaseException as error:
@@ -454,7 +460,8 @@ class Pump:
         """Runs one step of the handshake: whoever gives it up gives up the pump."""
         self._life.keep(self)
         try:
-            await self._send_unsent(self._life.told)
+            if self._unsent is not None:
+                await self._send_unsent(self._unsent, self._life.told)
             return await running_post().call(operation, self._told)
         except ApiMisuseError:
             raise  # a call that cannot be made changes nothing

@@ -163,6 +163,10 @@ def check_policy(options: PumpOptions, policy: object) -> None:
         raise unused("policy_timeout", "there is no peer_policy to answer")
 
 
+#: Of what is equal only where it is the same: 1 is True, too.
+_WORDS = {str}
+
+
 @functools.lru_cache(maxsize=64)
 def _checked(given: tuple[tuple[str, Any], ...]) -> PumpOptions:
     return PumpOptions(**dict(given))
@@ -173,9 +177,8 @@ def options_from(options: PumpOptions | None, changes: dict[str, Any]) -> PumpOp
     given = {name: value for name, value in changes.items() if value is not None}
     if options is None:
         # Most programs make their pumps in one or two ways: these are checked once.
-        key = tuple(given.items())
-        if all(isinstance(value, str) for _, value in key):
-            return _checked(key)
+        if set(map(type, given.values())) <= _WORDS:
+            return _checked(tuple(given.items()))
         return PumpOptions(**given)
     if not isinstance(options, PumpOptions):
         raise config_error("options", f"must be PumpOptions, not {type(options).__name__}", "wrong_type")

@@ -390,9 +390,10 @@ def create_bridge(
     """
     initial_data = _arguments.data(initial_data, "initial_data")
     _arguments.flag(server_side, "server_side")
-    for name, given in (("server_hostname", server_hostname), ("sink_hostname", sink_hostname)):
-        if given is not None:
-            _arguments.text(given, name)
+    if server_hostname is not None:
+        _arguments.text(server_hostname, "server_hostname")
+    if sink_hostname is not None:
+        _arguments.text(sink_hostname, "sink_hostname")
     _arguments.callback(peer_policy, "peer_policy")
     chosen = options_from(
         options,

@@ -224,17 +224,24 @@ class TlsConfig(Options):
         Raises:
             ConfigError: Something was said about clients' certificates, and nobody asks for them.
         """
-        if not asks_clients(self):
-            why = "is about clients' certificates, which nobody asks for"
-            for name in ("roots", "pins"):
-                if self.client_auth != "off" or self.peer_rules:  # those are refused natively, first
-                    break
-                if getattr(self, name) or getattr(self.credentials, name, None):
-                    where = name if getattr(self, name) else f"credentials.{name}"
-                    raise unused(table + where, f'{why}: client_auth is "off"')
-            if self.danger_accept_any_certificate:
-                raise unused(f"{table}danger_accept_any_certificate", why)
+        if self._unused_by_servers is not None:
+            where, why = self._unused_by_servers
+            raise unused(table + where, why)
         return self.native
+
+    @functools.cached_property
+    def _unused_by_servers(self) -> tuple[str, str] | None:
+        """What a server has no use for, and why. Found once: each connection of a server asks."""
+        if asks_clients(self):
+            return None
+        why = "is about clients' certificates, which nobody asks for"
+        for name in ("roots", "pins"):
+            if self.client_auth != "off" or self.peer_rules:  # those are refused natively, first
+                break
+            if getattr(self, name) or getattr(self.credentials, name, None):
+                where = name if getattr(self, name) else f"credentials.{name}"
+                return where, f'{why}: client_auth is "off"'
+        return ("danger_accept_any_certificate", why) if self.danger_accept_any_certificate else None
 
     def for_client(self, table: str) -> _native.TlsConfig:
         """The parsed form, for a place that is a client's alone: elsewhere a server may share it.
