@@ -304,3 +304,10 @@ def test_s_client_and_python_shake_hands_with_a_bridge_that_shows_it(
                 done.add(end)
             except ssl.SSLWantReadError:
                 pass
+
+
+def test_folders_are_told_as_they_are_called(tmp_path: Path) -> None:
+    folder = tmp_path / ":key:[bold]"
+    folder.mkdir()
+    done = run(tmp_path, "localhost", "--out", str(folder))
+    assert str(folder / "localhost.pem") in done.stderr

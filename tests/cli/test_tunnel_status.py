@@ -80,3 +80,14 @@ def test_a_client_without_a_port_is_not_there() -> None:
 
 def test_nothing_runs() -> None:
     assert shown({"tunnels": {}, "tunnel_clients": {}}) == [["no", "tunnel", "runs", "there"]]
+
+
+def test_names_and_addresses_are_no_markup() -> None:
+    one = client(service("[/bold]web", 20_001))
+    one["client_address"] = one["visitors"][0]["visitor_address"] = "[fd77::1]:5"
+    lines = shown({"tunnels": {"t": {"listen": ["[fd77::1]:9000"], "clients": [one]}}, "tunnel_clients": {}})
+    assert " ".join(lines[0]) == "server at [fd77::1]:9000: 1 client, 2 visitors"
+    assert lines[2][1] == "[fd77::1]:5"
+    assert any("[/bold]web" in line for line in lines)
+    lines = shown({"tunnels": {}, "tunnel_clients": {"[red]": {**client(), "server": "[fd77::1]:1"}}})
+    assert " ".join(lines[0]) == "client [red] of [fd77::1]:1"

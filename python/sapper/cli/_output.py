@@ -24,6 +24,7 @@ from sapper.errors import DeviceError, ErrorContext, SapperError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from sapper.stats import FlowStats, PumpStats
 
@@ -37,6 +38,7 @@ __all__ = [
     "fail",
     "log_told",
     "now",
+    "plain",
     "rate",
     "say",
     "stats_table",
@@ -47,7 +49,7 @@ __all__ = [
 ]
 
 #: What is no text; a line may have several lines.
-_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 EXIT_CODES = (
     "Exit codes: 0 an orderly end (Ctrl-C included), 1 a defect, 2 wrong options, 3 misuse, "
@@ -74,17 +76,17 @@ def fail(error: SapperError, *, as_json: bool) -> int:
         last({"time": now(), "event": "error", "error": error_values(error)}, sys.stderr)
     else:
         from rich.console import Console
-        from rich.markup import escape
+        from rich.text import Text
 
         from sapper.cli._hints import hint, offered
 
         console = Console(stderr=True, highlight=False, emoji=False)
         with drawn(console):
-            console.print(f"[bold red]error[/]: {escape(str(error))}", soft_wrap=True)
+            console.print(Text.assemble(("error", "bold red"), ": ", plain(str(error))), soft_wrap=True)
             notes: list[str] = getattr(error, "__notes__", [])
             said = notes[-1] if notes else hint(error.kind, offered(sys.argv[1:]), error.reason)
             if said is not None:
-                console.print(f"[bold]try[/]: {escape(said)}", soft_wrap=True)
+                console.print(Text.assemble(("try", "bold"), ": ", plain(said)), soft_wrap=True)
     return error.kind.exit_code
 
 
@@ -127,7 +129,18 @@ def say(text: str) -> None:
     which loads what it needs when it needs it: perhaps no file can be opened then.
     """
     with contextlib.suppress(OSError):
-        put(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text) + "\n", sys.stderr, _lost_text)
+        put(_visible(text) + "\n", sys.stderr, _lost_text)
+
+
+def plain(text: str) -> Text:
+    """Text for rich to draw as it is: without markup, and without what moves a cursor."""
+    from rich.text import Text
+
+    return Text(_visible(text))
+
+
+def _visible(text: str) -> str:
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _lost_text(count: int) -> str:

@@ -25,6 +25,7 @@ from sapper.cli._output import (
     fail,
     log_told,
     now,
+    plain,
     say,
     tell_json,
     write_json,
@@ -217,12 +218,16 @@ def show_status(address: str, *, as_json: bool) -> None:
                 console.print(f"and {more} more")
 
 
-def ask(address: str, what: str, key: str) -> dict[str, Any]:
-    """The status of what runs there; ``key`` is where a ``what`` says its own.
+#: Who answers, by what they have a status of.
+_WHO = {"proxies": "a proxy", "pumps": "a bridge", "tunnels": "a tunnel", "tunnel_clients": "a tunnel"}
+
+
+def ask(address: str, what: str, *keys: str) -> dict[str, Any]:
+    """The status of what runs there; each of ``keys`` is where a ``what`` says its own.
 
     Raises:
         ConnectError: Nobody answers there.
-        RemoteProtocolError: What answers is none of ours.
+        RemoteProtocolError: What answers is none of ours, or another one.
     """
     connection: http.client.HTTPConnection
     if address.startswith("unix:"):
@@ -241,13 +246,17 @@ def ask(address: str, what: str, key: str) -> dict[str, Any]:
     except (OSError, http.client.HTTPException) as error:
         context = ErrorContext(errno=getattr(error, "errno", None))
         raise ConnectError(f"no {what} answers at {address}: {error}", context) from error
-    try:
+    status: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
         status = json.loads(content)
-        if answer.status == 200 and isinstance(status, dict) and key in status:
-            return status
-    except ValueError:
-        pass
-    raise RemoteProtocolError(f"what answers at {address} is no {what} (status {answer.status})")
+    if answer.status != 200 or not isinstance(status, dict) or not status.keys() >= set(keys):
+        raise RemoteProtocolError(f"what answers at {address} is no {what} (status {answer.status})")
+    others = [who for key, who in _WHO.items() if status.get(key)]
+    # Clients of tunnels come and go: where nobody is, one may be there later.
+    if not any(status[key] for key in keys) and (others or "tunnel_clients" not in keys):
+        does = f": {others[0]} does" if others else ""
+        raise RemoteProtocolError(f"no {what} answers at {address}{does}")
+    return status
 
 
 def _summary(proxy: dict[str, Any]) -> Table:
@@ -265,7 +274,7 @@ def _summary(proxy: dict[str, Any]) -> Table:
         ("services failed", failures or "-"),
         ("payload", f"{amount(proxy['to_upstream'])} to services, {amount(proxy['to_client'])} to clients"),
     ):
-        table.add_row(name, text)
+        table.add_row(name, plain(text))
     return table
 
 
@@ -275,10 +284,10 @@ def _connections(connections: list[dict[str, Any]]) -> Table:
         table.add_column(name)
     for one in connections[:_SHOWN]:
         table.add_row(
-            one["client"] + (f" ({one['client_cn']})" if one["client_cn"] else ""),
-            one["server_name"] or "-",
-            one["upstream"] or "-",
-            one["version"] or "-",
+            plain(one["client"] + (f" ({one['client_cn']})" if one["client_cn"] else "")),
+            plain(one["server_name"] or "-"),
+            plain(one["upstream"] or "-"),
+            plain(one["version"] or "-"),
             duration(one["age"]),
             amount(one["to_upstream"]),
             amount(one["to_client"]),

@@ -6,10 +6,9 @@ import contextlib
 from typing import Any
 
 from rich.console import Console, Group
-from rich.markup import escape
 from rich.table import Table
 
-from sapper.cli._output import amount, duration, write_json
+from sapper.cli._output import amount, duration, plain, write_json
 
 __all__ = ["show_status"]
 
@@ -29,7 +28,7 @@ def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
     from sapper.cli._serve import ask
 
     def said() -> dict[str, Any]:
-        return ask(address, "tunnel", "tunnels")
+        return ask(address, "tunnel", "tunnels", "tunnel_clients")
 
     if watch is None:
         if as_json:
@@ -60,12 +59,13 @@ def _tables(said: dict[str, Any]) -> Group:
         clients = server["clients"]
         count = sum(one["streams"] for one in clients)
         where = ", ".join(server["listen"])
-        parts.append(f"server at {where}: {_counted(len(clients), 'client')}, {_counted(count, 'visitor')}")
+        counted = f"{_counted(len(clients), 'client')}, {_counted(count, 'visitor')}"
+        parts.append(plain(f"server at {where}: {counted}"))
         if clients:
             parts += [_places(clients), _clients(clients)]
         parts += _services(clients) + _visitors(clients, count)
     for name, client in said["tunnel_clients"].items():
-        parts.append(f"client {name} of {client['server']}")
+        parts.append(plain(f"client {name} of {client['server']}"))
         client["connected"] = client["port"] is not None
         parts.append(_clients([client], "server"))
         parts += _services([client], "server") + _visitors([client], client["streams"])
@@ -76,7 +76,7 @@ def _places(clients: list[dict[str, Any]]) -> Table:
     """Where a server's clients are; a table of its own, because an address may be half a terminal."""
     table = _table("port", "client", "there", "round trip")
     for one in clients:
-        table.add_row(_port(one["port"]), escape(one["client_address"]), *_there(one))
+        table.add_row(_port(one["port"]), plain(one["client_address"]), *_there(one))
     return table
 
 
@@ -105,7 +105,7 @@ def _services(clients: list[dict[str, Any]], other: str = "client") -> list[Any]
     for one in services:
         table.add_row(
             _port(one["port"]),
-            escape(one["name"] or "-"),
+            plain(one["name"] or "-"),
             *(f"{one[name]:,}" for name in ("visitors", "visits")),
             amount(one["sent"]),
             amount(one["received"]),
@@ -123,7 +123,7 @@ def _visitors(clients: list[dict[str, Any]], count: int) -> list[Any]:
         ports = {service["name"]: service["port"] for service in client["services"]}
         table.add_row(
             _port(ports.get(one["service"], client["port"])),
-            escape(one["visitor_address"] or "not known"),
+            plain(one["visitor_address"] or "not known"),
             duration(one["age"]),
             amount(one["from_visitor"]),
             amount(one["to_visitor"]),

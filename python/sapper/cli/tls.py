@@ -79,7 +79,7 @@ def dev_cert(
             }
         )
         return
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True)
