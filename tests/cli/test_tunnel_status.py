@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from sapper.cli._tunnel_status import _tables
+from support.programs import event, started
+
+SAPPER = [sys.executable, "-m", "sapper.cli"]
 
 
 def service(name: str, port: int) -> dict[str, Any]:
@@ -91,3 +98,23 @@ def test_names_and_addresses_are_no_markup() -> None:
     assert any("[/bold]web" in line for line in lines)
     lines = shown({"tunnels": {}, "tunnel_clients": {"[red]": {**client(), "server": "[fd77::1]:1"}}})
     assert " ".join(lines[0]) == "client [red] of [fd77::1]:1"
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["tables", "json"])
+def test_who_watches_without_a_terminal_hears_at_once_and_may_leave(
+    tmp_path: Path, form: tuple[str, ...]
+) -> None:
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+    with started(*SAPPER, *serve, "--metrics", f"unix:{tmp_path}/figures") as server:
+        event(server.stdout, "main-server-start")
+        watch = ("tunnel", "status", f"unix:{tmp_path}/figures", "--watch", "--interval", "0.1", *form)
+        with started(*SAPPER, *watch, stderr=subprocess.PIPE) as watching:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            answers = [line for line in (watching.stdout.readline() for _ in range(3)) if line.strip()]
+            assert len(answers) >= 2
+            assert answers[0] == answers[1]
+            watching.stdout.close()
+            assert watching.wait(20) == 0
+            assert watching.stderr.read() == ""
+            watching.stderr.close()

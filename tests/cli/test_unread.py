@@ -206,3 +206,20 @@ def test_an_answer_that_cannot_be_written_is_an_error(words: tuple[str, ...]) ->
     assert done.returncode == 4, done
     assert "standard output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("version",), ("version", "--json"), ("--help",)], ids=" ".join)
+def test_an_answer_whose_reader_has_left_is_no_defect(words: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "sapper.cli", *words],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

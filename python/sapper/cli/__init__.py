@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sapper._files import is_pipe, keep_pipes
-from sapper.cli._lines import finish, have_streams
+from sapper.cli._lines import finish, have_streams, leave_unread
 from sapper.errors import SapperError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ _COMMANDS = {
     "tls": ("tls", "tls"),
     "wasi": ("wasi", "wasi"),
 }
-#: What writing an answer fails with where nobody reads it, or the disk is full.
-_UNWRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+#: What writing an answer fails with where the disk is full.
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _WITH_EXIT_CODES = ("bridge", "demo", "expose")
 
 
@@ -55,6 +55,15 @@ def main() -> None:
         sys.exit(fail(error, as_json="--json" in sys.argv))
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as end:
+        # So typer and rich end where who read the answer is gone: no defect, for that one has what it wanted.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        leave_unread()
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        leave_unread()
     except OSError as error:
         if error.errno not in _UNWRITTEN or error.filename is not None:
             raise

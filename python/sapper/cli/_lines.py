@@ -22,7 +22,7 @@ from pathlib import Path
 from time import monotonic
 from typing import IO
 
-__all__ = ["Patient", "finish", "have_streams", "is_behind", "is_told", "put"]
+__all__ = ["Patient", "finish", "have_streams", "is_behind", "is_told", "leave_unread", "put"]
 
 #: Characters that wait for one stream: a thousand connections that end at once are told, and a reader that
 #: is further behind than that reads nothing.
@@ -38,6 +38,15 @@ def have_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
+def leave_unread() -> None:
+    """Gives standard output such a place too, where who read it is gone.
+
+    What is left in its buffer would be tried again at the end.
+    """
+    sys.stdout = sys.__stdout__ or sys.stdout  # typer has put something around it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def put(text: str, stream: IO[str], lost: Callable[[int], str]) -> None:

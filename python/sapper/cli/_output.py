@@ -52,10 +52,10 @@ __all__ = [
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 EXIT_CODES = (
-    "Exit codes: 0 an orderly end (Ctrl-C included), 1 a defect, 2 wrong options, 3 misuse, "
-    "4 a local resource, 5 no way to the peer, 6 a deadline, 7 a protocol error, 8 TLS or a certificate, "
-    "9 credentials refused, 10 denied by policy, 11 a remote call, 12 a registry, 13 a right is missing, "
-    "130 stopped by a second Ctrl-C."
+    "Exit codes: 0 an orderly end (Ctrl-C, and a reader who leaves, included), 1 a defect, 2 wrong options, "
+    "3 misuse, 4 a local resource, 5 no way to the peer, 6 a deadline, 7 a protocol error, "
+    "8 TLS or a certificate, 9 credentials refused, 10 denied by policy, 11 a remote call, 12 a registry, "
+    "13 a right is missing, 130 stopped by a second Ctrl-C."
 )
 
 

@@ -30,11 +30,12 @@ def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
     def said() -> dict[str, Any]:
         return ask(address, "tunnel", "tunnels", "tunnel_clients")
 
+    console = Console(highlight=False, emoji=False)
     if watch is None:
         if as_json:
             write_json(said())
         else:
-            Console(highlight=False, emoji=False).print(_tables(said()))
+            console.print(_tables(said()))
         return
     import time
 
@@ -43,11 +44,13 @@ def show_status(address: str, *, as_json: bool, watch: float | None) -> None:
             while True:
                 write_json(said())
                 time.sleep(watch)
+        if not console.is_terminal:  # a pipe or a file: nothing there can be drawn over
+            while True:
+                console.print(_tables(said()), "")
+                time.sleep(watch)
         from rich.live import Live
 
-        with Live(
-            _tables(said()), console=Console(highlight=False, emoji=False), auto_refresh=False
-        ) as shown:
+        with Live(_tables(said()), console=console, auto_refresh=False) as shown:
             while True:
                 time.sleep(watch)
                 shown.update(_tables(said()), refresh=True)
