@@ -195,3 +195,25 @@ def test_a_token_that_is_no_text_is_named_by_its_variable() -> None:
     done = subprocess.run([*SAPPER, *expose], capture_output=True, timeout=60, check=False, env=said)
     assert done.returncode == 2
     assert b"error: SAPPER_TUNNEL_TOKEN: is not UTF-8" in done.stderr
+
+
+def test_an_empty_list_of_clients_lets_nobody_in_for_the_token(tmp_path: Path) -> None:
+    config, folder = tmp_path / "server.toml", tmp_path / "state"
+    text = '[tunnel]\nport = 0\nhost = "127.0.0.1"\n'
+    config.write_text(f"{text}clients = []\n")
+    serve = ("tunnel", "serve", "--config", str(config), "--state", str(folder))
+    done = subprocess.run([*SAPPER, *serve], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2, done
+    assert "[tunnel] clients: lets nobody in: leave it out" in done.stderr
+    assert not (folder / "tunnel-token").exists()
+    (tmp_path / "token").write_text("secret")
+    config.write_text(f'{text}clients = [{{ id = "a" }}]\n')
+    with started(*serve, "--json") as server:
+        event(server.stdout, "main-server-start")
+        config.write_text(f"{text}clients = []\n")
+        server.send_signal(signal.SIGHUP)
+        assert "clients: lets nobody in" in event(server.stdout, "reload")["error"]["message"]
+        # Whose token is named may come.
+        config.write_text(f'{text}clients = []\ntoken_file = "token"\n')
+        server.send_signal(signal.SIGHUP)
+        assert event(server.stdout, "reload")["error"] is None

@@ -189,8 +189,11 @@ def serve(
             said = _beside(kept, given) | own
             words.in_file -= said.keys()
             kept |= said
-            # What it is counts, not whether somebody wrote it: a default in the file says nothing.
+            # What it is counts, not whether somebody wrote it: `danger_allow_anonymous = false` says nothing.
             if not any(kept.get(name) for name in ("danger_allow_anonymous", "clients", "token_file")):
+                if "clients" in kept:  # who takes the last one away does not ask for a token
+                    text = "lets nobody in: leave it out, for the server's own token, or say who may come"
+                    raise config_error("clients", text)
                 kept["token_file"] = folder / "tunnel-token"
             if not usual:
                 default = ServerConfig.model_fields["port"].default
