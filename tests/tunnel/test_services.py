@@ -490,6 +490,20 @@ def test_options_of_a_server_that_are_none() -> None:
         assert (raised.value.context.field or "").startswith(field)
 
 
+def test_a_range_alone_is_told_how_ranges_are_written() -> None:
+    with pytest.raises(ConfigError, match=r"list of ranges.*\[\[8000, 8999\]\]") as raised:
+        ServerOptions(asked_ports=(8_000, 8_999))  # type: ignore[arg-type]
+    assert (raised.value.field, raised.value.reason) == ("asked_ports", "wrong_type")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "two\u2028lines", "gpj\u202e.exe", "\u2066x", "\x9b31m"])
+def test_a_name_that_is_shown_as_another_is_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="control characters") as raised:
+        Service(port=1, name=name)
+    assert raised.value.field == "name"
+    assert Service(port=1, name="שלום").name == "שלום"
+
+
 async def test_a_port_goes_along_to_another_service_of_its_client(leak_check: None) -> None:
     public = free_port()
     async with Local(echo) as local, server(options={"asked_ports": ((public, public),)}) as ours:

@@ -185,6 +185,10 @@ pub fn open_path(path: &Path, options: &mut OpenOptions, field: &'static str) ->
         }
         Error::io(ErrorKind::Device, format_args!("open {}", path.display()), &source).with_field(field)
     })?;
+    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let message = format!("{} is a directory", path.display());
+        return Err(Error::config(field, message).with_reason("directory"));
+    }
     let fd = OwnedFd::from(file);
     nonblocking::clear(fd.as_fd()).map_err(|source| {
         Error::io(ErrorKind::Device, format_args!("use {}", path.display()), &source).with_field(field)

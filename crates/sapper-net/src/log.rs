@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use sapper_proto::shown;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -299,7 +300,7 @@ impl Visit for Said {
 fn line(text: &str) -> String {
     let mut out = String::new();
     for letter in text.chars().take(LONGEST) {
-        if letter.is_control() {
+        if shown::misleads(letter) {
             out.extend(letter.escape_default());
         } else {
             out.push(letter);

@@ -10,7 +10,7 @@
 //! - [`proxy_protocol`]: who is behind a connection, said in front of it.
 //! - [`client_hello`]: what a TLS client asks for, read without touching it.
 //! - [`tunnel`]: W3PTUNL, streams over one carrier, and the policy of a tunnel.
-//! - [`parsed`]: what parsers of first bytes answer.
+//! - [`parsed`]: what parsers of first bytes answer. [`shown`]: which of a stranger's characters are shown.
 //! - [`upgrade`]: what protocols say in clear before their TLS begins.
 //! - [`pcapng`], [`filter`]: what a tap writes, and which packets it wants.
 
@@ -24,5 +24,6 @@ pub mod packet;
 pub mod parsed;
 pub mod pcapng;
 pub mod proxy_protocol;
+pub mod shown;
 pub mod tunnel;
 pub mod upgrade;

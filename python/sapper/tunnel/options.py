@@ -18,6 +18,10 @@ from sapper.endpoint import split_address
 
 __all__ = ["ClientOptions", "Limits", "ServerOptions", "Service", "VisitorLimits"]
 
+#: Kinds of characters that names do not hold, and those that turn the direction of text (Unicode UAX #9).
+_NOT_SHOWN = frozenset({"Cc", "Zl", "Zp"})
+_TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
 _Seconds = Annotated[float, Strict(), Field(ge=0)]
 _Pause = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 _Rate = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
@@ -84,9 +88,16 @@ def _at_most(most: int) -> AfterValidator:
 
 def _is_printable(name: str) -> str:
     """It goes into logs and labels."""
-    if any(unicodedata.category(character) == "Cc" for character in name):
-        raise config_error(None, "must not hold control characters")
+    if any(unicodedata.category(each) in _NOT_SHOWN or each in _TURNS for each in name):
+        raise config_error(None, "must not hold control characters, nor any that turn the direction of text")
     return name
+
+
+def _is_ranges(given: object) -> object:
+    """A single range is written as one in a list, too."""
+    if isinstance(given, list | tuple) and given and all(type(each) is int for each in given):
+        raise config_error(None, "is a list of ranges, first and last each, as in [[8000, 8999]]", "wrong_type")
+    return given
 
 
 _Text = Annotated[str, AfterValidator(_is_text)]
@@ -279,7 +290,7 @@ class ServerOptions(_Common):
     public_ports: tuple[_Port, _Port] = (10_000, 32_767)
     """First and last public port; twice the same is a fixed one. The default is below the ports that systems
     give to outgoing connections, so that a client finds its port free again."""
-    asked_ports: tuple[tuple[_Port, _Port], ...] | None = None
+    asked_ports: Annotated[tuple[tuple[_Port, _Port], ...] | None, BeforeValidator(_is_ranges)] = None
     """Public ports that a client may ask for, first and last each; an empty one allows none. ``None``: those
     of ``public_ports``. A port outside of those is given to nobody who does not ask for it."""
     asked_hosts: tuple[_Address, ...] = ()

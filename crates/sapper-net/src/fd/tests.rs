@@ -86,6 +86,12 @@ fn what_cannot_be_an_endpoint_names_the_field() {
     assert_eq!((error.field(), error.reason()), (Some("sink"), Some("directory")));
     assert!(error.message().contains(&format!("descriptor {ours} is")), "{error}");
 
+    let error = open_path(Path::new("/"), File::options().read(true), "sink").unwrap_err();
+    assert_eq!(
+        (error.field(), error.reason(), error.message()),
+        (Some("sink"), Some("directory"), "/ is a directory")
+    );
+
     for number in [-1, 1 << 20] {
         let error = duplicate(number, "sink").unwrap_err();
         assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("sink")));

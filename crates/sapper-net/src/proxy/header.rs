@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use sapper_proto::parsed::Parsed;
 use sapper_proto::proxy_protocol::{Addresses, Details, Header, Tls, Transport, Version};
+use sapper_proto::shown;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::connection::read_more;
@@ -134,7 +135,7 @@ pub(super) fn write(
 pub(super) fn common_name(info: &HandshakeInfo) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(info.peer_certificates.first()?).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    let plain = name.len() <= LONGEST_NAME && !name.chars().any(char::is_control);
+    let plain = name.len() <= LONGEST_NAME && !name.chars().any(shown::misleads);
     plain.then(|| name.to_owned())
 }
 

@@ -9,6 +9,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::shown;
+
 pub use crate::parsed::Parsed;
 
 /// Bytes in front of the payload: length, stream id, kind.
@@ -406,7 +408,7 @@ impl OpenInfo {
             match kind {
                 OPEN_SERVER_NAME => {
                     let name = std::str::from_utf8(value).ok();
-                    let name = name.filter(|name| !name.chars().any(char::is_control));
+                    let name = name.filter(|name| !name.chars().any(shown::misleads));
                     info.server_name = Some(name.ok_or(wrong("the server name is no text"))?.to_owned());
                 }
                 OPEN_ALPN => info.alpn = Some(value.to_vec()),
@@ -455,14 +457,13 @@ pub(super) fn encode_reason(front: &[u8], code: Code, reason: &str) -> Vec<u8> {
     [front, &code.0.to_be_bytes(), &reason.as_bytes()[..end]].concat()
 }
 
-/// A code and a reason. The reason is a stranger's: cut, and without control characters.
+/// A code and a reason. The reason is a stranger's: cut, and without characters that mislead.
 pub(super) fn parse_reason(kind: Kind, payload: &[u8]) -> Result<(Code, String), FrameError> {
     let Some((code, reason)) = payload.split_first_chunk() else {
         return Err(FrameError::Payload { kind, what: "is cut short" });
     };
     let reason = &reason[..reason.len().min(LONGEST_REASON)];
-    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    Ok((Code(u32::from_be_bytes(*code)), String::from_utf8_lossy(reason).chars().map(clean).collect()))
+    Ok((Code(u32::from_be_bytes(*code)), String::from_utf8_lossy(reason).chars().map(shown::clean).collect()))
 }
 
 #[cfg(test)]

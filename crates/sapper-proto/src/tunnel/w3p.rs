@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::frame::{Capabilities, FrameError, VERSION};
 pub use crate::parsed::Parsed;
+use crate::shown;
 
 /// What each direction begins with.
 pub const MAGIC: [u8; 7] = *b"W3PTUNL";
@@ -207,10 +208,7 @@ pub(super) fn refusal_value(refusal: &Refusal) -> Value {
 pub(super) fn read_refusal(value: &Value) -> Option<Refusal> {
     /// What a stranger says goes into our logs.
     const SHOWN: usize = 256;
-    let text = |key: &str| {
-        let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-        Some(value.get(key)?.as_str()?.chars().take(SHOWN).map(clean).collect())
-    };
+    let text = |key: &str| Some(value.get(key)?.as_str()?.chars().take(SHOWN).map(shown::clean).collect());
     let retry = match value.get("retry") {
         Some(Value::Bool(false)) => Retry::Never,
         Some(Value::Number(seconds)) => {

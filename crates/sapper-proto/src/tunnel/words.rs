@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value, json};
 
 use super::w3p::{Refusal, read_refusal, refusal_value};
+use crate::shown;
 
 /// Services that a client can name. A server allows as many as it likes below that.
 pub const MOST_SERVICES: usize = 256;
@@ -147,7 +148,7 @@ pub fn is_lease(name: &str) -> bool {
 
 /// Whether a service can be called that. It goes into logs and labels.
 pub fn is_name(name: &str) -> bool {
-    name.len() <= LONGEST_NAME && !name.chars().any(char::is_control)
+    name.len() <= LONGEST_NAME && !name.chars().any(shown::misleads)
 }
 
 /// Whether it is an address, or can be a host's name. It goes into links.

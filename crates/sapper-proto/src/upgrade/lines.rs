@@ -1,6 +1,7 @@
 //! Lines of text protocols, as they come before TLS.
 
 use super::UpgradeError;
+use crate::shown;
 
 /// Longer than what SMTP (RFC 5321: 512, with extensions 1,000) and IMAP say before TLS.
 const LONGEST_LINE: usize = 2_000;
@@ -29,7 +30,7 @@ pub(super) fn take_line(bytes: &mut Vec<u8>, protocol: &'static str) -> Result<O
 /// The beginning of what somebody said, for an error's text.
 pub(super) fn shown(text: &str) -> String {
     const SHOWN: usize = 80;
-    let mut shown: String = text.chars().filter(|c| !c.is_control()).take(SHOWN).collect();
+    let mut shown: String = text.chars().filter(|c| !shown::misleads(*c)).take(SHOWN).collect();
     if text.chars().count() > SHOWN {
         shown.push('…');
     }
