@@ -312,6 +312,57 @@ async def test_visitors_that_drip_hold_up_nobody(leak_check: None) -> None:
             await until(lambda: service.open == 0, "the service's ends")
 
 
+@pytest.mark.parametrize("reading", ["visitors", "service"])
+async def test_four_hundred_that_take_nothing_stop_nobody(leak_check: None, reading: str) -> None:
+    """More than the windows of as many streams that take what they get, in either direction."""
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        match await reader.read(1):
+            case b"g":  # give: as much as anybody takes
+                with suppress(ConnectionError):
+                    for _ in range(16):
+                        writer.write(bytes(65_536))
+                        await writer.drain()
+            case b"t":  # take nothing more
+                await over.wait()
+            case first:
+                writer.write(first)
+                await echo(reader, writer)
+
+    async with Service(serve) as service, server() as ours:
+        async with client(ours.port or 0, service.port) as exposed:
+            public = exposed.assigned_port or 0
+            here, there = await visit(public)
+            taken = []
+            for _ in range(400):
+                one = socket.create_connection(("127.0.0.1", public))
+                one.setblocking(False)
+                one.send(b"g" if reading == "visitors" else b"t")
+                taken.append(one)
+            if reading == "service":
+                for one in taken:
+                    with suppress(BlockingIOError):
+                        while one.send(bytes(65_536)):
+                            await asyncio.sleep(0)
+            held = -1
+            while held != (held := ours.status()[0].held + exposed.status().held) or held == 0:
+                await asyncio.sleep(0.5)  # until nothing moves any more
+            async with asyncio.timeout(LATEST):
+                for n in range(20):
+                    there.write(bytes([n]))
+                    assert await here.readexactly(1) == bytes([n])
+                    payload = bytes([n + 128]) * 50_000
+                    assert await asked(public, payload) == payload
+            assert held <= 128 << 20
+            assert ours.status()[0].resumes == 0
+            for one in taken:
+                one.close()
+            over.set()
+            there.close()
+            await until(lambda: service.open == 0, "the service's ends")
+
+
 async def test_visitors_beyond_the_limit_wait_for_their_place(leak_check: None) -> None:
     async with Service(echo) as service, server(options={"max_visitors": 3}) as ours:
         async with client(ours.port or 0, service.port) as exposed:

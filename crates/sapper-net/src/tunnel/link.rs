@@ -103,6 +103,8 @@ pub(super) struct Link {
     leaving: bool,
     /// Nothing comes any more, and nobody: what came is still to be delivered.
     parts: bool,
+    /// The carrier is not read: more waits for sockets than may.
+    full_up: bool,
     peer_leaves: Option<Code>,
     exit: Option<Exit>,
     teller: Arc<Teller>,
@@ -146,6 +148,7 @@ impl Link {
             began,
             leaving: false,
             parts: false,
+            full_up: false,
             peer_leaves: None,
             exit: None,
             teller,
@@ -347,7 +350,7 @@ impl Link {
     /// Reads the carrier while the state machine wants more.
     fn read_carrier(&mut self, cx: &mut Context<'_>) -> bool {
         // What waits in front of it has its turn before more is read.
-        if !self.understand() || !self.mux.want_read() || self.exit.is_some() {
+        if !self.understand() || self.is_full_up() || self.exit.is_some() {
             return false;
         }
         let Some(carrier) = &mut self.carrier else { return false };
@@ -366,6 +369,17 @@ impl Link {
         }
         self.understand();
         true
+    }
+
+    /// Whether the carrier is left unread, which is said once.
+    fn is_full_up(&mut self) -> bool {
+        let full_up = !self.mux.want_read();
+        if full_up && !self.full_up {
+            let held = self.mux.gauges().unread;
+            tracing::warn!(held, "a tunnel is read no further: too much waits for sockets that take nothing");
+        }
+        self.full_up = full_up;
+        full_up
     }
 
     /// Hands what was read to the state machine. False where it ended.

@@ -71,8 +71,8 @@ const LEAST_SPAN: Duration = Duration::from_millis(4);
 const ACK_DELAY: Duration = Duration::from_millis(25);
 /// Acknowledged at least this often, so that replay buffers stay small.
 const ACK_EVERY: u64 = 256 * 1024;
-/// Frames that wait because the carrier takes nothing, beyond which nothing more is read either: only
-/// answers to the peer can become so many.
+/// Frames that wait because the carrier takes nothing, besides those to be sent once more, beyond which nothing more
+/// is read either: only answers to the peer can become so many.
 const MOST_UNSENT: usize = 2 * 1024 * 1024;
 /// Credit that a hello may name, ours or a peer's.
 const MOST_WINDOW: u32 = 1 << 30;
@@ -105,11 +105,16 @@ pub struct Config {
     pub capabilities: Capabilities,
     /// Whether the peer may be an original one, which knows neither hello nor credit.
     pub plain: bool,
-    /// Credit of a new stream. 256 KB fill a path of 20 Mbit/s and 100 ms at once.
+    /// Credit of a new stream, about what TCP sends at once on a new connection. Nobody can take it back: all
+    /// streams together may hold it, and nothing of it is ever taken.
     pub window: u32,
+    /// What the window of a stream that takes what it gets doubles to whatever its path is. 256 KB fill one of
+    /// 20 Mbit/s and 100 ms.
+    pub usual_window: u32,
     /// The most that a window grows to: 16 MB fill 1 Gbit/s and 120 ms.
     pub max_window: u32,
-    /// By how much all windows together may have grown.
+    /// By how much all windows together may have grown. When three quarters of it are used, windows stop at, and
+    /// go back to, a quarter of the usual one.
     pub window_budget: usize,
     /// Streams that the peer may have open at a time.
     pub max_streams: u32,
@@ -119,7 +124,8 @@ pub struct Config {
     pub backlog: (usize, usize),
     /// Bytes kept for replay, with 128 for each frame. It bounds what is on its way.
     pub replay: usize,
-    /// Bytes that the caller holds for all streams together.
+    /// Bytes that the caller holds for all streams together. Where it is no less than `window_budget` and `window`
+    /// for each stream, credit alone keeps to it, and streams whose ends take nothing stop nobody else.
     pub max_unread: usize,
     /// Bytes that the caller holds for one stream of an original peer.
     pub max_unread_plain: usize,
@@ -141,14 +147,15 @@ impl Default for Config {
         Self {
             capabilities: Capabilities::ALL,
             plain: true,
-            window: 256 * 1024,
+            window: 16 * 1024,
+            usual_window: 256 * 1024,
             max_window: 16 * 1024 * 1024,
             window_budget: 64 * 1024 * 1024,
             max_streams: 16_384,
             quantum: LONGEST_TURN,
             backlog: (32 * 1024, 256 * 1024),
             replay: 4 * 1024 * 1024,
-            max_unread: 64 * 1024 * 1024,
+            max_unread: 128 * 1024 * 1024,
             max_unread_plain: 1024 * 1024,
             overflow: Overflow::Pause,
             linger: Some(Duration::from_secs(5)),
@@ -427,6 +434,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
     fn new(role: Role, mut config: Config, first_id: u32, now: Duration) -> Self {
         config.window = config.window.min(MOST_WINDOW);
         config.max_window = config.max_window.clamp(config.window, MOST_WINDOW);
+        config.usual_window = config.usual_window.clamp(config.window, config.max_window);
         config.quantum = config.quantum.clamp(1, LONGEST_TURN);
         // An initiator's ids are odd, an acceptor's even: they never meet.
         let next_id = first_id & !1 | u32::from(role == Role::Initiator);
@@ -556,7 +564,12 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// Whether the carrier should be read now.
     pub fn want_read(&self) -> bool {
-        if self.log.unsent() > MOST_UNSENT {
+        if matches!(self.phase, Phase::Resuming { .. }) {
+            // Nothing goes on without the peer's hello, and nothing else that it says is kept.
+            return true;
+        }
+        // What is to be said once more is no answer to the peer.
+        if self.log.unsent() > self.config.replay + MOST_UNSENT {
             return false;
         }
         self.config.overflow == Overflow::Reset || !(self.holds_too_much() || self.overfull > 0)
@@ -572,8 +585,16 @@ impl<B: AsRef<[u8]>> Mux<B> {
         shared || self.unread > self.config.max_unread
     }
 
+    /// Who was not listened to has not been silent.
+    fn note_listening(&mut self, listened: bool, now: Duration) {
+        if !listened && self.want_read() {
+            self.heard = now;
+        }
+    }
+
     /// Takes a stream out of the table and of all accounts.
     fn remove(&mut self, key: StreamKey, now: Duration) {
+        let listened = self.want_read();
         let Some(stream) = self.table.remove(key) else { return };
         self.unread -= stream.unread as usize;
         self.grown -= growth(&stream, &self.config);
@@ -582,6 +603,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             self.bury(key.id, now);
         }
         self.settle();
+        self.note_listening(listened, now);
     }
 
     /// Where both directions are over and the caller has delivered everything.

@@ -7,13 +7,15 @@ use super::super::frame::{Capabilities, Code, Header, Kind, OpenInfo, encode_rea
 use super::log::{Body, OVERHEAD};
 use super::table::{List, Stream};
 use super::{
-    Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LEAST_SPAN, LONGEST_TURN, Mux, Phase, Role,
+    Budget, Event, FRESH_QUANTUM, FRESH_RUN, LEAST_PATH, LEAST_SPAN, LONGEST_TURN, Mux, Phase, Role,
     SHORT_PATH_WINDOW, StreamKey, Turn, growth,
 };
 use crate::tunnel::frame::HEADER;
 
 /// Four milliseconds of the carrier's rate wait for it: more only makes others wait.
 const BACKLOG_SECONDS: f64 = 0.004;
+/// A stream that takes half of a small window in no less than this needs no larger one.
+const SLOW: Duration = Duration::from_secs(1);
 /// The rate is looked at this often.
 const RATE_EVERY: Duration = Duration::from_millis(10);
 
@@ -179,7 +181,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// The caller has delivered so much of what it was told: credit for more of it goes out.
     pub fn consumed(&mut self, key: StreamKey, n: u32, now: Duration) {
-        let limit = self.config.max_unread_plain;
+        let (limit, listened) = (self.config.max_unread_plain, self.want_read());
         let Some(stream) = self.table.get_mut(key) else { return };
         let n = n.min(stream.unread);
         stream.unread -= n;
@@ -197,6 +199,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
             }
         }
         self.settle();
+        self.note_listening(listened, now);
         self.remove_if_over(key, now);
     }
 
@@ -247,7 +250,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     /// The carrier took `n` bytes of that.
     pub fn transmitted(&mut self, mut n: usize, now: Duration) {
-        let before = self.log.sent();
+        let (before, listened) = (self.log.sent(), self.want_read());
         if self.link.len() > self.link_taken {
             let rest = self.rest_before_link().min(n);
             self.advance(rest, now);
@@ -264,6 +267,7 @@ impl<B: AsRef<[u8]>> Mux<B> {
         self.advance(n, now);
         debug_assert!(self.log.sent() >= before);
         self.settle();
+        self.note_listening(listened, now);
     }
 
     fn advance(&mut self, n: usize, now: Duration) {
@@ -347,6 +351,9 @@ impl<B: AsRef<[u8]>> Mux<B> {
 
     fn say_window(&mut self, key: StreamKey, now: Duration) {
         let (path, config) = (self.path, &self.config);
+        let full = self.budget.as_deref().is_some_and(Budget::is_exhausted);
+        let left = if full { 0 } else { config.window_budget.saturating_sub(self.grown) };
+        let tight = left < config.window_budget / 4;
         let Some(stream) = self.table.get_mut(key) else { return };
         if !std::mem::take(&mut stream.flags.say_window) || stream.flags.remote_ended {
             return;
@@ -354,6 +361,10 @@ impl<B: AsRef<[u8]>> Mux<B> {
         let mut more = std::mem::take(&mut stream.owed);
         stream.counted += u64::from(more);
         let span = now.saturating_sub(stream.credited);
+        // Whoever takes what it gets has that much, on any path; whoever takes nothing never asks for more.
+        let usual = if tight { config.usual_window / 4 } else { config.usual_window }.max(config.window);
+        let mut needed = if span < SLOW { usual } else { 0 };
+        let mut back = 0;
         if let Some((path, _)) = path
             && span >= path.max(LEAST_SPAN)
         {
@@ -363,19 +374,24 @@ impl<B: AsRef<[u8]>> Mux<B> {
                 let bytes = u128::from(stream.counted) * (2 * time).as_nanos() / span.as_nanos();
                 u32::try_from(bytes).unwrap_or(u32::MAX)
             };
-            let (shared, before) = (self.sharing.is_on(now), growth(stream, config));
+            let shared = tight || self.sharing.is_on(now);
             let turns = if shared { 0 } else { going(LEAST_PATH).min(SHORT_PATH_WINDOW) };
-            let needed = going(path).max(turns).min(config.max_window);
-            let left = u32::try_from(config.window_budget.saturating_sub(self.grown)).unwrap_or(u32::MAX);
-            let step = needed.saturating_sub(stream.window).min(stream.window).min(left);
-            // One that grew while it was alone gives back what others would wait behind.
-            let back =
-                if shared { stream.window.saturating_sub(needed.max(config.window)).min(more) } else { 0 };
-            stream.window = stream.window + step - back;
-            more = more + step - back;
-            self.grown = self.grown + growth(stream, config) - before;
+            let most = if tight { usual } else { config.max_window };
+            needed = needed.max(going(path).max(turns).min(most));
+            // One that grew while it was alone gives back what others would wait behind, or would grow by.
+            if shared {
+                back = stream.window.saturating_sub(needed.max(usual)).min(more);
+            }
             (stream.credited, stream.counted) = (now, 0);
         }
+        let before = growth(stream, config);
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        // Two steps to the usual one, from there on doubling.
+        let most = if stream.window < usual { 3 * stream.window } else { stream.window };
+        let step = needed.saturating_sub(stream.window).min(most).min(left);
+        stream.window = stream.window + step - back;
+        more = more + step - back;
+        self.grown = self.grown + growth(stream, config) - before;
         if more == 0 {
             return;
         }

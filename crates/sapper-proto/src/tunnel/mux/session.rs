@@ -141,7 +141,8 @@ impl<B: AsRef<[u8]>> Mux<B> {
             Phase::Greeting | Phase::Resuming { .. } => true,
             _ => false,
         };
-        speaks.then(|| self.heard + self.config.dead_after)
+        // It may say what it will while nobody listens.
+        (speaks && self.want_read()).then(|| self.heard + self.config.dead_after)
     }
 
     /// Queues our hello. Behind it, our frames count.

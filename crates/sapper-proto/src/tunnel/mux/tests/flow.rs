@@ -35,6 +35,9 @@ fn granted(end: &mut End, bytes: usize, now: Duration) -> Vec<(u32, usize)> {
     all
 }
 
+/// By how much the window of a stream that takes what it gets has grown.
+const USUAL: usize = (256 - 16) * 1024;
+
 fn wide() -> Config {
     Config { window: 8 << 20, replay: 64 << 20, ..quiet() }
 }
@@ -124,8 +127,8 @@ fn a_stalled_end_holds_its_window_and_nobody_up() {
         pair.server.write(id, &pattern(3 << 20, id));
     }
     pair.run();
-    assert_eq!(pair.client.side(stalled).got.len(), 256 * 1024);
-    assert_eq!(pair.client.mux.gauges().unread, 256 * 1024);
+    assert_eq!(pair.client.side(stalled).got.len(), 16 * 1024);
+    assert_eq!(pair.client.mux.gauges().unread, 16 * 1024);
     assert_eq!(pair.client.side(free).got, pattern(3 << 20, free));
     pair.client.unstall(stalled, now);
     pair.run();
@@ -153,7 +156,7 @@ fn windows_grow_on_long_paths_and_within_their_budget() {
         (pair.now - begun, pair.client.mux.gauges().grown)
     };
     let (still, grown) = time(Config { max_window: 256 * 1024, ..quiet() });
-    assert_eq!(grown, 0);
+    assert_eq!(grown, USUAL);
     let (fast, grown) = time(quiet());
     assert!(grown > 1 << 20, "{grown}");
     assert!(fast * 2 < still, "{fast:?} against {still:?}");
@@ -201,7 +204,7 @@ fn a_reader_that_is_slow_itself_gets_no_larger_window() {
         pair.client.sides.get_mut(&id).unwrap().stalled = true;
     }
     assert_eq!(pair.client.side(id).got.len(), 2 << 20);
-    assert_eq!(pair.client.mux.gauges().grown, 0);
+    assert_eq!(pair.client.mux.gauges().grown, USUAL);
     assert!(pair.client.mux.gauges().rtt.is_some());
 }
 
@@ -227,7 +230,7 @@ fn what_is_read_in_bursts_gets_no_larger_window() {
         }
     }
     assert!(pair.client.mux.gauges().rtt.is_some());
-    assert_eq!(pair.client.mux.gauges().grown, 0);
+    assert_eq!(pair.client.mux.gauges().grown, USUAL);
 }
 
 /// On a short path a window lasts for the turns of two processes, which others would wait behind.
@@ -254,11 +257,11 @@ fn a_window_is_no_larger_than_its_path_needs_while_others_say_something() {
         pair.client.mux.gauges().grown
     };
     let alone = go(&mut pair, 40, false);
-    assert!(alone > 200_000, "{alone}");
-    assert_eq!(go(&mut pair, 40, true), 0);
+    assert!(alone > USUAL + 200_000, "{alone}");
+    assert_eq!(go(&mut pair, 40, true), USUAL);
     pair.pass(300 * MS);
     let again = go(&mut pair, 40, false);
-    assert!(again > 200_000, "{again}");
+    assert!(again > USUAL + 200_000, "{again}");
 }
 
 #[test]
@@ -370,7 +373,7 @@ fn an_initiator_opens_streams_too() {
 #[test]
 fn too_much_in_all_pauses_the_carrier_or_resets_who_holds_most() {
     for overflow in [Overflow::Pause, Overflow::Reset] {
-        let config = Config { overflow, max_unread: 300_000, ..quiet() };
+        let config = Config { overflow, max_unread: 300_000, window: 256 * 1024, ..quiet() };
         let mut pair = Pair::greeted(config, quiet());
         let now = pair.now;
         let ids: Vec<u32> = (0..3).map(|_| pair.server.open(now)).collect();
@@ -397,6 +400,81 @@ fn too_much_in_all_pauses_the_carrier_or_resets_who_holds_most() {
             assert_eq!(pair.client.mux.gauges().unread, 60_000 + 120_000);
         }
     }
+}
+
+/// As many streams as there may be, whose ends take nothing, or did until their windows had grown: what they hold is
+/// bounded by their credit, and nobody else waits.
+#[test]
+fn ends_that_take_nothing_stop_nobody() {
+    const STREAMS: u32 = 200;
+    let config = Config {
+        window: 1024,
+        usual_window: 16 * 1024,
+        window_budget: 256 * 1024,
+        max_unread: 256 * 1024 + STREAMS as usize * 1024,
+        max_streams: STREAMS,
+        ..quiet()
+    };
+    for first_taken in [0, 60_000] {
+        let mut pair = Pair::greeted(config.clone(), config.clone());
+        let now = pair.now;
+        let ids: Vec<u32> = (0..STREAMS - 1).map(|_| pair.server.open(now)).collect();
+        pair.run();
+        for id in &ids {
+            pair.server.write(*id, &pattern(first_taken, *id));
+            pair.run();
+        }
+        for id in &ids {
+            pair.client.sides.get_mut(id).unwrap().stalled = true;
+            pair.server.write(*id, &pattern(100_000, *id));
+        }
+        pair.run();
+        let gauges = pair.client.mux.gauges();
+        assert!(gauges.unread > 100_000 && gauges.unread <= config.max_unread, "{gauges:?}");
+        assert!(gauges.grown <= config.window_budget, "{gauges:?}");
+        assert!(pair.client.mux.want_read());
+        let innocent = pair.server.open(now);
+        pair.server.write(innocent, &pattern(100_000, innocent));
+        pair.run();
+        assert_eq!(pair.client.side(innocent).got, pattern(100_000, innocent));
+        for id in &ids {
+            pair.client.unstall(*id, now);
+        }
+        pair.run();
+        for id in &ids {
+            assert_eq!(pair.client.side(*id).got.len(), first_taken + 100_000);
+        }
+    }
+}
+
+/// A carrier that is not read is not dead, for either end, and afterwards silence counts anew.
+#[test]
+fn who_is_not_listened_to_is_not_silent() {
+    let times = Config {
+        ping_every: Duration::from_secs(5),
+        dead_after: Duration::from_secs(15),
+        window: 256 * 1024,
+        max_unread: 100_000,
+        ..Config::default()
+    };
+    let mut pair = Pair::greeted(times.clone(), times);
+    let id = pair.server.open(pair.now);
+    pair.run();
+    pair.client.sides.get_mut(&id).unwrap().stalled = true;
+    pair.server.write(id, &pattern(250_000, id));
+    pair.run();
+    assert!(!pair.client.mux.want_read());
+    let dead = |end: &End| end.events.contains(&Event::CarrierDead);
+    pair.pass(Duration::from_secs(60));
+    assert!(!dead(&pair.client) && !dead(&pair.server));
+    pair.client.unstall(id, pair.now);
+    pair.pass(Duration::from_secs(60));
+    assert_eq!(pair.client.side(id).got, pattern(250_000, id));
+    assert!(!dead(&pair.client) && !dead(&pair.server));
+    // From now on nothing arrives.
+    pair.back_at = Some(pair.now);
+    pair.pass(Duration::from_secs(30));
+    assert!(dead(&pair.client) && dead(&pair.server));
 }
 
 #[test]

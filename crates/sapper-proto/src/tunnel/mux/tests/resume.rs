@@ -128,6 +128,40 @@ fn the_server_takes_a_new_carrier_though_the_old_one_is_not_dead_yet() {
     assert!(pair.client.events.contains(&Event::Resumed) && pair.server.events.contains(&Event::Resumed));
 }
 
+/// More is to be said once more than may wait for a carrier otherwise: the server's hello is read all the same, on the
+/// second new carrier as on the first, and by an end that listens to nothing else.
+#[test]
+fn the_hello_is_read_whatever_waits() {
+    let wide = Config { window: 8 << 20, replay: 16 << 20, max_unread: 1 << 20, ..quiet() };
+    let mut pair = Pair::greeted(wide.clone(), wide);
+    let id = pair.server.open(pair.now);
+    pair.run();
+    pair.client.sides.get_mut(&id).unwrap().stalled = true;
+    pair.client.write(id, &pattern(4 << 20, 1));
+    pair.server.write(id, &pattern(4 << 20, 2));
+    pair.client.turns(pair.now);
+    for _ in 0..20 {
+        // The client's words are on their way, and nothing of them arrives.
+        pair.client.transmit(usize::MAX, pair.now);
+        pair.client.turns(pair.now);
+    }
+    pair.run();
+    for _ in 0..3 {
+        pair.cut();
+        pair.reattach();
+        let hello = pair.server.transmit_all(pair.now);
+        pair.client.receive(&hello, pair.now).expect("an honest peer");
+        assert!(pair.client.mux.gauges().unsent > 3 << 20, "{:?}", pair.client.mux.gauges());
+    }
+    pair.client.unstall(id, pair.now);
+    pair.cut();
+    pair.reattach();
+    pair.run();
+    assert_eq!(pair.client.side(id).got, pattern(4 << 20, 2));
+    assert_eq!(pair.server.side(id).got, pattern(4 << 20, 1));
+    assert_eq!(pair.client.mux.stats().resumes, 4);
+}
+
 #[test]
 fn who_does_not_know_the_secret_takes_over_nothing() {
     let mut pair = Pair::greeted(quiet(), quiet());

@@ -8,7 +8,7 @@ use crate::packet::testing::hex;
 fn hello_bytes(resume: u8, session: &str, token: &str, received: u64, application: &str) -> Vec<u8> {
     let length = 81 + application.len() / 2;
     hex(&format!(
-        "{length:08x} 00000000 10 01 01 00{resume:02x} 0000001f 00040000 00004000 00400000 {} {} {received:016x} {application}",
+        "{length:08x} 00000000 10 01 01 00{resume:02x} 0000001f 00004000 00004000 00400000 {} {} {received:016x} {application}",
         session.repeat(16),
         token.repeat(32)
     ))
@@ -86,7 +86,7 @@ fn what_a_peer_must_not_do() {
     assert_eq!(refused(&frame(0x1000, Kind::Open, &[0; 3])), MuxError::OpenId(0x1000));
     assert_eq!(refused(&frame(0x1002, Kind::Data, b"x")), MuxError::OpenId(0x1002));
     assert_eq!(refused(&frame(0x1002, Kind::Fin, b"")), MuxError::OpenId(0x1002));
-    let too_much = Header { stream: 0x1000, kind: Kind::Data, payload: 256 * 1024 + 1 };
+    let too_much = Header { stream: 0x1000, kind: Kind::Data, payload: 16 * 1024 + 1 };
     assert_eq!(refused(&too_much.encode()), MuxError::Credit(0x1000));
     let ends = [frame(0x1000, Kind::Fin, b""), frame(0x1000, Kind::Data, b"x")].concat();
     assert_eq!(refused(&ends), MuxError::AfterEnd(0x1000));
