@@ -77,8 +77,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 async def _let_go() -> None:
     """Ends the connections that the test's own servers still have: they end with their loop.
 
-    An asyncio transport that hears of its peer's end a moment too late for that complains when it is collected, in
-    the middle of another test.
+    An asyncio transport that hears of its peer's end a moment too late for that complains when it is
+    collected, in the middle of another test.
     """
     for transport in list(getattr(asyncio.get_running_loop(), "_transports", {}).values()):
         transport.abort()

@@ -96,7 +96,7 @@ def _is_printable(name: str) -> str:
 def _is_ranges(given: object) -> object:
     """A single range is written as one in a list, too."""
     if isinstance(given, list | tuple) and given and all(type(each) is int for each in given):
-        raise config_error(None, "is a list of ranges, first and last each, as in [[8000, 8999]]", "wrong_type")
+        raise config_error(None, "is a list of ranges, as in [[8000, 8999]]", "wrong_type")
     return given
 
 
