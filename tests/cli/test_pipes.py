@@ -107,3 +107,43 @@ def test_a_server_reads_a_key_s_pipe_once(kind: str, tmp_path: Path) -> None:
         ) as process,
     ):
         assert event(process.stdout, "main-server-start")["secure"]
+
+
+@pytest.mark.parametrize("command", ["proxy", "serve", "expose"])
+@pytest.mark.parametrize("what", ["certificate", "config"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_ends_are_heard(
+    command: str, what: str, tmp_path: Path
+) -> None:
+    """A FIFO that nobody writes to would be waited for without an end."""
+    made = throwaway_certificates("localhost")
+    for name, content in zip(("chain.pem", "key.pem"), made.server, strict=True):
+        (tmp_path / name).write_bytes(content)
+    own = 'kind = "certificate"\nchain = "chain.pem"\nkey = "key.pem"\n'
+    text = {
+        "proxy": f'[proxy]\nlisten = "127.0.0.1:0"\nto = "127.0.0.1:1"\n[proxy.tls.credentials]\n{own}',
+        "serve": f'[tunnel]\nport = 0\nhost = "127.0.0.1"\n[tunnel.tls.credentials]\n{own}',
+        "expose": f'[expose]\nserver = "127.0.0.1:1"\nservice = 9\n[expose.tls.credentials]\n{own}',
+    }[command]
+    (tmp_path / "sapper.toml").write_text(text)
+    words = {
+        "proxy": ("proxy",),
+        "serve": ("tunnel", "serve", "--state", str(tmp_path)),
+        "expose": ("expose",),
+    }[command]
+    begins = {
+        "proxy": "listening",
+        "serve": "main-server-start",
+        "expose": "tunnel-reconnect-queued",
+    }[command]
+    named = tmp_path / ("chain.pem" if what == "certificate" else "sapper.toml")
+    with started(
+        *words, "--config", str(tmp_path / "sapper.toml"), "--json", SAPPER_TUNNEL_TOKEN="x"
+    ) as process:
+        event(process.stdout, begins)
+        os.mkfifo(tmp_path / "fifo")
+        (tmp_path / "fifo").replace(named)
+        process.send_signal(signal.SIGHUP)
+        error = event(process.stdout, "reload")["error"]
+        assert "it is no regular file" in error["message"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -30,15 +29,14 @@ from sapper.cli._output import (
     tell_json,
     write_json,
 )
+from sapper.cli._reloading import read_again, reloading
 from sapper.endpoint import split_address
-from sapper.errors import ConfigError, ConnectError, ErrorContext, RemoteProtocolError, SapperError
+from sapper.errors import ConnectError, ErrorContext, RemoteProtocolError, SapperError
 from sapper.metrics import MetricsServer
 from sapper.tls import Proxy, ProxyOptions
 from sapper.tls.proxy import ConnectionEvent, ProxyEvent, ReloadEvent
 
 __all__ = ["Journal", "ask", "serve", "show_status"]
-
-logger = logging.getLogger("sapper")
 
 #: Seconds that a status may take.
 _STATUS_DEADLINE = 10.0
@@ -137,39 +135,20 @@ async def serve(
             journal.note("stopping", text, drain=drain, open=still)
 
         async def reload() -> None:
-            _notify.reloading()
-            error: SapperError | None = None
-            try:
-                await proxy.reload(await asyncio.to_thread(again))
-            except SapperError as failure:
-                error = failure
-            except Exception as failure:
-                # A defect of ours; but who mends the file has it read all the same.
-                logger.exception("sapper: reading the configuration again failed")
-                error = ConfigError(f"{type(failure).__name__}: {failure}")
-            journal.reloaded(error)
-            _notify.ready(f"listening at {where}")
-
-        reloads: set[asyncio.Task[None]] = set()
-
-        def hang_up() -> None:
-            task = asyncio.get_running_loop().create_task(reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+            await proxy.reload(await read_again(again))
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
-        # Who reads that may send a signal at once.
-        journal.note("listening", text, listen=list(addresses), metrics=figures)
-        _notify.ready(f"listening at {where}")
         error: SapperError | None = None
-        try:
-            await proxy.wait_closed()
-        except SapperError as failure:
-            error = failure
-        await asyncio.gather(*reloads)
+        async with reloading(reload, journal.reloaded, ready=f"listening at {where}"):
+            # Who reads that may send a signal at once.
+            journal.note("listening", text, listen=list(addresses), metrics=figures)
+            _notify.ready(f"listening at {where}")
+            try:
+                await proxy.wait_closed()
+            except SapperError as failure:
+                error = failure
         stats = proxy.stats()
         moved = f"{amount(stats.to_upstream)} in, {amount(stats.to_client)} out"
         said = error_values(error) if error is not None else None

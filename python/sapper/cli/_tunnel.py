@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sapper import _notify
 from sapper.cli._limits import raise_limit
 from sapper.cli._output import error_values, log_told, say, tell_json
+from sapper.cli._reloading import Files, read_again, reloading
 from sapper.errors import ConfigError, CredentialsRejected, SapperError
 from sapper.tunnel import events
 
@@ -30,17 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKEN_VARIABLE", "Told", "run_clients", "run_server"]
 
-logger = logging.getLogger("sapper")
-
 #: Where a client's token is read from: a command line is seen by every user of the machine.
 TOKEN_VARIABLE = "SAPPER_TUNNEL_TOKEN"  # noqa: S105 - a name
-
-#: Seconds between two looks at the files of a configuration.
-LOOK = 1.0
-
-#: Reads a configuration anew; the files that it came from.
-Again = Callable[[], Any]
-Files = Callable[[], Iterable[Path | None]]
 
 
 class Told:
@@ -136,7 +126,7 @@ async def run_server(
     heard = server.events()
 
     async def reload() -> None:
-        changed = again()
+        changed = await read_again(again)
         await changed.reload(server)
         with watched.pop_all():
             _watch_tls(watched, told, changed.tls, changed.visitor_tls)
@@ -154,7 +144,7 @@ async def run_server(
         watched = stack.enter_context(contextlib.ExitStack())
         _watch_tls(watched, told, config.tls, config.visitor_tls)
         cut = _hear_signals(server.stop, drain)
-        await stack.enter_async_context(_reloading(reload, files, told))
+        await stack.enter_async_context(reloading(reload, told.reloaded, ready="reloaded", files=files))
         _notify.ready(f"listening at port {port}")
         async for event in heard:
             told.event(event)
@@ -192,7 +182,7 @@ async def run_clients(
             told.note("idle", text)
 
     async def reload() -> None:
-        changed = again()
+        changed = await read_again(again)
         await fleet.reload(changed)
         idle(changed)
         with watched.pop_all():
@@ -207,7 +197,7 @@ async def run_clients(
         watched = stack.enter_context(contextlib.ExitStack())
         _watch_tls(watched, told, *(one.tls for one in configs.values()))
         cut = _hear_signals(fleet.stop, drain)
-        await stack.enter_async_context(_reloading(reload, files, told))
+        await stack.enter_async_context(reloading(reload, told.reloaded, ready="reloaded", files=files))
         _notify.ready("exposing")
         idle(configs)
         await fleet.wait_closed()
@@ -277,61 +267,6 @@ def _finish(error: SapperError | None, cut: _Cut) -> bool:
     if error is not None:
         raise error
     return cut.again
-
-
-@contextlib.asynccontextmanager
-async def _reloading(reload: Callable[[], Awaitable[None]], files: Files, told: Told) -> Any:
-    """Reloads at SIGHUP, and when one of the files has changed."""
-    hang_up = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, hang_up.set)
-
-    seen = _stamps(files())
-
-    async def work() -> None:
-        nonlocal seen
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(hang_up.wait(), LOOK)
-            now = _stamps(files())
-            if not hang_up.is_set() and now == seen:
-                continue
-            hang_up.clear()
-            seen = now
-            _notify.reloading()
-            error: SapperError | None = None
-            try:
-                await reload()
-            except SapperError as failure:
-                error = failure
-            except Exception as failure:
-                # A defect of ours; but who mends the file has it read all the same.
-                logger.exception("sapper: reading the configuration again failed")
-                error = ConfigError(f"{type(failure).__name__}: {failure}")
-            told.reloaded(error)
-            _notify.ready("reloaded")
-
-    task = asyncio.create_task(work())
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def _stamps(paths: Iterable[Path | None]) -> dict[Path, tuple[int, ...] | None]:
-    """What tells that a file is another now."""
-    found: dict[Path, tuple[int, ...] | None] = {}
-    for path in paths:
-        if path is not None:
-            try:
-                at = path.stat()
-            except OSError:
-                found[path] = None
-            else:
-                found[path] = (at.st_mtime_ns, at.st_size, at.st_ino)
-    return found
 
 
 def _watch_tls(stack: contextlib.ExitStack, told: Told, *configs: Any) -> None:

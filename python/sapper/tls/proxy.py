@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 from sapper import _arguments, _native
 from sapper._loop import LoopPost, running_post
 from sapper._options import config_error
+from sapper._own_thread import in_own_thread
 from sapper._owned import dropped, subscribe
 from sapper.errors import ApiMisuseError, ClosedError, ConfigError, SapperError
 from sapper.events import EventsLost
@@ -194,6 +195,7 @@ class Proxy:
         self._addresses: tuple[str, ...] = ()
         self._error: SapperError | None = None
         self._closed: asyncio.Event | None = None
+        self._reloading = asyncio.Lock()
         #: Whether it was stopped, or has ended by itself.
         self._ending = False
 
@@ -260,8 +262,12 @@ class Proxy:
     async def reload(self, options: ProxyOptions | None = None) -> bool:
         """Reads certificates again, or serves new connections by other options; open ones go on.
 
+        Of several at once the later ones wait: what the last one says holds.
+
         Args:
-            options: What to do from now on. ``listen`` and how to listen stay: they need a restart.
+            options: What to do from now on. ``listen``, and how it listens, stay: they need a restart
+                (``max_connections``, ``keepalive``, ``backlog``, ``reuse_port``, ``unix_mode``,
+                ``replace_stale``, ``transparent``).
 
         Returns:
             Whether anything has changed.
@@ -273,24 +279,30 @@ class Proxy:
         native = self._native
         if native is None or native.state() == "closed":
             raise ClosedError("the proxy does not run")
-        if options is None:
+        if not isinstance(options, ProxyOptions | None):
+            raise _arguments.wrong_type("options", "ProxyOptions", options)
+        # One that still reads does not come behind a later one.
+        async with self._reloading:
+            if options is not None:
+                self._exchange(native, options)
+                return True
             changed = False
             for config in self._options.configurations():
-                changed = await asyncio.to_thread(config.reload) or changed
+                changed = await in_own_thread(config.reload) or changed
             return changed
-        if not isinstance(options, ProxyOptions):
-            raise _arguments.wrong_type("options", "ProxyOptions", options)
-        if options.listen != self._options.listen or options.native_listener() != (
-            self._options.native_listener()
-        ):
-            raise config_error("listen", "where and how a proxy listens is changed by a restart")
+
+    def _exchange(self, native: _native.Proxy, options: ProxyOptions) -> None:
+        if native.state() == "closed":
+            raise ClosedError("the proxy does not run")
+        for name in ("listen", *options.native_listener()):
+            if getattr(options, name) != getattr(self._options, name):
+                raise config_error(name, "where and how a proxy listens is changed by a restart")
         try:
             native.reload(options.native_service())
         except ConfigError as error:
             raise options.where_said(error) from None
         self._options = options
         self._watch()
-        return True
 
     def stop(self, drain: float = 0.0) -> None:
         """Accepts no more; open connections have ``drain`` seconds to end by themselves, then they are cut.

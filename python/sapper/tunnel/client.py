@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -12,6 +11,7 @@ from sapper import _native
 from sapper._arguments import file_path, flag, host_name, named, seconds, text, whole, wrong_type
 from sapper._loop import running_post
 from sapper._mistakes import config_error, shown, unused
+from sapper._own_thread import in_own_thread
 from sapper.errors import ClosedError, ConfigError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import (
@@ -155,7 +155,7 @@ class TunnelClient(TunnelObject):
             raise ClosedError("the client does not run")
         if like is None:
             if self._tls is not None:
-                await asyncio.to_thread(self._tls.reload)
+                await in_own_thread(self._tls.reload)
             return
         given: object = like
         if not isinstance(given, TunnelClient) or given._started:

@@ -17,6 +17,7 @@ from sapper._arguments import callback as check_callback
 from sapper._arguments import flag, seconds, whole
 from sapper._loop import running_post
 from sapper._mistakes import config_error, shown
+from sapper._own_thread import in_own_thread
 from sapper.errors import ClosedError, SapperError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import server_options
@@ -274,7 +275,7 @@ class TunnelServer(TunnelObject):
         if options is None and visitor_filter is ... and tls is ... and visitor_tls is ...:
             for config in {id(one): one for one in (self._tls, self._visitor_tls)}.values():
                 if config is not None:
-                    await asyncio.to_thread(config.reload)
+                    await in_own_thread(config.reload)
             return
         # One that waits for a look-up does not come behind a later one.
         async with self._reloading:
