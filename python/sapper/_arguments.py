@@ -43,12 +43,12 @@ class _Call(Protocol):
     def __call__(self, *args: Any) -> object: ...
 
 
-def wrong_type(name: str, wanted: str, value: object) -> ConfigError:
+def wrong_type(name: str | None, wanted: str, value: object) -> ConfigError:
     """The error of a value of another type; the value itself is not repeated."""
     return config_error(name, f"must be {wanted}, not {type(value).__name__}", "wrong_type")
 
 
-def text(value: object, name: str) -> str:
+def text(value: object, name: str | None) -> str:
     """Text that can be written down as UTF-8."""
     if not isinstance(value, str):
         raise wrong_type(name, "text", value)
@@ -141,7 +141,7 @@ def file_path(value: object, name: str) -> Path:
     return said_path(Path(path), name)
 
 
-def said_path(path: Path, name: str) -> Path:
+def said_path(path: Path, name: str | None) -> Path:
     """A path that the system can be asked for. Its bytes need not be UTF-8."""
     if "\0" in str(path):
         raise config_error(name, "a path holds a zero byte")

@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
+from sapper import _arguments
 from sapper._files import read_whole
 from sapper._mistakes import WrongTypeError, config_error, unused
 from sapper.errors import ConfigError, ErrorContext
@@ -59,6 +60,8 @@ class Options(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise _first_mistake(error) from None
+        for name, value in self.__dict__.items():
+            _can_be_said(name, value)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -160,6 +163,30 @@ def _reason(kind: str, error: object) -> str | None:
     return "out_of_range" if _OUTSIDE.fullmatch(kind) else None
 
 
+#: Mistakes that pydantic tells in words of its own.
+_WORDS = {
+    "extra_forbidden": "there is no such option",
+    "missing": "is required",
+    "string_unicode": "holds a character that is none (a lone surrogate)",
+}
+
+
+def _can_be_said(name: str, value: object) -> None:
+    """Refuses text and paths that native code cannot take: bytes of a command line need not be text."""
+    if isinstance(value, str):
+        if not value.isascii():
+            # What is named by a path need not be UTF-8.
+            if value.removeprefix("tls:").startswith("unix:"):
+                _arguments.said_path(Path(value), name)
+            else:
+                _arguments.text(value, name)
+    elif isinstance(value, Path):
+        _arguments.said_path(value, name)
+    elif isinstance(value, tuple):
+        for number, one in enumerate(value):
+            _can_be_said(name if len(value) == 1 else f"{name}.{number}", one)
+
+
 def _first_mistake(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False, include_input=False, include_context=True)[0]
     inner = first.get("ctx", {}).get("error")
@@ -176,7 +203,6 @@ def _first_mistake(error: ValidationError) -> ConfigError:
             # A class that nobody can make is not named.
             kind = str(first.get("ctx", {}).get("class_name", "_"))
             message = "must be a table" if kind.startswith("_") else f"must be a table or a {kind}"
-        message = {"extra_forbidden": "there is no such option", "missing": "is required"}.get(
-            first["type"], message[:1].lower() + message[1:]
-        )
+        message = _WORDS.get(first["type"], message[:1].lower() + message[1:])
+        reason = "not_text" if first["type"] == "string_unicode" else reason
     return ConfigError(message, ErrorContext(field=".".join(where) or None, reason=reason))

@@ -611,5 +611,8 @@ def parse(text: str, *, field: str = "endpoint") -> Endpoint:
         return kind._parse(body, options)
     except ConfigError as error:
         raise config_error(field, f"{text!r}: {error}", error.reason) from None
+    except UnicodeEncodeError:
+        why = "holds a character that is none (a lone surrogate)"
+        raise config_error(field, f"{text!r} {why}", "not_text") from None
     except ValueError as error:
         raise config_error(field, f"{text!r}: {error}") from None

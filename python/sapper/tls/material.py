@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainValidator, SecretBytes, SerializeAsAny, Strict
 
-from sapper import _native
+from sapper import _arguments, _native
 from sapper._files import read_whole
 from sapper._mistakes import WrongTypeError
 
@@ -37,9 +37,9 @@ class FileBytes(bytes):
             ValueError: It cannot be read.
         """
         try:
-            content, regular = read_whole(path)
+            content, regular = read_whole(_arguments.said_path(path, None))
         except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+            raise ValueError(f"cannot read {_told(path)}: {error.strerror}") from None
         if not regular:
             return content
         self = cls(content)
@@ -79,9 +79,14 @@ class PskBytes(bytes):
         try:
             self = cls(key_in(content))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{_told(path)}: {error}") from None
         self.said, self.path = "key_file", getattr(content, "path", None)
         return self
+
+
+def _told(path: Path) -> str:
+    """A path in an error, which is text though the path's bytes need not be."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def read_material(value: object) -> bytes:
@@ -93,7 +98,7 @@ def read_material(value: object) -> bytes:
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str) and "-----BEGIN" in value:
-        return value.encode()
+        return _arguments.text(value, None).encode()
     if isinstance(value, str | PathLike):
         return FileBytes.read(Path(value))
     raise WrongTypeError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
@@ -156,7 +161,7 @@ def key_in(content: bytes) -> bytes:
 
 
 def _as_bytes(value: object) -> object:
-    return value.encode() if isinstance(value, str) else value
+    return _arguments.text(value, None).encode() if isinstance(value, str) else value
 
 
 def _read_if_given(value: object) -> bytes | None:
