@@ -160,6 +160,8 @@ _OUTSIDE = re.compile("(greater|less)_than(_equal)?|finite_number|(.*_)?too_(sho
 def _reason(kind: str, error: object) -> str | None:
     if kind.endswith("_type") or isinstance(error, WrongTypeError):
         return "wrong_type"
+    if kind == "string_unicode":
+        return "not_text"
     return "out_of_range" if _OUTSIDE.fullmatch(kind) else None
 
 
@@ -204,5 +206,4 @@ def _first_mistake(error: ValidationError) -> ConfigError:
             kind = str(first.get("ctx", {}).get("class_name", "_"))
             message = "must be a table" if kind.startswith("_") else f"must be a table or a {kind}"
         message = _WORDS.get(first["type"], message[:1].lower() + message[1:])
-        reason = "not_text" if first["type"] == "string_unicode" else reason
     return ConfigError(message, ErrorContext(field=".".join(where) or None, reason=reason))

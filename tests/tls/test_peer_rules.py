@@ -179,3 +179,11 @@ def test_the_peer_policys_refusal_is_access_denied(certs: Certificates, made: Th
             bridge.wait_closed_sync(20)
     for _, end in sinks:
         end.close()
+
+
+@pytest.mark.parametrize("name", ["bücher.example", "*.bücher.example"])
+def test_a_name_is_said_as_certificates_have_it(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"xn--bcher-kva\.example' in a certificate") as caught:
+        PeerRules(dns=(name,))
+    assert caught.value.field == "dns"
+    PeerRules(dns=("*.xn--bcher-kva.example",))

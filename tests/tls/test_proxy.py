@@ -510,7 +510,7 @@ async def test_many_at_once(certs: Certificates, service: Echo, leak_check: None
 
 
 async def test_an_address_that_is_taken_is_told(service: Echo, leak_check: None) -> None:
-    proxy = Proxy(listen=service.to, to=service.to)
+    proxy = Proxy(listen=service.to, to="localhost:1")
     with pytest.raises(BindError):
         await proxy.start()
     with pytest.raises(ApiMisuseError):

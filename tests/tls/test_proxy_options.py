@@ -71,6 +71,16 @@ PSK = Credentials.psk("x", KEY)
         ({"listen": ":1", "to": "localhost:1", "upgrade": "smtp", "pass_through": True}, "upgrade"),
         ({"listen": ":1", "to": "localhost:1", "upstream_upgrade": "mysql"}, "upstream_upgrade"),
         ({"listen": ":1", "to": "localhost:1", "upstream_upgrade": "smtp"}, "upstream_upgrade"),
+        # Itself, as its service.
+        ({"listen": "127.7.7.1:1", "to": "127.7.7.1:1"}, "to"),
+        ({"listen": ":1", "to": ("localhost:2", "localhost:1")}, "to.1"),
+        ({"listen": "[::]:1", "to": "[::1]:1"}, "to"),
+        ({"listen": "unix:/x", "to": "unix:///x"}, "to"),
+        ({"listen": ":1", "routes": ({"names": "a.test", "to": "127.0.0.1:1"},)}, "routes.0.to"),
+        # Less than a nanosecond is no time.
+        ({"listen": ":1", "to": "localhost:2", "handshake_timeout": 1e-300}, "handshake_timeout"),
+        ({"listen": ":1", "to": "localhost:2", "connect_timeout": 1e-10}, "connect_timeout"),
+        ({"listen": ":1", "to": "localhost:2", "idle_timeout": 1e-300}, "idle_timeout"),
     ],
 )
 def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
@@ -89,6 +99,9 @@ def test_mistakes_name_their_field(options: dict[str, Any], field: str) -> None:
             "upstream_tls.credentials",
         ),
         ({"to": "localhost:1", "proxy_from": "not-a-network"}, "proxy_from"),
+        ({"to": "tls://user@localhost:1"}, "to"),
+        ({"routes": (Route(names=("a.test",), to=("tls://user@localhost:1",)),)}, "routes.0.to"),
+        ({"routes": (Route(names=("10.0.0.1",), to=("x:1",), pass_through=True),)}, "routes.0.names"),
         ({"routes": (Route(names=("a b",), to=("localhost:1",), pass_through=True),)}, "routes.0.names"),
         ({"routes": (Route(names=("a.test",), to=("localhost:1",)),)}, "routes.0.names"),
         ({"routes": (Route(names=("a.test",), to=("x:1",), tls=TlsConfig()),)}, "routes.0.tls.credentials"),
@@ -130,6 +143,23 @@ async def test_mistakes_that_only_native_code_sees(
     with pytest.raises(ConfigError) as caught:
         await proxy.start()
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("listen", "to"),
+    [
+        ("0.0.0.0:1", "[::1]:1"),
+        ("0.0.0.0:1", "127.0.0.1:2"),
+        ("127.0.0.2:1", "127.0.0.1:1"),
+        ("127.0.0.1:0", "original"),
+        ("systemd", "127.0.0.1:1"),
+        ("fd:1", "127.0.0.1:1"),
+        ("unix:/x", "unix:/y"),
+    ],
+)
+def test_what_may_be_somebody_else_is_no_loop(listen: str, to: str) -> None:
+    Proxy(listen=listen, to=to)
+    Proxy(listen=":1", to="127.0.0.1:1", reuse_port=True)
 
 
 def test_options_are_read_from_a_file(certs: Certificates, tmp_path: Path) -> None:

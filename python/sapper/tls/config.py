@@ -8,6 +8,7 @@ a connection, not here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import ssl
@@ -89,6 +90,16 @@ class PeerRules(Options):
     """Organizational units of its subject."""
     pin: Annotated[tuple[Pin, ...], BeforeValidator(as_list)] = ()
     """SHA-256 of its own public key (SubjectPublicKeyInfo)."""
+
+    @model_validator(mode="after")
+    def _as_in_certificates(self) -> Self:
+        for number, name in enumerate(self.dns):
+            if not name.isascii():
+                with contextlib.suppress(UnicodeError):
+                    ascii_name = name.encode("idna").decode()
+                    where = "dns" if len(self.dns) == 1 else f"dns.{number}"
+                    raise config_error(where, f"{name!r} is {ascii_name!r} in a certificate: write that")
+        return self
 
     def _native_values(self) -> _native.RuleDict:
         return {

@@ -29,7 +29,8 @@ __all__ = ["ProxyOptions", "Route"]
 
 _Flag = Annotated[bool, Strict()]
 _Whole = Annotated[int, Strict()]
-_Seconds = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+#: Less than a nanosecond is none.
+_Seconds = Annotated[float, Strict(), Field(ge=1e-9, allow_inf_nan=False)]
 #: A longest time, so that every deadline is a moment that the clock knows.
 _YEAR = 365 * 86_400.0
 
@@ -171,7 +172,7 @@ class ProxyOptions(Options):
     """Seconds from the accepted connection to the end of the client's handshake, PROXY header included."""
     connect_timeout: _Seconds = Field(default=10.0, le=_YEAR)
     """Seconds for the way to the service, its handshake included; several services share it."""
-    idle_timeout: Annotated[float, Strict(), Field(gt=0, le=_YEAR, allow_inf_nan=False)] | None = None
+    idle_timeout: Annotated[float, Strict(), Field(ge=1e-9, le=_YEAR, allow_inf_nan=False)] | None = None
     """Seconds without a byte after which a connection ends."""
     drain_timeout: Annotated[float, Strict(), Field(ge=0, le=_YEAR, allow_inf_nan=False)] = 30.0
     """Seconds that :meth:`Proxy.aclose` gives open connections to end by themselves."""
@@ -220,6 +221,7 @@ class ProxyOptions(Options):
                 "the service speaks before a client can name one: there is one way, without names",
                 "two_sided",
             )
+        self._leads_elsewhere(ways)
         return self
 
     def _nothing_unused(self, ways: Sequence[Route]) -> None:
@@ -268,6 +270,20 @@ class ProxyOptions(Options):
                 raise unused(name, "is for clients of Unix sockets: this proxy has none")
             if network != "unix" and kinds <= {"path", "abstract"}:
                 raise unused(name, "clients of Unix sockets are in no network: say unix")
+
+    def _leads_elsewhere(self, ways: Sequence[Route]) -> None:
+        """A service that is this proxy's own address has it connect to itself, until nothing is left."""
+        if self.reuse_port:  # another process may have a part of it
+            return
+        own = {one for text in self.listen if not _is_systemd(text) for one in _places(listen_values(text))}
+        for number, way in enumerate(ways):
+            for at, text in enumerate(way.to):
+                if own.intersection(_places(_upstream(text))):
+                    name = _entry("to", at, way.to)
+                    name = f"routes.{number}.{name}" if number < len(self.routes) else name
+                    raise config_error(
+                        name, f"{text!r} is where this proxy listens: it would connect to itself"
+                    )
 
     def _default_route(self) -> Route | None:
         if not self.to:
@@ -348,6 +364,9 @@ class ProxyOptions(Options):
             return error
         number, field, table = int(found[1]), found[2], found[3]
         own = number < len(self.routes)
+        if field == "upstream_name" and self._ways[number][0].upstream_name is None:
+            field = "to"  # the name was taken from the service's address
+            return again(error, error.message, f"routes.{number}.to" if own else field)
         if own and not (table in ("tls", "upstream_tls") and getattr(self.routes[number], table) is None):
             return error
         return again(error, error.message, field)
@@ -412,6 +431,24 @@ def listen_values(text: str, field: str = "listen") -> _native.ProxyListenDict:
         return {**values, "fd": int(text[3:])}
     host, port = _address(text, field, "*")
     return {**values, "host": None if host == "*" else host, "port": port}
+
+
+#: What of this machine is surely reached at every address, or every one of a version.
+_OWN: Mapping[str | None, tuple[str, ...]] = {
+    None: ("localhost", "127.0.0.1", "0.0.0.0", "::1", "::"),
+    "0.0.0.0": ("127.0.0.1", "0.0.0.0"),
+    "::": ("::1", "::"),
+}
+
+
+def _places(values: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """What is surely reached there, or heard: a path, or addresses with their port."""
+    host, port, path = values["host"], values["port"], values["path"]
+    if path is not None:
+        return {(path, -1)}
+    if port == 0 or values.get("fd") is not None:
+        return set()
+    return {(one, port) for one in _OWN.get(host, (host,))}
 
 
 def _entry(name: str, number: int, several: Sequence[object]) -> str:

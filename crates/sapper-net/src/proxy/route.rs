@@ -74,6 +74,11 @@ fn normal(name: &str) -> std::result::Result<(bool, String), String> {
     let bare = bare.strip_suffix('.').unwrap_or(bare);
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let label = |label: &str| !label.is_empty() && label.len() <= 63 && label.bytes().all(plain);
+    if bare.parse::<std::net::IpAddr>().is_ok() {
+        return Err(format!(
+            "{name:?} is an address, and no client names one: who connects to it takes the way without names"
+        ));
+    }
     if bare.len() > 253 || !bare.split('.').all(label) {
         return Err(format!("{name:?} is no server name (and no *.name)"));
     }

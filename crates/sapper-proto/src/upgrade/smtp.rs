@@ -141,6 +141,11 @@ impl Machine for Server {
                     wires.to_network.extend_from_slice(b"221 2.0.0 Bye\r\n");
                     return Err(UpgradeError::Left);
                 }
+                "BDAT" => {
+                    // Its chunk follows at once, and would be read as commands (RFC 3030, 2).
+                    wires.to_network.extend_from_slice(b"530 5.7.0 Must issue a STARTTLS command first\r\n");
+                    return Err(UpgradeError::Refused("the client sends data before TLS".to_owned()));
+                }
                 _ => "530 5.7.0 Must issue a STARTTLS command first\r\n",
             };
             wires.to_network.extend_from_slice(answer.as_bytes());

@@ -238,6 +238,11 @@ fn a_peer_without_tls_is_refused_and_told() {
     let (result, answer) = smtp.hear("QUIT\r\n");
     assert_eq!(result, Err(UpgradeError::Left));
     assert!(answer.starts_with(b"221 "));
+    let mut chunked = server(Upgrade::Smtp);
+    chunked.hear(b"").0.unwrap();
+    let (result, answer) = chunked.hear("bdat 10 LAST\r\nRSET\r\nNOOP\r\n");
+    assert!(matches!(result, Err(UpgradeError::Refused(_))), "a chunk is no commands: {result:?}");
+    assert!(answer.starts_with(b"530 ") && !answer.windows(4).any(|part| part == b"250 "));
     let mut imap = server(Upgrade::Imap);
     imap.hear(b"").0.unwrap();
     assert!(imap.hear(b"a LOGIN me secret\r\n").1.starts_with(b"a NO [PRIVACYREQUIRED]"));
