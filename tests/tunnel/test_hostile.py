@@ -4,6 +4,7 @@ meanwhile, and nothing of them is left."""
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from support.tunnels import (
     client,
     come,
     echo,
+    first_of,
     server,
     until,
     visit,
@@ -498,3 +500,23 @@ async def test_visitors_that_reset_at_once(leak_check: None) -> None:
                     one.connect(("127.0.0.1", public))
             assert await asked(public, b"after them") == b"after them"
             await until(lambda: ours.status()[0].streams == 0 and service.open == 0, "their ends")
+
+
+async def test_credentials_are_read_as_javascript_reads_them(leak_check: None) -> None:
+    body = b'{"half": "\\ud800", "large": 1e999, "long": -%s, "small": 12}' % (b"9" * 6_000)
+    said = {"half": "\ud800", "large": math.inf, "long": -math.inf, "small": 12}
+    heard: list[Any] = []
+
+    def hear(credentials: dict[str, Any]) -> bool:
+        heard.append(credentials)
+        return True
+
+    async with server(connection_filter=hear) as ours, asyncio.timeout(LATEST):
+        created = ours.events()
+        reader, writer = await asyncio.open_connection("127.0.0.1", ours.port or 0)
+        writer.write(MAGIC + struct.pack(">I", len(body)) + body)
+        assert (await read_message(reader))["port"]
+        assert heard == [said]
+        tunnel = (await first_of(created, events.TunnelCreated)).client_tunnel
+        assert tunnel.authentication_credentials == said
+        writer.close()

@@ -38,6 +38,7 @@ __all__ = [
     "TunnelEvents",
     "TunnelObject",
     "answer_later",
+    "credentials_of",
     "end_of",
     "public_services",
     "tunnel_of",
@@ -343,12 +344,25 @@ def tunnel_of(values: Mapping[str, Any]) -> ClientTunnel:
     return ClientTunnel(
         values["id"],
         values["client"],
-        json.loads(credentials) if credentials else None,
+        credentials_of(credentials) if credentials else None,
         TunnelAddress(port) if port else None,
         values["negotiated"],
         public_services(values.get("tunnel_services", ())),
         values["lease"],
     )
+
+
+def credentials_of(text: str) -> dict[str, Any]:
+    """What a client says of itself; the text is what native code took for a JSON object."""
+    found: dict[str, Any] = json.loads(text, parse_int=_number)
+    return found
+
+
+def _number(digits: str) -> float:
+    try:
+        return int(digits)
+    except ValueError:  # more of them than Python reads; JavaScript calls that infinite too
+        return float(digits)
 
 
 def public_services(services: Iterable[tuple[str, int, str | None]]) -> tuple[PublicService, ...]:

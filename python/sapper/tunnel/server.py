@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +20,7 @@ from sapper._own_thread import in_own_thread
 from sapper.errors import ClosedError, SapperError
 from sapper.tunnel import events
 from sapper.tunnel._defaults import server_options
-from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, end_of, tunnel_of
+from sapper.tunnel.hearing import _SERVER, TunnelObject, answer_later, credentials_of, end_of, tunnel_of
 from sapper.tunnel.status import (
     HandshakeStatus,
     TunnelStatus,
@@ -462,7 +461,7 @@ class TunnelServer(TunnelObject):
             wanted = tuple(ServiceRequest(*one) for one in subject["asked"])
             return about_services is None or about_services(tunnel_of(subject), wanted)
         about_clients = self._filter
-        return True if about_clients is None else about_clients(json.loads(subject["credentials"]))
+        return True if about_clients is None else about_clients(credentials_of(subject["credentials"]))
 
 
 def _config_of(tls: TlsConfig | Credentials, field: str) -> TlsConfig:

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use serde_core::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::frame::{Capabilities, FrameError, VERSION};
@@ -23,6 +24,8 @@ pub const MAGIC: [u8; 7] = *b"W3PTUNL";
 pub const LONGEST_HANDSHAKE: usize = 65_536;
 /// Bytes in front of a handshake's body.
 pub const PREFIX: usize = MAGIC.len() + 4;
+/// How deep credentials are nested at most: who looks at them may do so by recursion.
+const DEEPEST: usize = 127;
 /// The key of our offer in a server's acknowledgement.
 const OFFER: &str = "sapper";
 /// The longest pause that a refusal can ask for.
@@ -166,9 +169,9 @@ impl Acknowledgement {
 
     /// Reads the first bytes of a server's direction.
     pub fn parse(bytes: &[u8]) -> Result<Parsed<Self>, W3pError> {
-        let (consumed, object) = match parse_object(bytes)? {
+        let (consumed, object) = match parse_body(bytes)? {
             Parsed::NeedMore { at_least } => return Ok(Parsed::NeedMore { at_least }),
-            Parsed::Done { consumed, value } => (consumed, value.object),
+            Parsed::Done { consumed, value } => (consumed, object(value)?),
         };
         let value = match object.get("port") {
             Some(port) => {
@@ -223,10 +226,43 @@ pub(super) fn read_refusal(value: &Value) -> Option<Refusal> {
 /// What a client says of itself, as it said it. It does not print.
 #[derive(Clone, PartialEq)]
 pub struct Credentials {
-    /// The JSON text, byte by byte.
+    /// The JSON text, byte by byte: an object.
     pub text: String,
-    /// The same, parsed.
-    pub object: Map<String, Value>,
+}
+
+impl Credentials {
+    /// What JavaScript's `JSON.parse` reads, as an original server does: numbers beyond a double and escapes that are
+    /// half a character too. But for what is nested deeper than [`DEEPEST`].
+    fn read(body: &[u8]) -> Result<Self, W3pError> {
+        let wrong = |error: &dyn std::fmt::Display| W3pError::Json(error.to_string());
+        let text = std::str::from_utf8(body).map_err(|error| wrong(&error))?;
+        // It looks at the form alone, without recursion.
+        serde_json::from_str::<IgnoredAny>(text).map_err(|error| wrong(&error))?;
+        if !text.trim_start().starts_with('{') {
+            return Err(W3pError::Message);
+        }
+        if depth(text) > DEEPEST {
+            return Err(wrong(&"nested too deep"));
+        }
+        Ok(Self { text: text.to_owned() })
+    }
+}
+
+/// How deep a JSON text is nested.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_text,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 impl std::fmt::Debug for Credentials {
@@ -306,9 +342,10 @@ impl ServerHandshake {
                 Ok(Parsed::NeedMore { at_least: self.consumed + 1 })
             };
         }
-        match parse_object(bytes)? {
+        match parse_body(bytes)? {
             Parsed::NeedMore { at_least } => Ok(Parsed::NeedMore { at_least }),
             Parsed::Done { consumed, value } => {
+                let value = Credentials::read(value)?;
                 if bytes.len() > consumed {
                     return Err(W3pError::Early);
                 }
@@ -351,8 +388,8 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, W3pError> {
     }
 }
 
-/// The body of a handshake message, and what it says.
-fn parse_object(bytes: &[u8]) -> Result<Parsed<Credentials>, W3pError> {
+/// The body of a handshake message.
+fn parse_body(bytes: &[u8]) -> Result<Parsed<&[u8]>, W3pError> {
     match recognise(bytes) {
         None => return Ok(Parsed::NeedMore { at_least: PREFIX }),
         Some(Speech::W3p) => {}
@@ -369,9 +406,7 @@ fn parse_object(bytes: &[u8]) -> Result<Parsed<Credentials>, W3pError> {
     let Some(body) = bytes.get(PREFIX..consumed) else {
         return Ok(Parsed::NeedMore { at_least: consumed });
     };
-    let object = object(body)?;
-    let text = std::str::from_utf8(body).map_err(|error| W3pError::Json(error.to_string()))?;
-    Ok(Parsed::Done { consumed, value: Credentials { text: text.to_owned(), object } })
+    Ok(Parsed::Done { consumed, value: body })
 }
 
 #[cfg(test)]
