@@ -18,7 +18,7 @@ from sapper.errors import (
     SapperError,
 )
 from sapper.tunnel import ClientOptions, TunnelClient, events
-from support.tunnels import CREDENTIALS, LATEST, server, until, visit
+from support.tunnels import CREDENTIALS, LATEST, Cutter, Service, client, echo, says, server, until, visit
 from support.w3ptunl import DATA, frame, message, read_message
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -88,6 +88,31 @@ async def test_a_handshake_without_a_tunnel_has_not_worked(leak_check: None) -> 
 
     found = await pauses(offer, 2)
     assert grow(found), found
+
+
+async def test_a_client_that_is_refused_for_good_has_no_session_that_waits(leak_check: None) -> None:
+    async with Service(echo) as local, server() as ours, Cutter(ours.port or 0) as network:
+        port = ours.port or 0
+        async with client(port, local.port) as there, client(network.port, local.port) as cut:
+            one, other = await visit(there.assigned_port or 0), await visit(cut.assigned_port or 0)
+            await says(one, b"one")
+            await says(other, b"other")
+            network.refuses = True
+            network.cut()
+            await until(lambda: [one.connected for one in ours.status()].count(False) == 1, "the cut")
+            # Nobody with other credentials ends it.
+            with pytest.raises(CredentialsRejected):
+                await TunnelClient("127.0.0.1", port, 9, {"id": "somebody"}).connect()
+            assert [one.streams for one in ours.status()] == [1, 1]
+            ours.connection_filter = lambda credentials: False
+            network.refuses = False
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(other[0].read(1), LATEST)
+            # Whoever is there is not asked again.
+            await says(one, b"one")
+            assert [one.connected for one in ours.status()] == [True]
+            for _, writer in (one, other):
+                writer.close()
 
 
 HELLO = 0x10

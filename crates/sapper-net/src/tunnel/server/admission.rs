@@ -64,9 +64,13 @@ pub(super) async fn admit(
         })?;
     info.credentials.clone_from(&credentials.text);
     place.reached(Progress::Asked);
+    let owner = hash(b"credentials:", credentials.text.as_bytes());
     if let Err(error) = allowed(shared, &mut carrier, info).await {
         let (code, retry) = match error.kind() {
-            ErrorKind::PolicyDenied => ("rejected", Retry::Never),
+            ErrorKind::PolicyDenied => {
+                nobody_comes_back(shared, owner).await;
+                ("rejected", Retry::Never)
+            }
             // Nobody said no: it may be let in the next time.
             _ if error.reason() == Some("undecided") => ("undecided", Retry::Usual),
             _ => return Err(error.into()),
@@ -74,7 +78,6 @@ pub(super) async fn admit(
         tell(shared, "client-authentication-failed", info, None);
         return Err(refused(carrier, code, error, retry));
     }
-    let owner = hash(b"credentials:", credentials.text.as_bytes());
     let permit = match free_place(shared) {
         // It may be the one that a session waits for: then it is not one more.
         Err(_) if lock(&shared.registry).port_of(owner).is_none() => another_client(shared).await,
@@ -114,6 +117,16 @@ pub(super) async fn admit(
         info.port = place.port;
     }
     Ok(Admitted { carrier, owner, public, permit: permit.ok() })
+}
+
+/// The filter's no is about these credentials, whole, and the client of each session that waits says the same ones: it
+/// would hear that no before it could ask for its session, and not come again. Visitors need not wait for it. Who does
+/// not know the credentials cannot say them.
+async fn nobody_comes_back(shared: &Shared, owner: TokenHash) {
+    let waiting = lock(&shared.registry).waiting(owner);
+    for orders in waiting {
+        let _ = orders.send(Order::Refused).await;
+    }
 }
 
 /// A place among the clients. Where there is none, a session that waits for its client for a while and has no visitors

@@ -59,6 +59,8 @@ pub(super) enum Order {
     Replace(oneshot::Sender<()>, bool),
     /// Whether its client is there: answered soon.
     Probe(oneshot::Sender<bool>),
+    /// Its client would not be let in any more: end where it waits for it.
+    Refused,
     /// Another client needs its place: end where nobody uses it, and drop this.
     GiveWay(oneshot::Sender<()>),
 }
@@ -399,6 +401,12 @@ impl Registry {
     /// Whether a session of these credentials waits for its client.
     pub(super) fn waits_for(&self, owner: TokenHash) -> bool {
         self.tunnels.values().any(|entry| entry.owner == owner && entry.waits.is_some())
+    }
+
+    /// All sessions of these credentials that wait for their client.
+    pub(super) fn waiting(&self, owner: TokenHash) -> Vec<mpsc::Sender<Order>> {
+        let waits = self.tunnels.values().filter(|entry| entry.owner == owner && entry.waits.is_some());
+        waits.map(|entry| entry.orders.clone()).collect()
     }
 
     /// The session that has waited longest for its client, of those whose client does not come at once, that have no

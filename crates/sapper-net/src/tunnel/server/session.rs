@@ -289,6 +289,13 @@ async fn tunnel(
                     tunnel.take_over(&mut link, *takeover);
                     continue;
                 }
+                Order::Refused => {
+                    if tunnel.connection.is_some() {
+                        continue;
+                    }
+                    let text = "its session waited for its client, which the connection filter refuses now";
+                    return tunnel.part(link, inbox, Some(Error::new(ErrorKind::PolicyDenied, text))).await;
+                }
                 Order::GiveWay(done) => {
                     if tunnel.connection.is_some() || !link.is_empty() {
                         continue;
