@@ -106,6 +106,32 @@ def test_fields_have_the_names_that_were_typed(tmp_path: Path) -> None:
     assert wrong(Service, port=1, public_host="\ud800").field == "public_host"
 
 
+def test_a_path_that_no_unix_socket_can_have() -> None:
+    for most, path in ((True, f"/{'x' * 106}"), (False, f"/{'x' * 107}"), (False, f"/{'ü' * 54}")):
+        if most:
+            assert Service(path=Path(path)).address == f"unix:{path}"
+            TunnelClient("h", 9000, local_service_path=path)
+            continue
+        assert wrong(Service, path=path).field == "path"
+        assert wrong(TunnelClient, "h", 9000, local_service_path=path).field == "local_service_path"
+        error = wrong(ClientConfig, server="h:1", service=f"unix:{path}")
+        assert (error.field, error.reason) == ("service", "out_of_range")
+
+
+async def test_services_whose_names_do_not_fit_a_hello(leak_check: None) -> None:
+    # Each quotation mark is two bytes of JSON.
+    for sign, fits in (("n", True), ('"', False)):
+        services = [Service(port=1, name=f"{sign * 125}{number}") for number in range(256)]
+        tunnel = TunnelClient("127.0.0.1", 9, services=services)
+        if fits:
+            await tunnel.start()
+            await tunnel.stop()
+            continue
+        with pytest.raises(ConfigError, match="shorter names") as caught:
+            await tunnel.start()
+        assert (caught.value.field, caught.value.reason) == ("services", "out_of_range")
+
+
 async def test_a_token_that_cannot_be_read(tmp_path: Path, leak_check: None) -> None:
     token = tmp_path / "token"
     assert wrong(ServerConfig(token_file=token).server).field == "token_file"

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use sapper_proto::proxy_protocol::Version;
 use sapper_proto::tunnel::backoff::Backoff;
+use sapper_proto::tunnel::frame::Hello;
 use sapper_proto::tunnel::mux::{Config, Mux};
 use sapper_proto::tunnel::w3p::{ClientHandshake, Refusal, Retry};
 use sapper_proto::tunnel::words::{
-    LONGEST_LEASE, LONGEST_NAME, MOST_SERVICES, ServerWords, is_lease, is_name,
+    ClientWords, LONGEST_LEASE, LONGEST_NAME, MOST_SERVICES, ServerWords, is_lease, is_name,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
@@ -29,7 +30,7 @@ use super::live::Live;
 use super::notice::{Notice, ServiceInfo, Teller};
 use super::rest::Rests;
 use super::served::{Served, ServiceStats};
-use super::service::{Exposed, Target};
+use super::service::{Exposed, ORIGIN, Target};
 use super::stopping::Stopping;
 use super::{Common, TunnelStats, VisitorStats, entropy, random};
 use crate::bridge::{ControlMailbox, Event, Reply, Value};
@@ -39,6 +40,8 @@ use crate::tls::{Role, SharedTlsConfig};
 
 /// As the original: a peer that is gone without a word is found out.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Bytes of what tells this process from others.
+const INSTANCE: usize = 16;
 /// Behind a tunnel that stood for so long the pauses begin anew. An attempt that only took long is a failure.
 const WORKED: Duration = Duration::from_secs(1);
 
@@ -90,10 +93,29 @@ impl ClientOptions {
             let text = format!("{name:?} is longer than {LONGEST_NAME} bytes, or not printable");
             return Err(Error::config("services", text));
         }
+        self.fits_hello()?;
         self.limits.check("limits")?;
         self.services.iter().try_for_each(|exposed| exposed.limits.check("services"))?;
         if self.max_streams == 0 {
             return Err(Error::config("max_streams", "must be at least 1"));
+        }
+        Ok(())
+    }
+
+    /// What does not would be cut off, and not be understood.
+    fn fits_hello(&self) -> Result<()> {
+        let words = ClientWords {
+            instance: "0".repeat(2 * INSTANCE),
+            origin: "0".repeat(ORIGIN),
+            lease: self.lease.clone(),
+            services: self.services.iter().map(|exposed| exposed.asked.clone()).collect(),
+        };
+        let (length, most) = (words.encode().len(), Hello::LONGEST_APPLICATION);
+        if length > most {
+            let text = format!(
+                "what the server is told of them has {length} bytes, maximum is {most}: expose fewer, or call them by shorter names"
+            );
+            return Err(Error::config("services", text).with_reason("out_of_range"));
         }
         Ok(())
     }
@@ -260,7 +282,7 @@ async fn run(shared: Arc<Shared>) {
 }
 
 async fn work(shared: &Shared, rests: &mut Rests) -> Result<()> {
-    let instance: [u8; 16] = random()?;
+    let instance: [u8; INSTANCE] = random()?;
     let instance: String = instance.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut backoff = Backoff::new(Duration::ZERO, Duration::ZERO);
     let mut pauses = None;

@@ -50,6 +50,8 @@ pub(super) struct Origin {
 
 /// Clients with the same services on one machine, beyond which the next has no origin.
 const COPIES: u32 = 64;
+/// The longest word of an origin: a hash in hexadecimal digits, and the number of a copy.
+pub(super) const ORIGIN: usize = 64 + "-63".len();
 
 impl Origin {
     pub(super) fn of(exposed: &[Exposed]) -> Self {
