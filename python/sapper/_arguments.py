@@ -17,6 +17,7 @@ from sapper._mistakes import config_error, shown
 from sapper.errors import ConfigError
 
 __all__ = [
+    "MAX_UNIX_NAME",
     "callback",
     "data",
     "file_path",
@@ -25,10 +26,14 @@ __all__ = [
     "named",
     "said_path",
     "seconds",
+    "socket_path",
     "text",
     "whole",
     "wrong_type",
 ]
+
+#: Bytes of a Unix socket's name that the system takes.
+MAX_UNIX_NAME = 107
 
 
 #: Characters of a whole host name, and of each of its parts.
@@ -139,6 +144,16 @@ def file_path(value: object, name: str) -> Path:
     if not path:
         raise config_error(name, "must not be empty")
     return said_path(Path(path), name)
+
+
+def socket_path(value: object, name: str) -> Path:
+    """A Unix socket's path: the system takes short ones only."""
+    path = file_path(value, name)
+    if (length := len(os.fsencode(path))) > MAX_UNIX_NAME:
+        raise config_error(
+            name, f"a Unix socket's name has 1 to {MAX_UNIX_NAME} bytes, not {length}", "out_of_range"
+        )
+    return path
 
 
 def said_path(path: Path, name: str | None) -> Path:

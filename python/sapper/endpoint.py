@@ -68,8 +68,6 @@ _MAX_INTERFACE_NAME = 15
 #: What IPv4 asks of every link (RFC 791).
 _SMALLEST_MTU = 68
 _LARGEST_DESCRIPTOR = 2**31 - 1
-#: Bytes of a Unix socket's name that the system takes.
-_MAX_UNIX_NAME = 107
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,9 +349,11 @@ def _check_path(value: object, name: str) -> bytes:
 def _check_socket_name(value: object, name: str = "path") -> None:
     """A Unix socket's name is short; an abstract one begins after its @."""
     length = len(_check_path(value, name).removeprefix(b"@"))
-    if not 0 < length <= _MAX_UNIX_NAME:
+    if not 0 < length <= _arguments.MAX_UNIX_NAME:
         raise config_error(
-            name, f"a Unix socket's name has 1 to {_MAX_UNIX_NAME} bytes, not {length}", "out_of_range"
+            name,
+            f"a Unix socket's name has 1 to {_arguments.MAX_UNIX_NAME} bytes, not {length}",
+            "out_of_range",
         )
 
 

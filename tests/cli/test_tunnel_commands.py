@@ -467,6 +467,18 @@ def test_people_hear_of_errors_too(web: int, tmp_path: Path) -> None:
             assert "error: lease_file: " in told
 
 
+def test_services_without_names_are_told_alike(web: int, tmp_path: Path) -> None:
+    serve = ("tunnel", "serve", "--port", "0", "--host", "127.0.0.1", "--state", str(tmp_path), "--json")
+    with started(*serve) as server:
+        port = event(server.stdout, "main-server-start")["port"]
+        token = (tmp_path / "tunnel-token").read_text().strip()
+        expose = ("expose", str(web), f"localhost:{web}", "--to", f"127.0.0.1:{port}", "--no-qr")
+        with started(*expose, SAPPER_TUNNEL_TOKEN=token) as client:
+            assert client.stderr is not None
+            said = [client.stderr.readline().partition(": exposed at http://127.0.0.1:")[0] for _ in range(2)]
+            assert said == [str(web), f"localhost:{web}"]
+
+
 def test_a_default_in_a_file_is_as_if_it_were_not_there(web: int, tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text('[tunnel]\nport = 0\nhost = "127.0.0.1"\ndanger_allow_anonymous = false\n')

@@ -32,6 +32,8 @@ def started(*arguments: str, **environment: str) -> AbstractContextManager[subpr
         (("expose", "3000", "--to", "nowhere"), "to"),
         (("expose", "x", "--to", "host:1"), "SERVICE"),
         (("expose", "1@9-8", "--to", "host:1"), "SERVICE"),
+        (("expose", f"unix:{'x' * 108}", "--to", "h:1"), "SERVICE: a Unix socket's name has 1 to 107 bytes"),
+        (("expose", f"a=unix:{'x' * 108}", "--to", "h:1"), "SERVICE: a Unix socket's name has 1 to 107"),
         (("expose", "a=1", "a=2", "--to", "host:1"), "SERVICE"),
         (("tunnel", "serve", "--ask-ports", "x"), "ask-ports"),
         (("tunnel", "serve", "--port", "0", "--ask-host", "x"), "--ask-host"),

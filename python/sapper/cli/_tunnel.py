@@ -62,8 +62,14 @@ class Told:
         text = f"not reloaded, what was there stays in use: {error}" if error else "reloaded"
         self.note("reload", text, error=error_values(error) if error is not None else None)
 
-    def event(self, event: events.TunnelEvent, name: str = "") -> None:
-        """Something happened to a tunnel; ``name`` is that of one of several clients."""
+    def event(self, event: events.TunnelEvent, name: str = "", first: str = "") -> None:
+        """Something happened to a tunnel.
+
+        Args:
+            event: What.
+            name: That of one of several clients.
+            first: What is told for the name of a first service that has none, where there are others.
+        """
         urls = self._urls(event) if isinstance(event, events.AuthenticationAcknowledged) else ()
         if self.as_json:
             values = {"event": event.name, **({"tunnel": name} if name else {}), **_values(event)}
@@ -72,7 +78,8 @@ class Told:
             tell_json(values)
         elif urls:
             for service, url in urls:
-                whose = "".join(f"{one}: " for one in (name, service) if one)
+                called = service or (first if len(urls) > 1 else "")
+                whose = "".join(f"{one}: " for one in (name, called) if one)
                 say(f"{whose}exposed at {url}")
                 if self._qr:
                     say(_blocks(_matrix(url)))
@@ -172,7 +179,8 @@ async def run_clients(
     def hear(name: str, event: events.TunnelEvent) -> None:
         # What ends the only one is told at the end, with what to do about it.
         if name or told.as_json or not isinstance(event, events.GenericError):
-            told.event(event, name)
+            running = fleet.clients.get(name)
+            told.event(event, name, running._first() if running else "")
 
     fleet = Fleet(configs, hear, drain=drain)
 

@@ -8,7 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
-from sapper._arguments import file_path, flag, host_name, named, seconds, text, whole, wrong_type
+from sapper._arguments import flag, host_name, named, seconds, socket_path, text, whole, wrong_type
 from sapper._loop import running_post
 from sapper._mistakes import config_error, shown, unused
 from sapper._own_thread import in_own_thread
@@ -102,7 +102,14 @@ class TunnelClient(TunnelObject):
     @property
     def server(self) -> str:
         """The server's address: ``"tunnel.example:9000"``."""
-        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        return _joined(self._host, self._port)
+
+    def _first(self) -> str:
+        """Where its first service is, as the command line says it."""
+        one = self._services[0]
+        if one["path"] is not None:
+            return f"unix:{one['path']}"
+        return str(one["port"]) if one["host"] is None else _joined(one["host"], one["port"])
 
     @property
     def assigned_port(self) -> int | None:
@@ -287,6 +294,10 @@ class TunnelClient(TunnelObject):
         return kind(way)
 
 
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _exposed(
     port: int | None, host: str | None, path: str | PathLike[str] | None, services: Iterable[Service] | None
 ) -> list[_native.TunnelServiceDict]:
@@ -298,7 +309,7 @@ def _exposed(
         service = one_service(
             None if host is None else host_name(host, "local_service_host"),
             None if port is None else whole(port, "local_service_port", 1, 65_535),
-            None if path is None else str(file_path(path, "local_service_path")),
+            None if path is None else str(socket_path(path, "local_service_path")),
         )
         return [service]
     for name, value in (

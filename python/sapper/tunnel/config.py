@@ -27,7 +27,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, Strict, model_validator
 
-from sapper._arguments import host_name, whole
+from sapper._arguments import host_name, socket_path, whole
 from sapper._files import read_whole
 from sapper._mistakes import again
 from sapper._options import Options, config_error
@@ -65,6 +65,8 @@ def _as_service(value: object) -> object:
         return value
     if value == "unix:":
         raise config_error(None, "unix: needs a path")
+    if isinstance(value, str) and value.startswith("unix:"):
+        socket_path(value.removeprefix("unix:"), "")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise config_error(None, 'must be a port, "host:3000" or "unix:/path"', "wrong_type")
     if isinstance(value, int) and not 1 <= value <= 65_535:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
 from sapper import _native
-from sapper._arguments import host_name, said_path, text, whole, wrong_type
+from sapper._arguments import host_name, said_path, socket_path, text, whole, wrong_type
 from sapper._mistakes import shown, unused
 from sapper._options import Options, config_error
 from sapper.endpoint import split_address
@@ -37,6 +37,10 @@ def _is_text(said: str) -> str:
 
 def _is_path(path: Path) -> Path:
     return said_path(path, "")
+
+
+def _is_socket(path: Path) -> Path:
+    return socket_path(path, "")
 
 
 def _is_address(said: str) -> str:
@@ -102,6 +106,7 @@ def _is_ranges(given: object) -> object:
 
 _Text = Annotated[str, AfterValidator(_is_text)]
 _Path = Annotated[Path, AfterValidator(_is_path)]
+_Socket = Annotated[Path, AfterValidator(_is_socket)]
 _Address = Annotated[str, AfterValidator(_is_address)]
 _Host = Annotated[str, BeforeValidator(_is_host)]
 _Ports = Annotated[int | tuple[int, int] | None, PlainValidator(_ports)]
@@ -181,7 +186,7 @@ class Service(Options):
     """The service's port, on 127.0.0.1 or ::1, whichever listens; or at ``host``."""
     host: _Host | None = None
     """The service's host, where it is not this machine."""
-    path: Annotated[_Path | None, BeforeValidator(_is_said)] = None
+    path: Annotated[_Socket | None, BeforeValidator(_is_said)] = None
     """A Unix socket instead of a port."""
     name: Annotated[str, _at_most(128), AfterValidator(_is_printable)] | None = None
     """What the server calls it, and whose public port it gets again. Without one the first service of a
