@@ -81,7 +81,8 @@ async def _let_go() -> None:
     collected, in the middle of another test.
     """
     for transport in list(getattr(asyncio.get_running_loop(), "_transports", {}).values()):
-        transport.abort()
+        if transport.get_extra_info("socket").fileno() >= 0:
+            transport.abort()
     await asyncio.sleep(0)
 
 

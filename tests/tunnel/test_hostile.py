@@ -337,11 +337,14 @@ async def test_four_hundred_that_take_nothing_stop_nobody(leak_check: None, read
             public = exposed.assigned_port or 0
             here, there = await visit(public)
             taken = []
-            for _ in range(400):
-                one = socket.create_connection(("127.0.0.1", public))
-                one.setblocking(False)
-                one.send(b"g" if reading == "visitors" else b"t")
-                taken.append(one)
+            while len(taken) < 400:
+                for _ in range(50):
+                    one = socket.create_connection(("127.0.0.1", public))
+                    one.setblocking(False)
+                    one.send(b"g" if reading == "visitors" else b"t")
+                    taken.append(one)
+                # Not more at a time than the service's queue has room for.
+                await until(lambda: service.connections > len(taken), "those who come")
             if reading == "service":
                 for one in taken:
                     with suppress(BlockingIOError):
