@@ -336,7 +336,7 @@ async def test_four_hundred_that_take_nothing_stop_nobody(leak_check: None, read
         async with client(ours.port or 0, service.port) as exposed:
             public = exposed.assigned_port or 0
             here, there = await visit(public)
-            taken = []
+            taken: list[socket.socket] = []
             while len(taken) < 400:
                 for _ in range(50):
                     one = socket.create_connection(("127.0.0.1", public))

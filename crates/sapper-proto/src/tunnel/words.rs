@@ -340,7 +340,7 @@ mod tests {
 
     fn any_asked() -> impl Strategy<Value = Asked> {
         let ports = proptest::option::of((1u16.., 0u16..99));
-        ("[^\\p{C}]{0,20}", ports, any::<Option<IpAddr>>()).prop_map(|(name, ports, host)| {
+        ("[^\\p{C}\\p{Zl}\\p{Zp}]{0,20}", ports, any::<Option<IpAddr>>()).prop_map(|(name, ports, host)| {
             let ports = ports.map(|(first, more)| (first, first.saturating_add(more)));
             Asked { name, ports, host }
         })
