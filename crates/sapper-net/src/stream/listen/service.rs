@@ -5,6 +5,7 @@
 //! accepting waits, and the kernel keeps the rest. So a flood of connections that never get on costs a
 //! known amount.
 
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -189,25 +190,75 @@ async fn serve(
     *shared.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
         Some(Arc::clone(listener.stats()));
     events.listening(listener.local_addresses());
-    let full = Arc::new(Notify::new());
-    let asked = Arc::clone(&full);
+    let asked = Arc::new(AtomicBool::new(false));
+    let ask = Arc::clone(&asked);
     listener.when_full(move || {
-        asked.notify_one();
+        ask.store(true, Ordering::Relaxed);
         true
     });
     loop {
         let place = Arc::clone(&shared.pending).acquire_owned().await.expect("the semaphore is never closed");
         shared.waits.store(true, Ordering::Relaxed);
-        let mut accepting = pin!(listener.accept_socket());
-        let socket = loop {
-            tokio::select! {
-                biased;
-                // Before whoever comes next: a flood always has one.
-                () = full.notified() => events.full(),
-                socket = &mut accepting => break socket?,
-            }
-        };
+        let socket = accept(&mut listener, &asked, || events.full()).await?;
         shared.waits.store(false, Ordering::Relaxed);
         events.arrived(Arrival { socket, _pending: place });
+    }
+}
+
+/// The next connection; `full` hears while it waits for a place and `asked` says so.
+async fn accept(
+    listener: &mut Listener,
+    asked: &AtomicBool,
+    mut full: impl FnMut(),
+) -> Result<AcceptedSocket> {
+    let mut accepting = pin!(listener.accept_socket());
+    poll_fn(|cx| {
+        let polled = accepting.as_mut().poll(cx);
+        // Where a place became free in the same moment, nobody has to give way any more: told behind the newcomer, it
+        // would be the newcomer.
+        if asked.swap(false, Ordering::Relaxed) && polled.is_pending() {
+            full();
+        }
+        polled
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_gives_way_for_a_place_that_is_free() {
+        let options = ListenOptions { max_connections: 1, ..ListenOptions::default() };
+        let address = ListenAddress::Tcp { host: Some("127.0.0.1".to_owned()), port: 0 };
+        let mut listener =
+            Listener::bind(&address, &options, Instant::now() + Duration::from_secs(9)).await.unwrap();
+        let Address::Inet(local) = listener.local_addresses()[0].clone() else {
+            panic!("it is bound to one")
+        };
+        let _clients = [(); 2].map(|()| TcpStream::connect(local).unwrap());
+        let asked = Arc::new(AtomicBool::new(false));
+        let mut told = 0;
+        let first = accept(&mut listener, &asked, || told += 1).await.unwrap();
+        let (ask, leaves) = (Arc::clone(&asked), Mutex::new(Some(first)));
+        listener.when_full(move || {
+            ask.store(true, Ordering::Relaxed);
+            // In this very moment.
+            drop(leaves.lock().unwrap().take());
+            true
+        });
+        let second = accept(&mut listener, &asked, || told += 1).await.unwrap();
+        assert_eq!((told, asked.load(Ordering::Relaxed)), (0, false));
+        // It stays: whoever comes next has somebody give way.
+        let _third = TcpStream::connect(local).unwrap();
+        let mut told = 0;
+        let waiting =
+            tokio::time::timeout(Duration::from_millis(20), accept(&mut listener, &asked, || told += 1));
+        assert!(waiting.await.is_err());
+        assert!(told > 0);
+        drop(second);
     }
 }
