@@ -364,6 +364,20 @@ async def test_what_a_failed_call_had_prepared_is_given_back(any_loop: str, leak
     await server.wait_closed()
 
 
+async def test_one_descriptor_is_read_by_one_end(leak_check: None) -> None:
+    ours, near = socket.socketpair()
+    with ours, near:
+        number = ours.fileno()
+        for both in [(number, number), (number, ours), (f"fd:{number}", number), ((number, 1), (number, 2))]:
+            with pytest.raises(ConfigError, match=f"from descriptor {number}, as network is") as caught:
+                connect(*both)
+            assert (caught.value.field, caught.value.reason) == ("sink", "same")
+        # Both may write to one: what swallows all, for example.
+        with open("/dev/null", "r+b") as nowhere:
+            async with connect((number, nowhere), (near.fileno(), nowhere)):
+                pass
+
+
 async def test_what_becomes_ours_cannot_be_given_twice(leak_check: None) -> None:
     ours, near = socket.socketpair()
     with near, pytest.raises(ConfigError) as caught:

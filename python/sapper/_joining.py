@@ -25,9 +25,11 @@ P = TypeVar("P", bound="Pump")
 
 def take_both(first: object, first_name: str, second: object, second_name: str) -> tuple[Taken, Taken]:
     """Takes two endpoints, or none."""
-    for number in descriptors(second, second_name):
+    for number in (numbers := descriptors(second, second_name)):
         # The duplicate of the first would get a closed one's number, and be taken for the second.
         must_be_open(number, second_name)
+    if numbers and descriptors(first, first_name)[:1] == numbers[:1]:
+        raise config_error(second_name, f"is read from descriptor {numbers[0]}, as {first_name} is", "same")
     if (owned := becomes_ours(first)) is not None and owned is becomes_ours(second):
         raise config_error(second_name, f"is the same object as {first_name}: it can be taken once", "same")
     one = take(first, first_name)

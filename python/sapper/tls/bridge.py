@@ -452,7 +452,7 @@ def side(
     words = taken.tls
     if words is not None and words.alpn:
         if config.alpn:
-            raise config_error("alpn", "is given twice: in the endpoint and in the credentials")
+            raise config_error("alpn", "is given twice: in the endpoint and beside it")
         config = config.offering(words.alpn)
     is_server = server_side or isinstance(words, endpoint.TlsListen)
     if server_side and isinstance(words, endpoint.Tls):

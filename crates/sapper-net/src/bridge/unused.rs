@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use sapper_proto::framing::Framing;
-use sapper_proto::framing::superframe;
 
 use super::open::Form;
 use super::{BridgeDirection, Deadlines, PacketOptions, SideOptions, SwapOptions};
@@ -50,9 +49,13 @@ impl Form {
                 None => Ok(()),
             };
         }
-        if self.framing == Some(Framing::Superframe) && said.max_packet < superframe::LEAST_MAX_PACKET {
-            let text =
-                format!("superframes carry packets of {} bytes at least", superframe::LEAST_MAX_PACKET);
+        let least = |framing: &Framing| framing.shortest_packet() > said.max_packet;
+        // Zero has its own words, the same as where there is no framing.
+        if let Some(framing) = self.framing.filter(least)
+            && said.max_packet > 0
+        {
+            let (name, shortest) = (framing.name(), framing.shortest_packet());
+            let text = format!("packets in the framing {name:?} have {shortest} bytes at least");
             return Err(Error::config("max_packet", text).with_reason("out_of_range"));
         }
         let (network_is_stream, sink_is_stream) = (!transport.endpoint.is_port(), !sink.endpoint.is_port());

@@ -93,6 +93,16 @@ impl Framing {
         }
     }
 
+    /// The shortest packet that there is in the framing: what is bound to less carries none.
+    pub const fn shortest_packet(self) -> usize {
+        match self {
+            Self::Ip { v4: true, .. } => ip::IPV4_HEADER,
+            Self::Ip { .. } => ip::IPV6_HEADER,
+            Self::U16 | Self::U32 => 1,
+            Self::Superframe => superframe::LEAST_MAX_PACKET,
+        }
+    }
+
     /// Whether packets travel whole with their GSO state and partial checksums.
     pub const fn carries_gso(self) -> bool {
         matches!(self, Self::Superframe)
