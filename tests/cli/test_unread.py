@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -193,33 +194,30 @@ def test_a_table_on_a_held_terminal_holds_up_nothing(tmp_path: Path) -> None:
             os.close(slave)
 
 
-@pytest.mark.parametrize("words", [("version",), ("version", "--json"), ("--help",)], ids=" ".join)
+ANSWERS = pytest.mark.parametrize("words", [("version",), ("version", "--json"), ("--help",)], ids=" ".join)
+
+
+def answer(words: tuple[str, ...], stdout: IO[str] | int) -> subprocess.CompletedProcess[str]:
+    """What a command does that has only to answer."""
+    command = [sys.executable, "-m", "sapper.cli", *words]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@ANSWERS
 def test_an_answer_that_cannot_be_written_is_an_error(words: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "sapper.cli", *words],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = answer(words, full)
     assert done.returncode == 4, done
     assert "standard output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [("version",), ("version", "--json"), ("--help",)], ids=" ".join)
+@ANSWERS
 def test_an_answer_whose_reader_has_left_is_no_defect(words: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "sapper.cli", *words],
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        done = answer(words, writing)
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
