@@ -368,7 +368,13 @@ async def test_one_descriptor_is_read_by_one_end(leak_check: None) -> None:
     ours, near = socket.socketpair()
     with ours, near:
         number = ours.fileno()
-        for both in [(number, number), (number, ours), (f"fd:{number}", number), ((number, 1), (number, 2))]:
+        twice: list[tuple[Any, Any]] = [
+            (number, number),
+            (number, ours),
+            (f"fd:{number}", number),
+            ((number, 1), (number, 2)),
+        ]
+        for both in twice:
             with pytest.raises(ConfigError, match=f"from descriptor {number}, as network is") as caught:
                 connect(*both)
             assert (caught.value.field, caught.value.reason) == ("sink", "same")

@@ -263,8 +263,7 @@ def test_a_tap_whose_file_cannot_be_made(tmp_path: Path) -> None:
         assert caught.value.field == "tap"
     _must_refuse("max_packet", tap={"path": tmp_path / "tap"}, framing="u16", sink="counter:", max_packet=0)
     for framing, least in [("ip", 20), ("ipv4", 20), ("ipv6", 40), ("superframe", 1280)]:
-        said = {"framing": framing, "sink": "counter:", "max_packet": least - 1}
-        refused = _must_refuse("max_packet", **said)
+        refused = _must_refuse("max_packet", framing=framing, sink="counter:", max_packet=least - 1)
         assert f'"{framing}" have {least} bytes at least' in str(refused)
     assert not (tmp_path / "tap").exists(), "another mistake leaves no file"
 
