@@ -277,6 +277,7 @@ class Pump:
         Raises:
             ConfigError: ``sink`` is no endpoint, or an option has no use with it (nothing was taken).
             NotStartedError: Payload does not flow yet.
+            ClosedError: The pump is closed, or ended before the new sink was open.
             ConnectDeadline: The peer of a writer did not take what was written before; the old sink stays
                 in use, the writer is aborted.
             ResourceError, TransportError: It cannot be opened; the old one stays in use.

@@ -12,6 +12,7 @@ import pytest
 
 from sapper.errors import (
     ApiMisuseError,
+    ClosedError,
     ConfigError,
     NotStartedError,
     ResourceError,
@@ -51,6 +52,32 @@ async def test_swap_sink_loses_nothing(leak_check: None) -> None:
             with pytest.raises(ConfigError) as caught:
                 await two.server.swap_sink(object())  # type: ignore[arg-type]
             assert caught.value.field == "sink"
+
+
+@pytest.mark.parametrize("ends_by", ["stop", "drain", "abort", "aclose", "peer", "error"])
+async def test_a_swap_ends_with_the_bridge(ends_by: str, tmp_path: Path, leak_check: None) -> None:
+    listening = tmp_path / "sink"
+    async with running(pair()) as two, asyncio.timeout(20):
+        swapping = asyncio.create_task(two.client.swap_sink(f"unix-listen:{listening}"))
+        while not listening.exists():
+            await asyncio.sleep(0.001)
+        match ends_by:
+            case "stop":
+                two.client.stop()
+            case "drain":
+                two.client.stop(1.0)
+            case "abort":
+                two.client.abort()
+            case "aclose":
+                await two.client.aclose()
+            case "peer":
+                two.client_end.close()
+                two.server_end.close()
+            case _:
+                two.server.abort()
+        with pytest.raises(ClosedError):
+            await swapping
+        assert not listening.exists(), "nobody is waited for any more"
 
 
 async def test_exporter_and_key_update(leak_check: None) -> None:

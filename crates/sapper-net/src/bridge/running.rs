@@ -17,14 +17,38 @@ use crate::pump::{IdleClock, Pump, PumpMode, Sink};
 /// A drain has heard of all that waits when nothing came for this long.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// A sink that is being opened.
-pub(super) type Opening = Pin<Box<dyn Future<Output = Result<Sink>> + Send>>;
+/// A sink that is being opened, and who waits for it: one that is dropped before answers too.
+pub(super) struct Swap {
+    opening: Pin<Box<dyn Future<Output = Result<Sink>> + Send>>,
+    reply: Option<Reply>,
+}
+
+impl Swap {
+    pub(super) fn new(opening: impl Future<Output = Result<Sink>> + Send + 'static, reply: Reply) -> Self {
+        Self { opening: Box::pin(opening), reply: Some(reply) }
+    }
+
+    fn answer(mut self, outcome: Result<()>) {
+        if let Some(reply) = self.reply.take() {
+            reply.send(outcome.map(|()| Value::Unit));
+        }
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            let text = "the bridge ended before another sink was open";
+            reply.send(Err(Error::new(ErrorKind::Closed, text)));
+        }
+    }
+}
 
 /// What belongs to the running state only: clocks, and a sink that is being opened.
 pub(super) struct Running {
     pub(super) clock: IdleClock,
     drain: Option<Drain>,
-    pub(super) swap: Option<(Opening, Reply)>,
+    pub(super) swap: Option<Swap>,
 }
 
 /// An orderly stop under way.
@@ -83,11 +107,11 @@ impl Running {
     }
 
     pub(super) fn poll_swap(&mut self, cx: &mut Context<'_>, pump: &mut Pump) {
-        let Some((opening, _)) = &mut self.swap else { return };
-        if let Poll::Ready(sink) = opening.as_mut().poll(cx)
-            && let Some((_, reply)) = self.swap.take()
+        let Some(swap) = &mut self.swap else { return };
+        if let Poll::Ready(sink) = swap.opening.as_mut().poll(cx)
+            && let Some(swap) = self.swap.take()
         {
-            reply.send(sink.and_then(|sink| pump.swap_sink(sink)).map(|()| Value::Unit));
+            swap.answer(sink.and_then(|sink| pump.swap_sink(sink)));
         }
     }
 }

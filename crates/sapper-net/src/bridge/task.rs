@@ -19,7 +19,7 @@ use tokio::time::{sleep_until, timeout};
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
 use super::resting::Resting;
-use super::running::{Running, end_of_drain, linger};
+use super::running::{Running, Swap, end_of_drain, linger};
 use super::state::{BridgeState, Shared};
 use super::unused::unused;
 use super::{BridgeDirection, CdTunnelRole, Handshakes, facts, goodbye};
@@ -427,6 +427,7 @@ impl Task {
             }
             running.clock.moved();
         };
+        drop(running.swap.take()); // nobody else takes over any more
         if let Ends::Streams(network, _) = pump.ends()
             && let Some(tls) = network.tls_mut()
         {
@@ -498,7 +499,7 @@ impl Task {
                 let mut deadlines = self.prepared.deadlines.clone();
                 deadlines.accept = swap.accept.or(deadlines.accept);
                 let opening = open::open_replacement(spec, form, self.carries_packets, deadlines);
-                running.swap = Some((Box::pin(opening), reply));
+                running.swap = Some(Swap::new(opening, reply));
             }
             Command::SetTap(tap, reply) => {
                 let set = match tap {
