@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from sapper.errors import RemoteProtocolError, SapperError
 from sapper.testing import throwaway_certificates
-from sapper.tls import Credentials, TlsConfig
+from sapper.tls import Credentials, TlsConfig, create_bridge
+from support import traffic
 from support.bridges import PSK, Pair, Wire, pair, receive, running, send
 
 UNEXPECTED_MESSAGE, BAD_RECORD_MAC = 10, 20
@@ -151,3 +153,51 @@ async def test_two_of_one_direction_each_fit_together(leak_check: None) -> None:
         two.client_end.shutdown(socket.SHUT_WR)
         assert await receive(two.server_end, 1) == b""
         assert await ended(two) is None
+
+
+@pytest.mark.parametrize("others", ["duplex", "the mirror"])
+@pytest.mark.parametrize("direction", ["encrypt-only", "decrypt-only"])
+async def test_superframes_go_one_way(
+    direction: str, others: str, credentials: dict[str, Any], leak_check: None
+) -> None:
+    """Both ends say hello, whichever way packets go."""
+    there = traffic.udp_packet("fd00::1", "fd00::2", b"there")
+    encrypts = direction == "encrypt-only"
+    mirror = "decrypt-only" if encrypts else "encrypt-only"
+    options = {**credentials, "framing": "superframe", "direction": direction}
+    options["server"] = {
+        **options.pop("server", {}),
+        "direction": mirror if others == "the mirror" else others,
+    }
+    async with running(pair(socket.SOCK_DGRAM, **options)) as two:
+        sender, receiver = two.client_end, two.server_end
+        if not encrypts:
+            sender, receiver = receiver, sender
+        await send(sender, there)
+        assert await receive(receiver, len(there)) == there
+        if others == "duplex" and encrypts:
+            await send(two.server_end, there)
+            error = await ended(two)
+            assert isinstance(error, RemoteProtocolError), error
+            assert (error.context.alert, error.context.alert_received) == (UNEXPECTED_MESSAGE, False)
+
+
+async def test_a_superframe_behind_the_hello_is_data(leak_check: None) -> None:
+    """Also where both come in one record."""
+    near, far = socket.socketpair()
+    raw, hand = socket.socketpair()
+    bridge = create_bridge(
+        socket=near, sink="counter:", credentials=PSK, framing="superframe", direction="encrypt-only"
+    )
+    peer = create_bridge(socket=far, sink=raw, credentials=PSK, server_side=True)
+    packet = traffic.udp_packet("10.0.0.1", "10.0.0.2", b"not wanted")
+    hello = b"SAPPERSF" + struct.pack(">BBHI", 1, 1, 0, 65_535)
+    with hand:
+        hand.sendall(hello + struct.pack(">I", 10 + len(packet)) + bytes(10) + packet)
+        await asyncio.gather(bridge.handshake(), peer.handshake())
+        peer.start()
+        bridge.start()
+        async with asyncio.timeout(20):
+            with pytest.raises(RemoteProtocolError, match="only encrypts"):
+                await bridge.wait_closed()
+        await asyncio.gather(peer.stop(), return_exceptions=True)

@@ -336,13 +336,6 @@ impl Task {
         let mut prepared = std::mem::replace(&mut self.prepared, Prepared::empty());
         let direction = prepared.form.direction;
         let (mut transport, sink) = (ends.transport, ends.sink);
-        if let Some(tls) = tls_of(&mut transport) {
-            tls.set_direction(match direction {
-                BridgeDirection::Duplex => StreamDirection::Duplex,
-                BridgeDirection::EncryptOnly => StreamDirection::EncryptOnly,
-                BridgeDirection::DecryptOnly => StreamDirection::DecryptOnly,
-            });
-        }
         let work = Box::pin(async {
             let greeted = async {
                 let sink = match sink {
@@ -368,6 +361,14 @@ impl Task {
                 return Err(end);
             }
         };
+        // Now: hellos are spoken both ways, whichever way payload flows.
+        if let Some(tls) = tls_of(&mut transport) {
+            tls.set_direction(match direction {
+                BridgeDirection::Duplex => StreamDirection::Duplex,
+                BridgeDirection::EncryptOnly => StreamDirection::EncryptOnly,
+                BridgeDirection::DecryptOnly => StreamDirection::DecryptOnly,
+            });
+        }
         let (mut ends, to_network, to_sink) = open::join(transport, greeted, self.prepared.form)?;
         facts::joined(&self.shared, &mut ends);
         let (encapsulate_stats, decapsulate_stats) = self.flow_stats();
