@@ -89,6 +89,8 @@ enum FlowPhase {
     SourceEnded,
     /// The destination was told.
     Ended,
+    /// The destination went before the source ended: over, unless another one comes.
+    Unwanted,
 }
 
 impl FlowControl {
@@ -107,11 +109,13 @@ impl FlowControl {
         self.turns
     }
 
-    /// The destination is another one, which has not heard of an end yet.
+    /// The destination is another one, which has not heard of an end yet, and may want what the old one did not.
     pub(super) fn destination_replaced(&mut self) {
-        if self.phase == FlowPhase::Ended && self.forward_eof {
-            self.phase = FlowPhase::SourceEnded;
-        }
+        self.phase = match self.phase {
+            FlowPhase::Ended if self.forward_eof => FlowPhase::SourceEnded,
+            FlowPhase::Unwanted => FlowPhase::Reading,
+            phase => phase,
+        };
     }
 }
 
@@ -166,7 +170,12 @@ pub(super) trait Flow {
             if !destination.is_wanted() {
                 // Whoever was to have it has gone, and meant to: that is an end of this direction alone.
                 self.forget();
-                return Ok(self.end());
+                let source_ended = self.source_ended();
+                self.end();
+                if !source_ended {
+                    self.control().phase = FlowPhase::Unwanted;
+                }
+                return Ok(FlowState::Ended);
             }
             if self.has_waiting() {
                 if !self.write(cx, destination, active)? {
@@ -226,10 +235,10 @@ pub(super) trait Flow {
     }
 
     fn ended(&mut self) -> bool {
-        self.control().phase == FlowPhase::Ended
+        matches!(self.control().phase, FlowPhase::Ended | FlowPhase::Unwanted)
     }
 
-    /// Whether the source has ended; what it sent may still be on its way.
+    /// Whether the source has ended, or nobody wants more of it; what it sent may still be on its way.
     fn source_ended(&mut self) -> bool {
         self.control().phase != FlowPhase::Reading
     }

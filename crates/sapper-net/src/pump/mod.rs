@@ -318,8 +318,8 @@ impl Pump {
         }
     }
 
-    /// Puts another sink in place; what the flows hold goes to it, and a direction that had ended
-    /// because of the old one runs again. The kinds must agree.
+    /// Puts another sink in place; what the flows hold goes to it, and what the old one did not want any more. An end of
+    /// the old one that the network has heard of stays: the new one is not read then. The kinds must agree.
     pub fn swap_sink(&mut self, sink: Sink) -> Result<()> {
         match (&mut self.ends, &mut self.flows, sink) {
             (Ends::Streams(_, old), Flows::Streams { encapsulate, decapsulate }, Sink::Stream(new)) => {

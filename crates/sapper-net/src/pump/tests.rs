@@ -1,4 +1,5 @@
-//! How much a pump moves in one turn. What it does with ends and errors is tested with its owners.
+//! How much a pump moves in one turn, and sinks that read no more. What else it does with ends and errors is tested with
+//! its owners.
 
 use std::sync::atomic::AtomicUsize;
 use std::task::{Wake, Waker};
@@ -51,4 +52,34 @@ async fn a_short_turn_moves_little_and_is_taken_up_again() {
     let moved = moved_by_turns(Turns::Short).await;
     assert!(moved.len() > 1 && moved.iter().all(|n| *n <= 2 * 64 * 1024), "{moved:?}");
     assert_eq!(moved.iter().sum::<u64>(), WAITING as u64);
+}
+
+#[tokio::test]
+async fn a_new_sink_gets_what_the_old_one_did_not_want() {
+    let (mut peer, network) = memory::pair(ROOM);
+    let (sink, gone) = memory::pair(ROOM);
+    drop(gone);
+    let options = || FlowOptions::new(Arc::default());
+    let mut pump = Pump::new(Ends::Streams(Box::new(network), Box::new(sink)), options(), options());
+    // Not read, the old one does not end its own direction, which would end the pump.
+    pump.set_paused(Direction::Encapsulate, true);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(pump.poll(&mut cx, PumpMode::Run).is_pending());
+
+    let (new, mut reader) = memory::pair(ROOM);
+    pump.swap_sink(Sink::Stream(Box::new(new))).unwrap();
+    ops::write_all(&mut peer, b"later").await.unwrap();
+    assert!(pump.poll(&mut cx, PumpMode::Run).is_pending());
+    let mut read = [0; 8];
+    assert_eq!(ops::read(&mut reader, &mut read).await.unwrap(), 5);
+    assert_eq!(&read[..5], b"later");
+
+    // The network's end is told to this sink, and to one that comes behind it.
+    ops::send_eof(&mut peer).await.unwrap();
+    let (next, mut next_reader) = memory::pair(ROOM);
+    assert!(pump.poll(&mut cx, PumpMode::Run).is_pending());
+    assert_eq!(ops::read(&mut reader, &mut read).await.unwrap(), 0);
+    pump.swap_sink(Sink::Stream(Box::new(next))).unwrap();
+    assert!(pump.poll(&mut cx, PumpMode::Run).is_pending());
+    assert_eq!(ops::read(&mut next_reader, &mut read).await.unwrap(), 0);
 }
