@@ -265,6 +265,8 @@ class Pump:
     ) -> None:
         """Opens another sink and goes on with it; no byte that was read is lost. The old one is closed.
 
+        Where an end of file at the old sink was passed on already, the new one is written to and not read.
+
         What a writer that is given has not sent yet goes out before the swap, within ``connect_timeout``.
 
         If cancelled, the swap still takes place when the new sink opens.

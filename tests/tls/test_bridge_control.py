@@ -54,6 +54,22 @@ async def test_swap_sink_loses_nothing(leak_check: None) -> None:
             assert caught.value.field == "sink"
 
 
+async def test_what_an_old_sink_ended_stays_ended(leak_check: None) -> None:
+    """close_notify cannot be taken back: the new sink is written to, and not read."""
+    async with running(pair()) as two, asyncio.timeout(20):
+        two.client_end.shutdown(socket.SHUT_WR)
+        assert await receive(two.server_end, 1) == b""
+        new, end = socket.socketpair()
+        with end:
+            await two.client.swap_sink(new)
+            await send(end, b"up")
+            await send(two.server_end, b"down")
+            assert await receive(end, 4) == b"down"
+            two.server_end.shutdown(socket.SHUT_WR)
+            await two.client.wait_closed()
+            assert two.client.stats().encapsulate.bytes == 0
+
+
 @pytest.mark.parametrize("ends_by", ["stop", "drain", "abort", "aclose", "peer", "error"])
 async def test_a_swap_ends_with_the_bridge(ends_by: str, tmp_path: Path, leak_check: None) -> None:
     listening = tmp_path / "sink"
