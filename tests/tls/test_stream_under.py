@@ -278,6 +278,40 @@ async def test_bytes_behind_the_goodbye_come_back(leak_check: None, certs: Certi
     assert await client.unused_data() == b"250 cleartext again\r\n"
 
 
+async def test_a_goodbye_that_finds_nobody_is_no_wait(leak_check: None, certs: Certificates) -> None:
+    """Both ends say theirs at once: the peer's TCP answers ours with a reset, and confirms nothing."""
+    listener = tls.listen(
+        ("127.0.0.1", 0),
+        credentials=Credentials.certificate(certs.server.cert, certs.server.key),
+        close_timeout=3600.0,
+    )
+    await listener
+
+    def leave() -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context(cafile=str(certs.ca.cert_path))
+        session = context.wrap_bio(incoming, outgoing, server_hostname=certs.name)
+        with socket.create_connection(("127.0.0.1", listener.port)) as near:
+            while True:
+                try:
+                    session.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    near.sendall(outgoing.read())
+                    incoming.write(near.recv(65_536))
+            with suppress(ssl.SSLWantReadError):
+                session.unwrap()
+            near.sendall(outgoing.read())
+
+    leaving = asyncio.create_task(asyncio.to_thread(leave))
+    server = await anext(aiter(listener))
+    await leaving
+    async with asyncio.timeout(20):
+        assert await server.read() == b""
+        await server.aclose()
+    await listener.aclose()
+
+
 # -- memory pairs by themselves ----------------------------------------------------------------------
 
 

@@ -89,12 +89,31 @@ impl Descriptor {
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Bytes of a TCP connection's sending direction that the peer has not acknowledged.
+    /// Bytes of a TCP connection's sending direction that the peer has not acknowledged and still may.
     pub(super) fn unconfirmed(&self) -> usize {
+        // The system goes on counting what a reset has left unacknowledged.
+        if self.is_over() {
+            return 0;
+        }
         let mut bytes: libc::c_int = 0;
         // SAFETY: SIOCOUTQ (the same number as TIOCOUTQ) writes one int, which lives through the call.
         let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
         if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+    }
+
+    /// Whether nothing is sent or received any more: a TCP connection was reset, or has ended both ways.
+    fn is_over(&self) -> bool {
+        /// `TCP_CLOSE` of Linux.
+        const CLOSE: u8 = 7;
+        // SAFETY: all-zero bytes are a valid `tcp_info`.
+        let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+        let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+        // SAFETY: the system writes at most `len` bytes, all of them in `info`, which lives through the call.
+        let result = unsafe {
+            libc::getsockopt(self.as_raw_fd(), level, option, (&raw mut info).cast(), &raw mut len)
+        };
+        result == 0 && info.tcpi_state == CLOSE
     }
 
     /// Breaks a TCP connection off, also where a caller's duplicate keeps the socket open.

@@ -427,3 +427,20 @@ async fn a_connection_that_was_ended_keeps_what_is_queued() {
         assert_eq!(got.len(), queued);
     }
 }
+
+#[tokio::test]
+async fn after_a_reset_nothing_waits_to_be_confirmed() {
+    let (mut stream, other) = resetting();
+    // It is gone, and bytes for it are answered with a reset.
+    drop(other);
+    assert_eq!(read(&mut stream, &mut [0; 4]).await.unwrap(), 0);
+    write_all(&mut stream, b"too late").await.unwrap();
+    let heard = async {
+        while stream.unconfirmed() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), heard).await.expect("a reset is the end of it");
+    let lost = std::future::poll_fn(|cx| stream.poll_write(cx, &[IoSlice::new(b"more")])).await;
+    assert_eq!(lost.unwrap_err().kind(), ErrorKind::ConnectionLost);
+}
