@@ -473,7 +473,8 @@ class Pump:
             raise
 
     def _told(self, error: SapperError) -> None:
-        if isinstance(error, ClosedError) or not isinstance(error, ApiMisuseError):
+        # That it is closed already, or cannot be asked for this now, is not what ended it.
+        if not isinstance(error, ApiMisuseError):
             self._life.told(error)
 
     def _told_sync(self, operation: Operation) -> Any:

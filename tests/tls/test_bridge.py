@@ -23,6 +23,7 @@ from sapper.errors import (
     BusyError,
     CertificateError,
     ClosedError,
+    ConnectionLost,
     CredentialsRejected,
     HandshakeDeadline,
     IdleDeadline,
@@ -218,6 +219,29 @@ async def test_cancelling_the_handshake_stops_the_bridge(any_loop: str, leak_che
         assert bridge.state == "closed"
         with pytest.raises(ClosedError):
             await bridge.handshake()
+
+
+@pytest.mark.parametrize("name", ["handshake", "open", "channel_binding", "cdtunnel_handshake"])
+async def test_a_call_that_comes_too_late_does_not_hide_what_ended_the_bridge(
+    name: str, leak_check: None
+) -> None:
+    ended: list[SapperError | None] = []
+    for orderly in (True, False):
+        async with running(pair()) as two:
+            events = two.client.events()
+            if orderly:
+                await two.client.aclose()
+            else:
+                two.server.abort()
+            async with asyncio.timeout(20):
+                ended += [event.error async for event in events if isinstance(event, Closed)]
+            with pytest.raises(ClosedError):
+                await getattr(two.client, name)()
+            assert two.client.error is ended[-1]
+            if not orderly:  # nobody has heard it yet
+                with pytest.raises(ConnectionLost):
+                    await two.client.wait_closed()
+    assert [type(one) for one in ended] == [type(None), ConnectionLost]
 
 
 async def test_cancelling_wait_closed_ends_only_the_waiting(any_loop: str) -> None:
