@@ -20,8 +20,9 @@ from sapper.errors import (
 )
 from sapper.pump import PumpOptions, TapOptions
 from sapper.testing import Load
+from sapper.tls import TlsConfig
 from support import traffic
-from support.bridges import pair, receive, running, send
+from support.bridges import PSK, pair, receive, running, send
 
 
 async def test_pause_and_resume(leak_check: None) -> None:
@@ -119,11 +120,32 @@ async def test_exporter_and_key_update(leak_check: None) -> None:
         assert "packet" not in two.client.stats().facts["offload.ktls"]  # this bridge carries bytes
 
 
+async def test_who_gives_up_a_channel_binding_leaves_the_bridge_alone(leak_check: None) -> None:
+    async with running(pair()) as two:
+        asking = asyncio.ensure_future(two.client.channel_binding())
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await two.client.channel_binding() == await two.server.channel_binding()
+        await send(two.client_end, b"goes on")
+        assert await receive(two.server_end, 7) == b"goes on"
+
+
+async def test_the_channel_binding_of_tls_1_2_is_not_defined(leak_check: None) -> None:
+    options = TlsConfig(credentials=PSK, max_version="TLSv1.2")
+    async with running(pair(credentials=options)) as two:
+        with pytest.raises(ApiMisuseError, match=r"needs TLS 1\.3"):
+            await two.client.channel_binding()
+
+
 async def test_what_needs_a_handshake_says_so(leak_check: None) -> None:
     two = pair()
-    for call in (two.client.update_keys(), two.client.export_keying_material("x", 16)):
+    client = two.client
+    for call in (client.update_keys(), client.export_keying_material("x", 16), client.channel_binding()):
         with pytest.raises(NotStartedError):
             await call
+    assert client.state == "new"
     with pytest.raises(NotStartedError):
         await two.client.swap_sink("null:")
     with pytest.raises(ApiMisuseError, match="wait_closed"):

@@ -284,9 +284,12 @@ class Bridge(Pump):
             ApiMisuseError: This is TLS 1.2, for which it is not defined without further conditions.
             NotStartedError: The handshake is not done yet.
         """
-        if _agreed(await self._opened()).version != "TLSv1.3":
+        binding = await self.export_keying_material("EXPORTER-Channel-Binding", 32, b"")
+        # Hands are shaken, so that this only tells what was agreed. By way of handshake() a caller that
+        # gives up would stop the bridge.
+        if _agreed(await running_post().call(self._native.handshake)).version != "TLSv1.3":
             raise ApiMisuseError("the channel binding tls-exporter needs TLS 1.3")
-        return await self.export_keying_material("EXPORTER-Channel-Binding", 32, b"")
+        return binding
 
     async def update_keys(self) -> None:
         """New keys for our sending direction (TLS 1.3).
