@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from pathlib import Path
@@ -113,3 +114,36 @@ def psk(identity: str, version: str) -> tls.TlsConfig:
     return tls.TlsConfig(
         credentials=tls.Credentials.psk(identity=identity, key=KEY), min_version=version, max_version=version
     )
+
+
+async def test_a_session_of_another_hash_is_no_hindrance(certs: Certificates) -> None:
+    """OpenSSL's client leaves a session of another hash than our suite's out of its second hello."""
+    context = ssl.create_default_context(cafile=str(certs.ca.cert_path))
+
+    def visit(port: int, session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, str]:
+        near = socket.create_connection(("127.0.0.1", port))
+        with context.wrap_socket(near, server_hostname=certs.name, session=session) as peer:
+            peer.settimeout(20)
+            peer.sendall(b"x")
+            assert peer.recv(1) == b"x"
+            cipher = peer.cipher()
+            assert cipher is not None
+            kept = peer.session
+            peer.unwrap().close()
+            return kept, cipher[0]
+
+    async def echo_one(stream: tls.TlsStream) -> None:
+        stream.write(await stream.readexactly(1))
+        await stream.read()
+
+    session = None
+    # The second one asks for a group of which the client sends no share at first.
+    for options in ({"cipher_suites": ["TLS_AES_128_GCM_SHA256"]}, {"groups": ["secp384r1"]}):
+        config = tls.TlsConfig(
+            credentials=tls.Credentials.certificate(certs.server.cert, certs.server.key), **options
+        )
+        async with tls.listen(("127.0.0.1", 0), credentials=config) as listener:
+            serving = asyncio.create_task(listener.serve(echo_one))
+            session, suite = await asyncio.to_thread(visit, listener.port, session)
+            assert suite.endswith("SHA256")
+            serving.cancel()

@@ -19,6 +19,7 @@ const CLIENT_HELLO: u8 = 1;
 const LONGEST_RECORD: usize = 1 << 14;
 const EXTENSION_SERVER_NAME: u16 = 0;
 const EXTENSION_ALPN: u16 = 16;
+const EXTENSION_PRE_SHARED_KEY: u16 = 41;
 const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
 const EXTENSION_ECH: u16 = 0xfe0d;
 /// The longest name that DNS has.
@@ -36,6 +37,11 @@ pub struct ClientHello {
     /// The real hello is encrypted (ECH): the name above is the public one, of whoever can decrypt it.
     /// Clients also send this without meaning it.
     pub encrypted_hello: bool,
+    /// Its suites, the favourite first.
+    pub cipher_suites: Vec<u16>,
+    /// Where it offers to resume a session: the length of its first proof that it knows the key, which is
+    /// that of the session's hash.
+    pub binder: Option<usize>,
 }
 
 /// Why the first bytes are no hello.
@@ -169,16 +175,18 @@ fn parse(body: &[u8]) -> Result<ClientHello, ClientHelloError> {
     let version = reader.u16("client_version")?;
     reader.take(32, "random")?;
     reader.vector8("session_id")?;
-    reader.vector16("cipher_suites")?;
+    let suites = reader.vector16("cipher_suites")?;
     reader.vector8("compression_methods")?;
-    let mut hello = ClientHello { tls13: false, ..ClientHello::default() };
+    let cipher_suites =
+        suites.chunks_exact(2).map(|suite| u16::from_be_bytes([suite[0], suite[1]])).collect();
+    let mut hello = ClientHello { tls13: false, cipher_suites, ..ClientHello::default() };
     if reader.0.is_empty() {
         // TLS 1.2 without any extension.
         return Ok(hello);
     }
     let mut extensions = Reader(reader.vector16("extensions")?);
     reader.end("ClientHello")?;
-    let mut seen = [false; 4];
+    let mut seen = [false; 5];
     while !extensions.0.is_empty() {
         let kind = extensions.u16("extension")?;
         let mut data = Reader(extensions.vector16("extension")?);
@@ -187,6 +195,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, ClientHelloError> {
             EXTENSION_ALPN => 1,
             EXTENSION_SUPPORTED_VERSIONS => 2,
             EXTENSION_ECH => 3,
+            EXTENSION_PRE_SHARED_KEY => 4,
             _ => continue,
         };
         // Two names would let us route by one and the server answer by the other.
@@ -210,6 +219,12 @@ fn parse(body: &[u8]) -> Result<ClientHello, ClientHelloError> {
                 let versions = data.vector8("supported_versions")?;
                 data.end("supported_versions")?;
                 hello.tls13 = version >= 0x0303 && versions.chunks(2).any(|version| version == [3, 4]);
+            }
+            EXTENSION_PRE_SHARED_KEY => {
+                data.vector16("pre_shared_key")?;
+                let mut binders = Reader(data.vector16("pre_shared_key")?);
+                data.end("pre_shared_key")?;
+                hello.binder = Some(binders.vector8("pre_shared_key")?.len());
             }
             _ => hello.encrypted_hello = true,
         }
@@ -319,6 +334,7 @@ mod tests {
             extension(16, &hex("000c 02 6832 08 687474702f312e31")),
             extension(43, &hex("04 0304 0303")),
             extension(0xfe0d, &[1, 2, 3]),
+            extension(41, &[&hex("0007 0001 aa 00000000 0021 20")[..], &[5; 32]].concat()),
         ])
     }
 
@@ -328,6 +344,8 @@ mod tests {
             alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             tls13: true,
             encrypted_hello: true,
+            cipher_suites: vec![0x1301],
+            binder: Some(32),
         }
     }
 

@@ -13,6 +13,7 @@ use openssl::ssl::SslContext;
 use super::capture::Flow;
 use super::key_log::KeyLogSink;
 use super::options::TlsOptions;
+use super::server_configs::ServerConfigs;
 use super::settings::{Library, OurCredentials, Settings};
 use super::{BoxEngine, Role, openssl_config, openssl_engine, rustls_config, rustls_engine};
 use crate::error::{Error, Result};
@@ -40,7 +41,7 @@ struct Loaded {
     rustls_client: OnceLock<Result<Arc<rustls::ClientConfig>>>,
     /// The same, for clients that send early data.
     rustls_early: OnceLock<Result<Arc<rustls::ClientConfig>>>,
-    rustls_server: OnceLock<Result<Arc<rustls::ServerConfig>>>,
+    rustls_server: OnceLock<Result<Arc<ServerConfigs>>>,
     openssl_client: OnceLock<Result<SslContext>>,
     openssl_server: OnceLock<Result<SslContext>>,
 }
@@ -248,7 +249,7 @@ impl Loaded {
         })
     }
 
-    fn rustls_server(&self) -> Result<&Arc<rustls::ServerConfig>> {
+    fn rustls_server(&self) -> Result<&Arc<ServerConfigs>> {
         once(&self.rustls_server, || rustls_config::server(&self.settings))
     }
 

@@ -33,6 +33,7 @@ mod revocation;
 mod rustls_config;
 mod rustls_engine;
 mod scene;
+mod server_configs;
 mod session_end;
 mod settings;
 mod shown;

@@ -28,10 +28,11 @@ use super::failure::{CertificateReason, Rejection};
 use super::key_log::KeyLogSink;
 use super::options::{ClientAuth, TlsVersion};
 use super::scene::{SessionSecrets, on_stage};
+use super::server_configs::ServerConfigs;
 use super::session_end;
 use super::settings::Settings;
 use super::shown::ShownCertificates;
-use super::suites::Group;
+use super::suites::{Group, Suite};
 use super::verify::{PeerCertificates, PeerVerifier};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -133,9 +134,28 @@ pub(crate) fn client(settings: &Settings) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The configuration of servers.
-pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
-    let provider = provider(settings);
+/// The configurations of servers.
+pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfigs>> {
+    let usual = server_with(settings, provider(settings))?;
+    let hashes = || settings.suites_of(TlsVersion::V1_3).map(Suite::is_sha384);
+    let of_hash = |sha384| {
+        let mut provider = CryptoProvider::clone(usual.crypto_provider());
+        provider.cipher_suites.retain(|suite| {
+            let id = u16::from(suite.suite());
+            suite.tls13().is_none() || Suite::by_id(id).is_some_and(|suite| suite.is_sha384() == sha384)
+        });
+        // The same tickets, whichever a client meets.
+        let mut config = server_with(settings, Arc::new(provider))?;
+        config.ticketer = Arc::clone(&usual.ticketer);
+        config.session_storage = Arc::clone(&usual.session_storage);
+        Ok::<_, Error>(Arc::new(config))
+    };
+    let both = hashes().any(|sha384| sha384) && hashes().any(|sha384| !sha384);
+    let by_hash = if both { Some([of_hash(false)?, of_hash(true)?]) } else { None };
+    Ok(Arc::new(ServerConfigs::new(Arc::new(usual), by_hash)))
+}
+
+fn server_with(settings: &Settings, provider: Arc<CryptoProvider>) -> Result<ServerConfig> {
     let shown = settings
         .shown
         .clone()
@@ -168,7 +188,7 @@ pub(crate) fn server(settings: &Settings) -> Result<Arc<ServerConfig>> {
     }
     config.key_log = Arc::new(SceneKeyLog(settings.key_log.clone()));
     config.enable_secret_extraction = true;
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 /// Seals and opens tickets; each key is used for `lifetime`, and its tickets are accepted for twice that.

@@ -28,6 +28,7 @@ use super::options::TlsVersion;
 use super::record::{ALERT, APPLICATION_DATA, Aead, DirectionKeys, HANDSHAKE, HEADER, grant};
 use super::rustls_config::group_name;
 use super::scene::{Scene, with_scene};
+use super::server_configs::ServerConfigs;
 use super::suites::Suite;
 use super::traffic::{TicketSink, Traffic, TrafficParts, TrafficSecrets};
 use super::{BoxEngine, HandshakeInfo, HandshakeProgress, MAX_RECORD, Opened, TlsEngine, plain, verify};
@@ -54,6 +55,8 @@ struct Handshake {
     seen: usize,
     /// A client's early data, where it has some.
     sending: Option<Sending>,
+    /// What a server may still choose by the client's first record.
+    configs: Option<Arc<ServerConfigs>>,
     /// A client's early data that has come, and nobody has taken.
     early: Vec<u8>,
 }
@@ -75,23 +78,35 @@ pub(crate) fn client(
     let nobody = || ServerName::from(std::net::IpAddr::from([0, 0, 0, 0]));
     let connection = UnbufferedClientConnection::new(config, name.unwrap_or_else(nobody))
         .map_err(|e| Error::new(ErrorKind::LocalProtocol, format!("rustls cannot start: {e}")))?;
-    Ok(engine(Connection::Client(connection), scene, early.map(Sending::new)))
+    Ok(engine(Connection::Client(connection), scene, early.map(Sending::new), None))
 }
 
 /// A server's engine.
-pub(crate) fn server(config: Arc<ServerConfig>) -> Result<BoxEngine> {
-    let connection = UnbufferedServerConnection::new(config)
-        .map_err(|e| Error::new(ErrorKind::LocalProtocol, format!("rustls cannot start: {e}")))?;
-    Ok(engine(Connection::Server(connection), Scene { peer_is_client: true, ..Scene::default() }, None))
+pub(crate) fn server(configs: Arc<ServerConfigs>) -> Result<BoxEngine> {
+    let connection = serving(configs.usual())?;
+    let scene = Scene { peer_is_client: true, ..Scene::default() };
+    Ok(engine(connection, scene, None, Some(configs)))
 }
 
-fn engine(connection: Connection, scene: Scene, sending: Option<Sending>) -> BoxEngine {
+fn serving(config: Arc<ServerConfig>) -> Result<Connection> {
+    let connection = UnbufferedServerConnection::new(config)
+        .map_err(|e| Error::new(ErrorKind::LocalProtocol, format!("rustls cannot start: {e}")))?;
+    Ok(Connection::Server(connection))
+}
+
+fn engine(
+    connection: Connection,
+    scene: Scene,
+    sending: Option<Sending>,
+    configs: Option<Arc<ServerConfigs>>,
+) -> BoxEngine {
     Box::new(RustlsEngine::Handshake(Box::new(Handshake {
         connection,
         scene: Some(Box::new(scene)),
         hello: ServerHello::default(),
         seen: 0,
         sending,
+        configs,
         early: Vec::new(),
     })))
 }
@@ -273,6 +288,9 @@ impl Handshake {
                     }
                     if let Connection::Client(_) = self.connection {
                         self.hello.watch(record);
+                    }
+                    if let Some(config) = self.configs.take().and_then(|configs| configs.other_for(record)) {
+                        self.connection = serving(config)?;
                     }
                     self.seen += next;
                 }

@@ -342,3 +342,30 @@ fn sessions_are_resumed_unless_that_is_off() {
         }
     }
 }
+
+#[test]
+fn sessions_of_another_server_are_no_hindrance() {
+    // All that a client learnt from the one that was here before: a session of SHA-384 (it likes SHA-256
+    // better), and to begin with a group that we ask it to leave.
+    let client = TlsConfig::new(&client_options()).unwrap();
+    let before = TlsOptions {
+        cipher_suites: vec!["TLS_AES_256_GCM_SHA384".into()],
+        groups: vec!["X25519".into()],
+        ..server_options()
+    };
+    let connect = |server: &TlsConfig| {
+        let ends = (client.engine(&role()).unwrap(), server.engine(&Role::Server).unwrap());
+        let mut pair = EnginePair::new(ends.0, ends.1);
+        pair.shake_hands().unwrap();
+        exchange(&mut pair, b"data").unwrap();
+        let info = pair.server.info.as_ref().unwrap();
+        (info.cipher_suite.clone(), info.group.clone().unwrap(), info.resumed)
+    };
+    let sha384 = "TLS_AES_256_GCM_SHA384".to_owned();
+    assert_eq!(connect(&TlsConfig::new(&before).unwrap()), (sha384.clone(), "X25519".into(), false));
+    let server = TlsConfig::new(&server_options()).unwrap();
+    let new = || "X25519MLKEM768".to_owned();
+    assert_eq!(connect(&server), (sha384.clone(), new(), false));
+    // Tickets are good for each suite of their hash.
+    assert_eq!(connect(&server), (sha384, new(), true));
+}
