@@ -19,6 +19,7 @@ from sapper.errors import (
     SapperError,
 )
 from sapper.pump import PumpOptions, TapOptions
+from sapper.stream import memory_pair
 from sapper.testing import Load
 from sapper.tls import TlsConfig
 from support import traffic
@@ -53,6 +54,26 @@ async def test_swap_sink_loses_nothing(leak_check: None) -> None:
             with pytest.raises(ConfigError) as caught:
                 await two.server.swap_sink(object())  # type: ignore[arg-type]
             assert caught.value.field == "sink"
+
+
+async def test_a_new_sink_gets_what_the_old_one_did_not_want(leak_check: None) -> None:
+    mine, far = memory_pair()
+    two = pair(client_sink=mine)
+    two.client.pause("encapsulate")  # the old sink's end is not to end the bridge's direction
+    async with running(two), asyncio.timeout(20):
+        await send(two.server_end, b"one")
+        assert await far.readexactly(3) == b"one"
+        far.close()
+        await far.wait_closed()
+        await two.client.update_keys()  # behind a call a pump looks at its ends
+        new, end = socket.socketpair()
+        with end:
+            await two.client.swap_sink(new)
+            two.client.resume("encapsulate")
+            await send(two.server_end, b"two")
+            assert await receive(end, 3) == b"two"
+            await send(end, b"back")
+            assert await receive(two.server_end, 4) == b"back"
 
 
 async def test_what_an_old_sink_ended_stays_ended(leak_check: None) -> None:

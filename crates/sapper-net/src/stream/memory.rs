@@ -99,7 +99,7 @@ impl MemoryStream {
 
     /// Reads no more, without a word to the peer: what it still writes is thrown away, and a pump that
     /// asks ([`Stream::is_wanted`]) brings nothing more.
-    pub(super) fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self) {
         self.read_ended = true;
         self.incoming.abandon();
     }
