@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from sapper.errors import IncompatiblePeer, RemoteProtocolError
+from sapper.errors import ConfigError, IncompatiblePeer, RemoteProtocolError, SapperError
 from sapper.pump import PumpOptions
 from sapper.tls import Bridge, CdTunnelParameters, Credentials, create_bridge
 from support import traffic
@@ -162,3 +163,31 @@ async def test_both_roles_of_a_device_tunnel(leak_check: None) -> None:
     )
     assert granted == accepted == offered
     await asyncio.gather(client.stop(), server.stop(), return_exceptions=True)
+
+
+async def test_no_tunnel_of_ipv6_has_an_mtu_below_1280(leak_check: None) -> None:
+    async def greeting(framing: Literal["ip", "ipv6"], mtu: int) -> list[object]:
+        ours, theirs = socket.socketpair()
+        client = create_bridge(socket=ours, sink="counter:", framing=framing, credentials=PSK)
+        server = create_bridge(
+            socket=theirs, sink="counter:", framing=framing, credentials=PSK, server_side=True
+        )
+        await asyncio.gather(client.handshake(), server.handshake())
+        if framing == "ipv6":  # our own mistake: nothing is said to the peer
+            with pytest.raises(ConfigError) as caught:
+                await client.cdtunnel_handshake(mtu)
+            assert caught.value.field == "mtu"
+            assert client.state == "ready"
+            mtu = 1280
+        both = client.cdtunnel_handshake(mtu), server.cdtunnel_accept(offered)
+        outcomes: list[object] = list(await asyncio.gather(*both, return_exceptions=True))
+        await asyncio.gather(client.stop(), server.stop(), return_exceptions=True)
+        return outcomes
+
+    offered = CdTunnelParameters(ip_address("fd00::2"), 64, 4000, ip_address("fd00::1"), 58_783)
+    granted = replace(offered, mtu=1280)
+    assert await greeting("ip", 1280) == await greeting("ipv6", 1279) == [granted, granted]
+    asked, refused = await greeting("ip", 1279)
+    assert isinstance(refused, RemoteProtocolError)
+    assert refused.message == "CDTunnel hello: mtu: 1279 is not a number in range"
+    assert isinstance(asked, SapperError)  # it is told nothing, and nothing was granted

@@ -83,6 +83,16 @@ impl Request {
 }
 
 impl Response {
+    /// What a client that asks for `request` gets of this: the smaller MTU. One that is too small for the
+    /// tunnel's IP version is refused as the request's fault.
+    pub fn granted_to(mut self, request: &Request) -> Result<Self, CdTunnelError> {
+        if request.mtu < least_mtu(self.client_address) {
+            return Err(wrong("mtu", &request.mtu.into(), "is not a number in range"));
+        }
+        self.mtu = self.mtu.min(request.mtu);
+        Ok(self)
+    }
+
     /// The message as it is sent.
     pub fn encode(&self) -> Vec<u8> {
         let mask = match self.client_address {
@@ -107,7 +117,6 @@ impl Response {
         parse(bytes, RESPONSE, |json| {
             let client = get(json, "clientParameters", "clientParameters")?;
             let client_address = address(client, "address", "clientParameters.address")?;
-            let least = if client_address.is_ipv4() { LEAST_MTU_V4 } else { LEAST_MTU_V6 };
             let server_address = address(json, "serverAddress", "serverAddress")?;
             if server_address.is_ipv4() != client_address.is_ipv4() {
                 return Err(wrong("serverAddress", &json["serverAddress"], "is of another IP version"));
@@ -115,12 +124,16 @@ impl Response {
             Ok(Self {
                 client_address,
                 prefix_len: prefix_len(client, client_address)?,
-                mtu: integer(client, "clientParameters.mtu", least)?,
+                mtu: integer(client, "clientParameters.mtu", least_mtu(client_address))?,
                 server_address,
                 rsd_port: integer(json, "serverRSDPort", 1)?,
             })
         })
     }
+}
+
+fn least_mtu(address: IpAddr) -> u16 {
+    if address.is_ipv4() { LEAST_MTU_V4 } else { LEAST_MTU_V6 }
 }
 
 fn message(json: &str) -> Vec<u8> {
@@ -266,6 +279,21 @@ mod tests {
             " {\n\"new\\u0041\": [1, {}], \"mtu\" : 1420 , \"type\":\"client\\u0048andshakeRequest\"} ";
         let parsed = Request::parse(&message(text));
         assert!(matches!(parsed, Ok(Parsed::Done { value: Request { mtu: 1420 }, .. })));
+    }
+
+    #[test]
+    fn the_smaller_mtu_is_granted_unless_no_tunnel_of_this_version_has_it() {
+        let v6 = Response { mtu: 4000, ..response() };
+        let addresses = ("10.0.0.2".parse().unwrap(), "10.0.0.1".parse().unwrap());
+        let v4 = Response { client_address: addresses.0, server_address: addresses.1, prefix_len: 24, ..v6 };
+        let granted = |ours: Response, mtu| ours.granted_to(&Request { mtu }).map(|granted| granted.mtu);
+        for (ours, least) in [(v6, 1280), (v4, 68)] {
+            assert_eq!(granted(ours, 65_535), Ok(4000));
+            assert_eq!(granted(ours, 1500), Ok(1500));
+            assert_eq!(granted(ours, least), Ok(least));
+            let refused = granted(ours, least - 1).unwrap_err().to_string();
+            assert_eq!(refused, format!("mtu: {} is not a number in range", least - 1));
+        }
     }
 
     #[test]

@@ -177,6 +177,7 @@ class Bridge(Pump):
     """A pump of which at least one end is under TLS. Made by :func:`create_bridge`."""
 
     _psk_answers: tuple[PskAnswers, ...] = ()
+    _least_mtu: int = LEAST_MTU[4]
 
     async def handshake(self) -> HandshakeInfo:
         """Connects both ends and shakes hands. :meth:`start` does it by itself where nobody did.
@@ -216,9 +217,10 @@ class Bridge(Pump):
         If cancelled, the bridge stops at once.
 
         Args:
-            mtu: The MTU to ask for, in bytes.
+            mtu: The MTU to ask for, in bytes; a tunnel of IPv6 has at least 1280.
 
         Raises:
+            ConfigError: ``mtu`` is out of range.
             RemoteProtocolError, IncompatiblePeer: The answer is none.
             HandshakeDeadline: There was none in time.
             NotStartedError: The handshake is not done yet.
@@ -240,6 +242,7 @@ class Bridge(Pump):
 
         Raises:
             ConfigError: ``parameters`` are none, or their addresses do not belong together.
+            RemoteProtocolError: The request is none, or asks for less than a tunnel of this IP version has.
         """
         if not isinstance(parameters, CdTunnelParameters):
             raise _arguments.wrong_type("parameters", "CdTunnelParameters", parameters)
@@ -249,7 +252,7 @@ class Bridge(Pump):
         )
 
     def _cdtunnel(self, mtu: int) -> Callable[[_native.Mailbox, int], None]:
-        _arguments.whole(mtu, "mtu", LEAST_MTU[4], 65_535)
+        _arguments.whole(mtu, "mtu", self._least_mtu, 65_535)
         operation = self._native.cdtunnel_handshake
         return lambda mailbox, key: operation(mtu, mailbox, key)
 
@@ -445,6 +448,8 @@ def create_bridge(
     )
     if config.psk_answers is not None:
         bridge._psk_answers = (config.psk_answers,)
+    if chosen.framing == "ipv6":
+        bridge._least_mtu = LEAST_MTU[6]
     return bridge
 
 

@@ -24,9 +24,9 @@ pub(super) async fn cdtunnel(side: &mut OpenSide, role: CdTunnelRole) -> Result<
             write_all(stream, &Request { mtu }.encode()).await?;
             read_hello(stream, received, Response::parse).await
         }
-        CdTunnelRole::Server(mut granted) => {
+        CdTunnelRole::Server(ours) => {
             let asked = read_hello(stream, received, Request::parse).await?;
-            granted.mtu = granted.mtu.min(asked.mtu);
+            let granted = ours.granted_to(&asked).map_err(refused)?;
             write_all(stream, &granted.encode()).await?;
             Ok(granted)
         }
@@ -43,8 +43,7 @@ async fn read_hello<T>(
     // A whole record fits, so that a TLS stream need not open it twice.
     let mut chunk = vec![0; MAX_RECORD];
     loop {
-        let parsed = parse(received)
-            .map_err(|error| Error::new(ErrorKind::RemoteProtocol, format!("CDTunnel hello: {error}")))?;
+        let parsed = parse(received).map_err(refused)?;
         if let Parsed::Done { consumed, value } = parsed {
             received.drain(..consumed);
             return Ok(value);
@@ -56,6 +55,10 @@ async fn read_hello<T>(
         }
         received.extend_from_slice(&chunk[..n]);
     }
+}
+
+fn refused(error: CdTunnelError) -> Error {
+    Error::new(ErrorKind::RemoteProtocol, format!("CDTunnel hello: {error}"))
 }
 
 async fn write_all(stream: &mut dyn Stream, mut bytes: &[u8]) -> Result<()> {
