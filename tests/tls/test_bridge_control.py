@@ -40,6 +40,16 @@ async def test_pause_and_resume(leak_check: None) -> None:
         assert caught.value.field == "direction"
 
 
+async def test_pauses_in_a_loop_are_never_too_many(leak_check: None) -> None:
+    async with running(pair()) as two:
+        for _ in range(1_000):
+            two.server.pause("decapsulate")
+            two.server.resume("decapsulate")
+        await two.server.update_keys()  # nothing of that is in the way of other calls
+        await send(two.client_end, b"flows")
+        assert await receive(two.server_end, 5) == b"flows"
+
+
 async def test_swap_sink_loses_nothing(leak_check: None) -> None:
     two = pair()
     async with running(two):

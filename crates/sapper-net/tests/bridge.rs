@@ -191,6 +191,45 @@ fn a_paused_direction_waits_and_loses_nothing() {
 }
 
 #[test]
+fn however_often_a_direction_is_paused_its_last_word_counts() {
+    const OFTEN: usize = 1_000;
+    let (near, far) = raw_pair(&psk());
+    let change = |last: Direction| {
+        for direction in [Direction::Encapsulate, Direction::Decapsulate] {
+            for _ in 0..OFTEN {
+                near.bridge().pause(direction).unwrap();
+                near.bridge().resume(direction).unwrap();
+            }
+        }
+        near.bridge().pause(last).unwrap();
+    };
+    change(Direction::Decapsulate); // while it is new
+    near.start_both(&far);
+    let (mut a, mut b) = (near.cleartext(), far.cleartext());
+    let mut four = [0; 4];
+    a.write_all(b"free").unwrap();
+    b.read_exact(&mut four).unwrap();
+    assert_eq!(&four, b"free");
+    change(Direction::Encapsulate); // while it runs
+    near.update_keys().unwrap(); // it is taken after what came before, and there is room for it
+    b.write_all(b"open").unwrap();
+    a.read_exact(&mut four).unwrap();
+    assert_eq!(&four, b"open");
+    a.write_all(b"held").unwrap();
+    b.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(b.read(&mut four).is_err(), "it was paused last");
+    near.bridge().resume(Direction::Encapsulate).unwrap();
+    b.set_read_timeout(Some(PATIENCE)).unwrap();
+    b.read_exact(&mut four).unwrap();
+    assert_eq!(&four, b"held");
+    for end in [&near, &far] {
+        end.bridge().stop(Duration::ZERO);
+        end.wait_closed();
+    }
+    assert_eq!(near.bridge().pause(Direction::Encapsulate).unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[test]
 fn the_sink_is_swapped_without_a_lost_byte() {
     let (near, far) = raw_pair(&psk());
     near.start_both(&far);

@@ -83,7 +83,6 @@ pub(super) enum Command {
     Handshake(Reply),
     CdTunnel(CdTunnelRole, Reply),
     Start,
-    Pause(Direction, bool),
     /// Boxed: a bridge has room for the largest of these as long as it lives.
     SwapSink(Box<(EndpointSpec, SwapOptions)>, Reply),
     SetTap(Option<TapOptions>, Reply),
@@ -96,8 +95,8 @@ pub(super) enum Command {
         reply: Reply,
     },
     UnusedData(Reply),
-    /// Only wakes the task: the request itself is in the shared state.
-    Stop,
+    /// Only wakes the task: what is asked for is in the shared state.
+    Look,
 }
 
 /// A bridge. Every method returns at once; what takes time answers through a [`Reply`].
@@ -181,12 +180,12 @@ impl Bridge {
 
     /// Stops reading for one direction until [`resume`](Self::resume); what was read is delivered.
     pub fn pause(&self, direction: Direction) -> Result<()> {
-        self.send(Command::Pause(direction, true))
+        self.set_paused(direction, true)
     }
 
     /// Ends a [`pause`](Self::pause).
     pub fn resume(&self, direction: Direction) -> Result<()> {
-        self.send(Command::Pause(direction, false))
+        self.set_paused(direction, false)
     }
 
     /// Finds what is wrong with a sink for [`swap_sink`](Self::swap_sink) without waiting.
@@ -234,7 +233,7 @@ impl Bridge {
     pub fn stop(&self, drain: Duration) {
         self.shared.request_stop(drain);
         // A full queue is no obstacle: the request above is seen at the next turn.
-        let _ = self.commands.try_send(Box::new(Command::Stop));
+        let _ = self.commands.try_send(Box::new(Command::Look));
         self.launch();
     }
 
@@ -242,7 +241,7 @@ impl Bridge {
     /// the carrier has one). Never fails.
     pub fn abort(&self) {
         self.shared.request_abort();
-        let _ = self.commands.try_send(Box::new(Command::Stop));
+        let _ = self.commands.try_send(Box::new(Command::Look));
         self.launch();
     }
 
@@ -266,6 +265,18 @@ impl Bridge {
     /// Counters now.
     pub fn stats(&self) -> StatsSnapshot {
         self.shared.snapshot()
+    }
+
+    /// A flag and no command: however often it changes, nothing waits in the queue.
+    fn set_paused(&self, direction: Direction, paused: bool) -> Result<()> {
+        if self.commands.is_closed() {
+            return Err(closed());
+        }
+        self.shared.set_paused(direction, paused, || {
+            // A full queue is no obstacle: the task looks after what is in it.
+            let _ = self.commands.try_send(Box::new(Command::Look));
+        });
+        Ok(())
     }
 
     fn send(&self, command: Command) -> Result<()> {
@@ -297,7 +308,7 @@ impl Command {
             | Self::Confirmed(reply)
             | Self::Export { reply, .. }
             | Self::UnusedData(reply) => reply.send(Err(error.clone())),
-            Self::Start | Self::Pause(..) | Self::Stop => {}
+            Self::Start | Self::Look => {}
         }
     }
 }
@@ -331,6 +342,10 @@ fn refusal<T>(error: &mpsc::error::TrySendError<T>) -> Error {
         mpsc::error::TrySendError::Full(_) => {
             Error::new(ErrorKind::Busy, "too many calls to this bridge are under way")
         }
-        mpsc::error::TrySendError::Closed(_) => Error::new(ErrorKind::Closed, "the bridge is closed"),
+        mpsc::error::TrySendError::Closed(_) => closed(),
     }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the bridge is closed")
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::control::{Reply, Value};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Direction, Error, ErrorKind, Result};
 use crate::port::tap::TapStats;
 use crate::pump::FlowStats;
 use crate::stats::{EndpointStats, LATENCY_BUCKETS};
@@ -153,6 +153,9 @@ struct Inner {
     started_at: Option<Instant>,
     unused: Option<Vec<u8>>,
     watched: bool,
+    pauses: Pauses,
+    /// Whether the task has still to look at them.
+    pauses_changed: bool,
 }
 
 impl Default for Inner {
@@ -171,8 +174,17 @@ impl Default for Inner {
             started_at: None,
             unused: None,
             watched: false,
+            pauses: Pauses::default(),
+            pauses_changed: false,
         }
     }
+}
+
+/// Which directions are paused.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pauses {
+    pub(super) encapsulate: bool,
+    pub(super) decapsulate: bool,
 }
 
 /// A drop belongs to the direction in which the packet was on its way.
@@ -232,6 +244,27 @@ impl Shared {
             return Err(Error::new(ErrorKind::ApiMisuse, text).with_reason("started"));
         }
         Ok(())
+    }
+
+    /// Pauses a direction, or ends that. `wake` is called where the task does not know yet that there is
+    /// something to look at.
+    pub(super) fn set_paused(&self, direction: Direction, paused: bool, wake: impl FnOnce()) {
+        let inner = &mut *self.lock();
+        match direction {
+            Direction::Encapsulate => inner.pauses.encapsulate = paused,
+            Direction::Decapsulate => inner.pauses.decapsulate = paused,
+        }
+        // Under the lock: whoever finds it set finds the task woken too.
+        if !std::mem::replace(&mut inner.pauses_changed, true) {
+            wake();
+        }
+    }
+
+    /// The task looks: what is paused now. Later changes wake it again.
+    pub(super) fn look_at_pauses(&self) -> Pauses {
+        let mut inner = self.lock();
+        inner.pauses_changed = false;
+        inner.pauses
     }
 
     /// An error ends it before its start.

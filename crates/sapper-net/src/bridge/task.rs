@@ -86,8 +86,6 @@ struct Task {
     /// What will be written to once payload flows.
     tap: Option<Box<TapFile>>,
     carries_packets: bool,
-    /// Directions that were paused before there was a pump.
-    paused: Vec<(Direction, bool)>,
     unused: Vec<u8>,
 }
 
@@ -108,7 +106,6 @@ impl Task {
             handshakes: None,
             handshake_replies: Vec::new(),
             start: false,
-            paused: Vec::new(),
             unused: Vec::new(),
         }
     }
@@ -257,8 +254,7 @@ impl Task {
                 None => self.handshake_replies.push(reply),
             },
             Command::Start => self.start = true,
-            Command::Pause(direction, paused) => self.paused.push((direction, paused)),
-            Command::Stop => {}
+            Command::Look => {}
             Command::UpdateKeys(reply) => match transport.and_then(tls_of) {
                 Some(tls) => reply.send(tls.update_keys().map(|()| Value::Unit)),
                 None => reply.send(Err(self.not_now())),
@@ -395,9 +391,7 @@ impl Task {
             }
         }
         let mut pump = Pump::new(ends, encapsulate, decapsulate);
-        for (direction, paused) in self.paused.drain(..) {
-            pump.set_paused(direction, paused);
-        }
+        self.pause(&mut pump);
         if let Some(file) = self.tap.take()
             && let Err(error) = self.tap_pump(&mut pump, *file)
         {
@@ -452,11 +446,16 @@ impl Task {
         pump: &mut Pump,
         running: &mut Running,
     ) -> Poll<Result<(), End>> {
+        let mut asked = false;
         while let Poll::Ready(command) = self.inbox.poll_recv(cx) {
             match command {
                 Some(command) => self.command_while_running(*command, pump, running),
                 None => return Poll::Ready(Err(End::Stopped)),
             }
+            asked = true;
+        }
+        if asked {
+            self.pause(pump);
         }
         let mode = match self.shared.stop_request() {
             None => PumpMode::Run,
@@ -488,8 +487,7 @@ impl Task {
                 ErrorKind::ApiMisuse,
                 "the CDTunnel hello comes before start(): payload flows already",
             ))),
-            Command::Start | Command::Stop => {}
-            Command::Pause(direction, paused) => pump.set_paused(direction, paused),
+            Command::Start | Command::Look => {}
             Command::SwapSink(sink, reply) => {
                 if running.swap.is_some() {
                     reply.send(Err(Error::new(ErrorKind::Busy, "another sink is being opened")));
@@ -524,6 +522,13 @@ impl Task {
             },
             Command::UnusedData(reply) => reply.send(Err(not_closed())),
         }
+    }
+
+    /// Pauses what is to be paused now, and nothing else.
+    fn pause(&self, pump: &mut Pump) {
+        let pauses = self.shared.look_at_pauses();
+        pump.set_paused(Direction::Encapsulate, pauses.encapsulate);
+        pump.set_paused(Direction::Decapsulate, pauses.decapsulate);
     }
 
     fn tap_pump(&self, pump: &mut Pump, file: TapFile) -> Result<()> {
