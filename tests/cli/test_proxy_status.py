@@ -60,6 +60,9 @@ def test_names_that_a_client_chose_are_no_markup() -> None:
 
 def test_what_a_client_chose_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
     assert drawn(_connections([connection(client_cn="a\x1b[2Jb")])).count("a\\x1b[2Jb") == 1
+    rows = drawn(_connections([connection(client="/run/x\n127.0.0.1:1 forged \u202e")]))
+    assert len(rows.splitlines()) == len(drawn(_connections([connection(client="/run/x")])).splitlines())
+    assert "/run/x\\n127.0.0.1:1 forged \\u202e" in rows
     assert plain("a\udcffb").plain == "a\\udcffb"
     fail(PolicyDenied("no rule fits \x1b[2J[fd77::1]"), as_json=False)
     assert "no rule fits \\x1b[2J[fd77::1]" in capsys.readouterr().err

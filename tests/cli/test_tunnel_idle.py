@@ -136,5 +136,11 @@ def test_a_mistake_ends_it_as_ever(serve: Callable[..., Any]) -> None:
 
 
 def test_what_a_peer_says_does_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    say("one\ntwo \x1b[2J\r\x9b1A\x07 ende\u0301")
+    say("one", "two \x1b[2J\r\x9b1A\x07 ende\u0301")
     assert capsys.readouterr().err == "one\ntwo \\x1b[2J\\r\\x9b1A\\x07 ende\u0301\n"
+
+
+def test_what_a_peer_says_begins_no_line_and_turns_none_around(capsys: pytest.CaptureFixture[str]) -> None:
+    say("refused x\nerror: forged\u2028gpj\u202e.exe, \u05e9\u05dc\u05d5\u05dd")
+    shown = "refused x\\nerror: forged\\u2028gpj\\u202e.exe, \u05e9\u05dc\u05d5\u05dd\n"
+    assert capsys.readouterr().err == shown

@@ -48,8 +48,8 @@ __all__ = [
     "write_json",
 ]
 
-#: What is no text; a line may have several lines.
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+#: What is no text, or changes how what stands around it is shown: a line's end, a turn of the direction.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 EXIT_CODES = (
     "Exit codes: 0 an orderly end (Ctrl-C, and a reader who leaves, included), 1 a defect, 2 wrong options, "
@@ -122,14 +122,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def say(text: str) -> None:
-    """A line for people. What a peer wrote in it does not move their cursor.
+def say(*lines: str) -> None:
+    """Lines for people. What a peer wrote in one does not move their cursor, and begins no line of its own.
 
     Where nobody reads, or the disk is full, the line is lost and what tells it goes on. Not by rich,
     which loads what it needs when it needs it: perhaps no file can be opened then.
     """
     with contextlib.suppress(OSError):
-        put(_visible(text) + "\n", sys.stderr, _lost_text)
+        put("".join(f"{_visible(line)}\n" for line in lines), sys.stderr, _lost_text)
 
 
 def plain(text: str) -> Text:
@@ -167,11 +167,11 @@ class _Lines(logging.Handler):
                 values["values"] = named
             if record.exc_info:
                 values["traceback"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
-                lines.append(values["traceback"])
+                lines += values["traceback"].splitlines()
             if self._note is not None:
                 self._note("log", "", **values)
             else:
-                say("\n".join(lines))
+                say(*lines)
         except Exception:  # noqa: BLE001 - a line that cannot be told ends nothing
             self.handleError(record)
 

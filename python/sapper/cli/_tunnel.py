@@ -50,12 +50,12 @@ class Told:
         #: Clients whose server ended the connection in order: no error says why they connect again.
         self._left: set[str] = set()
 
-    def note(self, event: str, text: str | None, **values: Any) -> None:
+    def note(self, event: str, *lines: str, **values: Any) -> None:
         """Something happened to the program itself."""
         if self.as_json:
             tell_json({"event": event, **values})
-        elif text is not None:
-            say(text)
+        elif lines:
+            say(*lines)
 
     def reloaded(self, error: SapperError | None) -> None:
         """A configuration was read again."""
@@ -82,7 +82,7 @@ class Told:
                 whose = "".join(f"{one}: " for one in (name, called) if one)
                 say(f"{whose}exposed at {url}")
                 if self._qr:
-                    say(_blocks(_matrix(url)))
+                    say(*_blocks(_matrix(url)))
         elif (line := _line(event)) is not None:
             if isinstance(event, events.TunnelReconnectQueued) and name in self._left:
                 line = f"the other end closed the connection; {line}"
@@ -143,11 +143,11 @@ async def run_server(
         places = await _figures(stack, metrics, tunnels={"tunnel": server})
         port = await server.start(config.port)
         if places:
-            told.note("metrics", "\n".join(f"figures at {one}" for one in places), addresses=places)
+            told.note("metrics", *(f"figures at {one}" for one in places), addresses=places)
         if not told.as_json and token is not None:
             ask_tls = " --tls" if config.tls is not None else ""
             command = f"{TOKEN_VARIABLE}={shlex.quote(token)} sapper expose 3000 --to HOST:{port}{ask_tls}"
-            told.note("command", f"A client exposes its port 3000 with:\n  {command}")
+            told.note("command", "A client exposes its port 3000 with:", f"  {command}")
         watched = stack.enter_context(contextlib.ExitStack())
         _watch_tls(watched, told, config.tls, config.visitor_tls)
         cut = _hear_signals(server.stop, drain)
@@ -200,7 +200,7 @@ async def run_clients(
         stack.enter_context(log_told(told.note if told.as_json else None))
         places = await _figures(stack, metrics, tunnel_clients=_Named(fleet))
         if places:
-            told.note("metrics", "\n".join(f"figures at {one}" for one in places), addresses=places)
+            told.note("metrics", *(f"figures at {one}" for one in places), addresses=places)
         await fleet.start()
         watched = stack.enter_context(contextlib.ExitStack())
         _watch_tls(watched, told, *(one.tls for one in configs.values()))
@@ -341,7 +341,7 @@ def _matrix(text: str) -> list[str]:
     return ["".join("1" if dark else "0" for dark in row) for row in code.matrix]
 
 
-def _blocks(rows: list[str]) -> str:
+def _blocks(rows: list[str]) -> list[str]:
     """A QR code for a terminal, two rows in a line: light modules are drawn, so that it is right on black."""
     width = len(rows[0]) + 8
     light = "0" * width
@@ -350,6 +350,4 @@ def _blocks(rows: list[str]) -> str:
         framed.append(light)
     cells = {("0", "0"): "█", ("0", "1"): "▀", ("1", "0"): "▄", ("1", "1"): " "}
     pairs = zip(framed[::2], framed[1::2], strict=True)
-    return "\n".join(
-        "".join(cells[pair] for pair in zip(upper, lower, strict=True)) for upper, lower in pairs
-    )
+    return ["".join(cells[pair] for pair in zip(upper, lower, strict=True)) for upper, lower in pairs]

@@ -3,10 +3,11 @@
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    AlpnError, SslContext, SslContextBuilder, SslMethod, SslOptions, SslSessionCacheMode, SslVerifyMode,
-    SslVersion, select_next_proto,
+    AlpnError, NameType, SniError, SslAlert, SslContext, SslContextBuilder, SslMethod, SslOptions,
+    SslSessionCacheMode, SslVerifyMode, SslVersion, select_next_proto,
 };
 use openssl::x509::X509;
+use rustls::pki_types::ServerName;
 
 use super::openssl_ffi;
 use super::options::{ClientAuth, TlsVersion};
@@ -55,6 +56,7 @@ pub(crate) fn context(settings: &Settings, is_client: bool) -> Result<SslContext
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     if !is_client {
         builder.set_num_tickets(0).map_err(no_context)?;
+        set_name_check(&mut builder);
     }
     set_versions(&mut builder, settings, is_client)?;
     set_suites(&mut builder, settings)?;
@@ -134,6 +136,27 @@ fn set_alpn(builder: &mut SslContextBuilder, settings: &Settings, is_client: boo
         offered.windows(chosen.len()).find(|window| *window == chosen).ok_or(AlpnError::ALERT_FATAL)
     });
     Ok(())
+}
+
+/// The name that a client asks for goes into logs and PROXY headers. OpenSSL takes any bytes for one; as in
+/// rustls a name is a DNS name, an address is none, and whatever else ends the handshake.
+fn set_name_check(builder: &mut SslContextBuilder) {
+    builder.set_servername_callback(|ssl, alert| {
+        let Some(asked) = ssl.servername_raw(NameType::HOST_NAME) else { return Err(SniError::NOACK) };
+        match ServerName::try_from(asked) {
+            Ok(ServerName::DnsName(name)) => {
+                on_stage(|scene| scene.server_name = Some(name.as_ref().to_ascii_lowercase()));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                on_stage(|scene| scene.no_host_name = true);
+                *alert = SslAlert::ILLEGAL_PARAMETER;
+                return Err(SniError::ALERT_FATAL);
+            }
+        }
+        // As without a call-back: the extension is not acknowledged.
+        Err(SniError::NOACK)
+    });
 }
 
 /// TLS 1.2 has call-backs of its own, which the openssl crate wraps; what they answer comes from the

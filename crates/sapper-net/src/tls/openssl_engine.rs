@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use foreign_types::ForeignTypeRef;
 use openssl::error::ErrorStack;
-use openssl::ssl::{NameType, Ssl, SslContext, SslSessionRef};
+use openssl::ssl::{Ssl, SslContext, SslSessionRef};
 use openssl_sys as ffi;
+use rustls::PeerMisbehaved;
 use rustls::pki_types::ServerName;
 use zeroize::Zeroizing;
 
@@ -19,6 +20,7 @@ use super::key_schedule::{Exporter, Hash, key_block};
 use super::openssl_ffi::{self, Wire};
 use super::options::TlsVersion;
 use super::peer_rules::PeerRules;
+use super::plain;
 use super::record::{Aead, DirectionKeys, HANDSHAKE, HEADER};
 use super::scene::{Scene, SessionSecrets, with_scene};
 use super::settings::{OurCredentials, Settings};
@@ -309,7 +311,7 @@ impl Library {
                 .map(|identity| String::from_utf8_lossy(&identity).into_owned()),
             server_name: match self.is_client {
                 true => None,
-                false => self.ssl.servername(NameType::HOST_NAME).map(str::to_owned),
+                false => self.scene.as_mut().and_then(|scene| scene.server_name.take()),
             },
             is_client: self.is_client,
             own_end_point: self.end_point.clone(),
@@ -551,6 +553,10 @@ impl Library {
         let unknown_identity = scene.unknown_identity || reason == reason::PSK_IDENTITY_NOT_FOUND;
         let in_psk_handshake = self.psk && !self.done;
         let (kind, message) = match reason {
+            _ if scene.no_host_name => (
+                ErrorKind::RemoteProtocol,
+                format!("the peer broke TLS: {}", plain::misbehaved(&PeerMisbehaved::ServerNameMustContainOneHostName)),
+            ),
             _ if unknown_identity && in_psk_handshake => (
                 ErrorKind::UnknownPeer,
                 "the client's pre-shared key has an identity that is not known here".to_owned(),

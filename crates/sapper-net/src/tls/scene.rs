@@ -42,6 +42,8 @@ pub(crate) struct Scene {
     pub(crate) lookups: u8,
     /// A client named an identity that we do not have.
     pub(crate) unknown_identity: bool,
+    /// A client asked for a server by what is no host's name.
+    pub(crate) no_host_name: bool,
     /// A client accepts no signature of our certificate's kind.
     pub(crate) no_common_signature: bool,
     /// Fatal alerts that went out and came in (OpenSSL says so; rustls in its errors).

@@ -10,6 +10,7 @@ use rcgen::{
 };
 
 use super::*;
+use crate::buffer::Buffer;
 use crate::error::ErrorKind;
 use crate::tls::failure::{CertificateReason, Rejection, alert};
 use crate::tls::options::ClientAuth;
@@ -176,6 +177,65 @@ fn names_are_dns_names_and_addresses() {
     }
     let error = config.engine(&Role::Client { server_name: None }).err().unwrap();
     assert_eq!(error.field(), Some("server_hostname"));
+}
+
+/// What a foreign client says first, with this name of a server in it.
+fn hello_for(name: &str) -> Vec<u8> {
+    #[derive(Debug)]
+    struct Caught(Vec<u8>);
+    impl std::io::Read for Caught {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::WouldBlock.into())
+        }
+    }
+    impl std::io::Write for Caught {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let context = openssl::ssl::SslContext::builder(openssl::ssl::SslMethod::tls_client()).unwrap().build();
+    let mut ssl = openssl::ssl::Ssl::new(&context).unwrap();
+    ssl.set_hostname(name).unwrap();
+    match ssl.connect(Caught(Vec::new())) {
+        Err(openssl::ssl::HandshakeError::WouldBlock(waiting)) => waiting.get_ref().0.clone(),
+        other => panic!("{:?}", other.map(drop)),
+    }
+}
+
+#[test]
+fn what_is_no_host_name_is_refused_in_the_hello() {
+    let hear = |server: &TlsOptions, name: &str| {
+        let mut server = TlsConfig::new(server).unwrap().engine(&Role::Server).unwrap();
+        let (mut incoming, mut outgoing) = (Buffer::default(), Buffer::default());
+        incoming.extend(&hello_for(name));
+        server.handshake(&mut incoming, &mut outgoing).map(drop)
+    };
+    for (kind, server) in [
+        ("rustls", server_options()),
+        ("openssl", TlsOptions { danger_security_level_0: true, ..server_options() }),
+        ("psk", psk_options(b"x", &[7; 32])),
+    ] {
+        for name in
+            ["x\nerror: forged", "\u{1b}[2J", "two words", "a\u{202e}b", "bücher.test", "*.test", "a..b"]
+        {
+            let error = hear(&server, name).unwrap_err();
+            assert_eq!(
+                (error.kind(), error.alert()),
+                (ErrorKind::RemoteProtocol, Some(47)),
+                "{kind} {name:?}: {error}"
+            );
+            assert!(error.message().contains("not the name of one host"), "{kind} {name:?}: {error}");
+        }
+        for name in ["localhost", "LOCALHOST.", "under_score.test", "192.0.2.1"] {
+            // Nothing else fits between this client and a server with a pre-shared key.
+            let said = hear(&server, name).err().map(|error| error.message().to_owned());
+            assert!(said.is_none_or(|text| kind == "psk" && text.contains("in common")), "{kind} {name:?}");
+        }
+    }
 }
 
 #[test]
