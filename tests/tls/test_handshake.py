@@ -193,17 +193,44 @@ async def test_a_wrong_name_fails_with_a_word_about_the_certificate(certs: Certi
 
 
 @pytest.mark.parametrize(
-    "name", ["", "not a name", "-dash.example", "a..b", "x" * 64 + ".example", "ä.example"]
+    "name",
+    [
+        "",
+        "not a name",
+        "-dash.example",
+        "a..b",
+        "x" * 64 + ".example",
+        "ä.example",
+        # What might be taken for an address, and an address of a zone.
+        "999.1.1.1",
+        "127.1",
+        "0x7f.1",
+        "2130706433",
+        "name.1",
+        "fe80::1%lo",
+    ],
 )
 async def test_an_invalid_name_is_refused_before_a_byte_is_sent(name: str) -> None:
     one, other = memory_pair()
     with pytest.raises(ConfigError) as invalid:
         await ClientHandshake(name, one, one, credentials=PSK).finish()
-    assert invalid.value.message == "invalid server name"
+    assert (invalid.value.message, invalid.value.reason) == ("invalid server name", "invalid_name")
     one.write(b"still ours")
     assert await other.read(100) == b"still ours"
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("name", ["1.example", "a.1b", "1-2", "fe80::1", "192.0.2.1", "under_score.example."])
+async def test_what_native_code_takes_for_a_name_is_one(name: str) -> None:
+    one, other = memory_pair()
+    handshake = ClientHandshake(name, one, one, credentials=PSK).finish()
+    async with asyncio.timeout(20):
+        assert (await other.read(1)) == b"\x16"
+        other.abort()
+        with pytest.raises(SapperError) as ended:
+            await handshake
+    assert not isinstance(ended.value, ConfigError)
 
 
 # -- the second draft ----------------------------------------------------------------------------------
@@ -310,13 +337,14 @@ async def test_connect_before_it_is_configured_says_what_is_missing() -> None:
         half.close()
 
 
-async def test_an_invalid_name_fails_both_results(leak_check: None) -> None:
+@pytest.mark.parametrize("name", ["not a name", "127.1", "fe80::1%lo"])
+async def test_an_invalid_name_fails_both_results(leak_check: None, name: str) -> None:
     connector = Connector(PSK)
     (cleartext, mine), (ciphertext, wire) = memory_pair(), memory_pair()
     out, sent = connector.send(cleartext)
     plain, received = connector.receive(ciphertext)
     with pytest.raises(ConfigError) as invalid:
-        await connector.connect("not a name")
+        await connector.connect(name)
     assert invalid.value.message == "invalid server name"
     for result in (sent, received):
         with pytest.raises(ConfigError):

@@ -139,8 +139,8 @@ class TlsConfig(Options):
     peer_rules: tuple[PeerRules, ...] = ()
     """Who is welcome among those whose certificate is good: whoever fits one of these. Empty is all."""
     crls: Annotated[tuple[Content, ...], Field(repr=False)] = ()
-    """Certificate revocation lists, PEM or DER: each certificate of a chain must be covered by one that is
-    valid now. They need roots of our own."""
+    """Certificate revocation lists, PEM or DER: each certificate of a chain must be covered by one whose
+    next update is still to come. They need roots of our own."""
     ocsp: Literal["off", "check", "require"] | None = None
     """Whether a client looks at its server's stapled OCSP response: ``"check"`` where there is one (or the
     certificate announces one), ``"require"`` always. ``None`` is ``"check"``; in legacy modes, and where

@@ -575,8 +575,10 @@ def _check_name(name: object) -> None:
 
 
 def _is_name(name: str) -> bool:
+    """As native code has it: an address without a zone, or a DNS name that nobody can take for an address."""
     with contextlib.suppress(ValueError):
-        ipaddress.ip_address(name)
-        return True
-    labels = name.removesuffix(".").split(".")
-    return len(name) <= _LONGEST_NAME and all(_LABEL.fullmatch(label) for label in labels)
+        return getattr(ipaddress.ip_address(name), "scope_id", None) is None
+    name = name.removesuffix(".")
+    labels = name.split(".")
+    fits = len(name) <= _LONGEST_NAME and all(_LABEL.fullmatch(label) for label in labels)
+    return fits and not labels[-1].isdigit()

@@ -269,7 +269,7 @@ pub struct TlsOptions {
     /// Who is welcome among those whose certificate is good: whoever fits one of these. Empty for all.
     pub peer_rules: Vec<PeerRule>,
     /// Certificate revocation lists, PEM or DER. Where there are any, each certificate of a chain must
-    /// be covered by one that is valid now.
+    /// be covered by one whose next update is still to come.
     pub crls: Vec<Material>,
     /// Whether a client looks at a stapled OCSP response. `None` is [`OcspCheck::IfStapled`], in legacy
     /// modes (which know no staples) [`OcspCheck::Off`].

@@ -30,6 +30,10 @@ impl Authority {
     }
 
     fn list(&self, revoked: &[u64], until: i32) -> String {
+        self.list_of(revoked, 2024, until)
+    }
+
+    fn list_of(&self, revoked: &[u64], from: i32, until: i32) -> String {
         let revoked = revoked.iter().map(|&serial| RevokedCertParams {
             serial_number: SerialNumber::from(serial),
             revocation_time: date_time_ymd(2024, 1, 1),
@@ -37,7 +41,7 @@ impl Authority {
             invalidity_date: None,
         });
         CertificateRevocationListParams {
-            this_update: date_time_ymd(2024, 1, 1),
+            this_update: date_time_ymd(from, 1, 1),
             next_update: date_time_ymd(until, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
@@ -62,7 +66,7 @@ fn revoked_certificates_are_refused_and_so_are_those_that_no_list_covers() {
     let list = authority.list(&[2], 2100);
     let der = openssl::x509::X509Crl::from_pem(list.as_bytes()).unwrap().to_der().unwrap();
     type Kind<'a> = (Vec<Vec<u8>>, &'a DevIdentity, Option<&'a str>);
-    let kinds: [Kind<'_>; 7] = [
+    let kinds: [Kind<'_>; 9] = [
         (vec![list.clone().into_bytes()], &good, None),
         (vec![der], &good, None),
         (vec![(stranger.list(&[1], 2100) + &list).into_bytes()], &good, None),
@@ -70,6 +74,9 @@ fn revoked_certificates_are_refused_and_so_are_those_that_no_list_covers() {
         (vec![list.into_bytes()], &revoked, Some("revoked")),
         (vec![stranger.list(&[], 2100).into_bytes()], &good, Some("revocation_unknown")),
         (vec![authority.list(&[], 2025).into_bytes()], &good, Some("revocation_unknown")),
+        // One that is newer than our clock counts.
+        (vec![authority.list_of(&[2], 2099, 2100).into_bytes()], &good, None),
+        (vec![authority.list_of(&[2], 2099, 2100).into_bytes()], &revoked, Some("revoked")),
     ];
     for version in [TlsVersion::V1_2, TlsVersion::V1_3] {
         for legacy in [false, true] {
