@@ -268,6 +268,22 @@ async def test_a_drain_lets_handlers_finish_and_cancels_who_does_not(leak_check:
         await asyncio.gather(short.aclose(), long.aclose(), return_exceptions=True)
 
 
+async def test_a_stranger_who_does_not_finish_his_handshake_holds_up_no_end(
+    leak_check: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for drain in (60.0, 0.05):
+        async with asyncio.timeout(30):
+            server = await listen(LOCAL, credentials=PSK, handshake_timeout=60)
+            task = asyncio.create_task(server.serve(echo))
+            with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+                stranger.send(b"\x16")
+                while not server._shaking:
+                    await asyncio.sleep(0.001)
+                await server.aclose(drain=drain)
+                await task
+    assert not caplog.records, "no connection was left"
+
+
 async def test_unix_sockets_and_sockets_that_listen_already(leak_check: None, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     async with serving(listen(f"unix-listen:{path}", credentials=PSK, unix_mode=0o600)) as server:

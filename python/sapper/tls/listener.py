@@ -50,6 +50,10 @@ Handler = Callable[[TlsStream], Awaitable[object]]
 #: Seconds of a listener's handshakes where nobody says otherwise: clients that mean it need one at most.
 _HANDSHAKE_TIMEOUT = 10.0
 
+#: Seconds that the last handshakes get in an orderly end: a client that means it needs less, and a stranger
+#: who leaves his unfinished holds nobody up.
+_LAST_HANDSHAKES = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class ListenerStats:
@@ -168,7 +172,7 @@ class TlsListener:
         self._wake(everybody=True)
 
     async def aclose(self, drain: float = 5.0) -> None:
-        """:meth:`close`, then waits for handshakes and handlers of :meth:`serve`.
+        """:meth:`close`, then waits for handlers of :meth:`serve`, and a second for handshakes under way.
 
         Connections that nobody has fetched are closed. If cancelled, everything ends at once.
 
@@ -176,16 +180,22 @@ class TlsListener:
             drain: Seconds; what is not done by then is cancelled.
         """
         self.close()
+        clock = asyncio.get_running_loop().time
+        patience = clock() + _LAST_HANDSHAKES
         try:
             if drain > 0 and self._serving:
                 async with asyncio.timeout(drain):
-                    while self._shaking or self._ready or self._handling:
-                        if under_way := {*self._shaking, *self._handling}:
-                            await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    while self._ready or self._handling or (self._shaking and clock() < patience):
+                        left = patience - clock()
+                        shaking = self._shaking if left > 0 else ()
+                        if under_way := {*shaking, *self._handling}:
+                            limit = left if shaking else None
+                            await asyncio.wait(under_way, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
                         else:
                             await asyncio.sleep(0)  # serve() fetches what is ready in its next turn
         except TimeoutError:
-            logger.warning("sapper: %d connections were not done within %s s", len(self._handling), drain)
+            if left_over := len(self._handling) + len(self._ready):
+                logger.warning("sapper: %d connections were not done within %s s", left_over, drain)
         finally:
             await self._end()
 
