@@ -11,6 +11,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
@@ -26,7 +27,7 @@ use super::{BridgeDirection, CdTunnelRole, Handshakes, facts, goodbye};
 use crate::endpoint::Opened;
 use crate::error::{Direction, Error, ErrorKind, Phase, Result};
 use crate::port::PacketKind;
-use crate::port::tap::{Tap, TapFile};
+use crate::port::tap::{Tap, TapFile, TapStats};
 use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode};
 use crate::runtime;
 use crate::tls::stream::{StreamDirection, TlsStream};
@@ -45,9 +46,21 @@ pub(super) fn run(
             Ok(()) | Err(End::Stopped | End::Told) => None,
             Err(End::Failed(error) | End::Late(error)) => Some(error),
         };
+        if let Some(tap) = task.latest_tap()
+            && timeout(TAP_AT_END, tap.over()).await.is_err()
+        {
+            tracing::warn!(
+                "the disk takes nothing: the tap's file is complete some time after the bridge's end"
+            );
+        }
         task.close(outcome);
     }
 }
+
+/// The end of a bridge waits so long for the tap's file to be complete.
+const TAP_AT_END: Duration = Duration::from_secs(1);
+/// Who ends a tap waits so long.
+const TAP_ENDS: Duration = Duration::from_secs(10);
 
 /// Why a life ended before its time.
 pub(super) enum End {
@@ -504,7 +517,10 @@ impl Task {
                 let set = match tap {
                     Some(_) if !self.carries_packets => Err(no_packets()),
                     Some(options) => options.open().and_then(|file| self.tap_pump(pump, file)),
-                    None => pump.set_tap(None).and_then(|()| self.check_tap()),
+                    None => match (pump.set_tap(None), self.latest_tap()) {
+                        (Ok(()), Some(tap)) => return tell_its_end(tap, reply),
+                        (set, _) => set,
+                    },
                 };
                 reply.send(set.map(|()| Value::Unit));
             }
@@ -532,16 +548,16 @@ impl Task {
     }
 
     fn tap_pump(&self, pump: &mut Pump, file: TapFile) -> Result<()> {
-        let tap = start_tap(pump, file)?;
+        let tap = start_tap(pump, file, self.latest_tap().as_deref())?;
         self.shared.update_stats(|stats, _| stats.tap = Some(Arc::clone(tap.stats())));
         pump.set_tap(Some(tap))
     }
 
-    /// A tap that is over: whether its file is complete. That it is not is told once.
-    fn check_tap(&self) -> Result<()> {
-        let mut ended = None;
-        self.shared.update_stats(|stats, _| ended.clone_from(&stats.tap));
-        ended.map_or(Ok(()), |tap| tap.tell_failure())
+    /// The tap that is there, or that was there last.
+    fn latest_tap(&self) -> Option<Arc<TapStats>> {
+        let mut latest = None;
+        self.shared.update_stats(|stats, _| latest.clone_from(&stats.tap));
+        latest
     }
 
     fn flow_stats(&self) -> (Arc<FlowStats>, Arc<FlowStats>) {
@@ -600,14 +616,30 @@ fn export(tls: &mut TlsStream, label: &str, context: Option<&[u8]>, len: usize) 
     Ok(Value::Bytes(out))
 }
 
-fn start_tap(pump: &mut Pump, file: TapFile) -> Result<Tap> {
+fn start_tap(pump: &mut Pump, file: TapFile, before: Option<&TapStats>) -> Result<Tap> {
     let Ends::Ports(network, sink) = pump.ends() else { return Err(no_packets()) };
     // A socket at the other end of a TAP carries its frames and does not know it.
     let kind = match network.abilities().kind {
         PacketKind::Ethernet => PacketKind::Ethernet,
         _ => sink.abilities().kind,
     };
-    Tap::start(file, kind)
+    Tap::start(file, kind, before)
+}
+
+/// Answers when the tap's file is complete. That it is not is told once.
+fn tell_its_end(tap: Arc<TapStats>, reply: Reply) {
+    let ends = async move {
+        let complete = match timeout(TAP_ENDS, tap.over()).await {
+            Ok(()) => tap.tell_failure(),
+            Err(_) => {
+                let text = format!("the tap's file is not complete: the disk took nothing for {TAP_ENDS:?}");
+                Err(Error::new(ErrorKind::Device, text).with_field("tap"))
+            }
+        };
+        reply.send(complete.map(|()| Value::Unit));
+    };
+    // It was refused to the bridge itself, where it is: this is one of the I/O threads.
+    let _ = runtime::spawn_near("the end of a tap", ends);
 }
 
 fn no_packets() -> Error {

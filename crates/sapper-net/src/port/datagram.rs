@@ -92,7 +92,16 @@ impl DatagramPort {
         let mut poll = libc::pollfd { fd: self.io.as_raw_fd(), events: RDHUP, revents: 0 };
         // SAFETY: one valid entry, no waiting.
         let ready = unsafe { libc::poll(&mut poll, 1, 0) };
-        ready == 1 && poll.revents & (RDHUP | libc::POLLHUP) != 0
+        // Asked in this order: behind its end nothing is added to what waits.
+        ready == 1 && poll.revents & (RDHUP | libc::POLLHUP) != 0 && self.waiting_bytes() == 0
+    }
+
+    /// Bytes of all messages that wait; empty ones are none.
+    fn waiting_bytes(&self) -> libc::c_int {
+        let mut bytes = 0;
+        // SAFETY: the call writes one `int`. Where it fails, it writes none.
+        unsafe { libc::ioctl(self.io.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        bytes
     }
 
     /// The error of a send that says something about the peer, or what else to do.

@@ -1,20 +1,23 @@
 //! A tap: copies of the packets that pass a pump, written as pcapng by a thread of its own.
 //!
 //! The pump never waits for the disk: packets go into blocks, blocks into a queue of fixed length,
-//! and what does not fit is counted as lost. Format: `docs/bridge.md`; reader: Wireshark, tcpdump.
+//! and what does not fit is counted as lost. Nor does its end: the thread writes what is left, and
+//! tells when it has ([`TapStats::over`]). Format: `docs/bridge.md`; reader: Wireshark, tcpdump.
 
 use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sapper_proto::filter::Filter;
 use sapper_proto::pcapng::{self, LinkType, Record};
+use tokio::sync::watch;
 
 use super::{PacketBatch, PacketKind};
 use crate::error::{Direction, Error, ErrorKind, Result};
@@ -93,6 +96,9 @@ pub struct TapStats {
     lost: AtomicU64,
     full: AtomicBool,
     failure: OnceLock<Failure>,
+    over: watch::Sender<bool>,
+    /// The thread, for the tap that comes next.
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Why a tap is off.
@@ -105,6 +111,12 @@ struct Failure {
 }
 
 impl TapStats {
+    /// Returns when nothing more is written. Until the tap itself is gone, something may be.
+    pub async fn over(&self) {
+        // The sender is `self`'s: it cannot go first.
+        let _ = self.over.subscribe().wait_for(|over| *over).await;
+    }
+
     /// Why the file could not be written any more.
     pub fn failure(&self) -> Option<&str> {
         self.failure.get().map(|failure| failure.text.as_str())
@@ -149,7 +161,7 @@ pub struct TapFile {
     options: TapOptions,
 }
 
-/// A running tap, shared by the two directions. The file is complete when the last clone is gone.
+/// A running tap, shared by the two directions. What is left is written when the last clone is gone.
 #[derive(Clone)]
 pub struct Tap(Arc<Shared>);
 
@@ -159,6 +171,8 @@ struct Shared {
     snap_len: u32,
     max_bytes: u64,
     block: Mutex<Block>,
+    /// What comes behind all that is in the queue, which may be full.
+    last: Arc<Mutex<Option<Full>>>,
     stats: Arc<TapStats>,
 }
 
@@ -175,30 +189,35 @@ struct Block {
     queue: Option<SyncSender<Full>>,
     /// Blocks that come back from the writer.
     empty: Receiver<Vec<u8>>,
-    writer: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Tap {
-    /// Replaces what the file holds and starts its thread; `kind` is what the packets are.
-    pub fn start(file: TapFile, kind: PacketKind) -> Result<Self> {
+    /// Starts its thread, which replaces what the file holds; `kind` is what the packets are. The tap that was
+    /// there before ends first: it may be the same file's.
+    pub fn start(file: TapFile, kind: PacketKind, before: Option<&TapStats>) -> Result<Self> {
         let link = match kind {
             PacketKind::Ethernet => LinkType::Ethernet,
             PacketKind::Ip | PacketKind::Opaque => LinkType::Raw,
         };
         let TapFile { file, filter, options } = file;
-        // Devices have no length.
-        if file.metadata().is_ok_and(|found| found.is_file()) {
-            file.set_len(0).map_err(|source| options.failed("empty", &source))?;
-        }
         let bytes = beginning(link, options.snap_len);
         let (queue, inbox) = sync_channel::<Full>(QUEUE);
         let (give_back, empty) = sync_channel(QUEUE + 1);
-        let stats = Arc::new(TapStats::default());
-        let (told, path) = (Arc::clone(&stats), options.path.clone());
-        let writer = std::thread::Builder::new()
+        let (stats, last) = (Arc::new(TapStats::default()), Arc::default());
+        let writer = Writer {
+            file,
+            path: options.path,
+            inbox,
+            last: Arc::clone(&last),
+            give_back,
+            stats: Arc::clone(&stats),
+            before: before.and_then(|before| lock(&before.writer).take()),
+        };
+        let started = std::thread::Builder::new()
             .name("sapper-tap".into())
-            .spawn(move || write_blocks(file, &path, &inbox, &give_back, &told))
+            .spawn(move || writer.run())
             .map_err(|source| Error::io(ErrorKind::ResourceLimit, "start the tap's thread", &source))?;
+        *lock(&stats.writer) = Some(started);
         Ok(Self(Arc::new(Shared {
             filter,
             link,
@@ -211,8 +230,8 @@ impl Tap {
                 full: false,
                 queue: Some(queue),
                 empty,
-                writer: Some(writer),
             }),
+            last,
             stats,
         })))
     }
@@ -221,7 +240,7 @@ impl Tap {
     /// lock is never contended.
     pub fn record(&self, direction: Direction, batch: &PacketBatch) {
         let shared = &*self.0;
-        let mut block = shared.block.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut block = lock(&shared.block);
         if block.full {
             return;
         }
@@ -260,7 +279,7 @@ impl Tap {
 
     /// Writes what waits, so that a reader of the file sees it soon. Called when a pump goes idle.
     pub fn flush(&self) {
-        let mut block = self.0.block.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut block = lock(&self.0.block);
         block.hand_over(&self.0);
     }
 
@@ -304,41 +323,149 @@ impl Block {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let block = self.block.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !block.bytes.is_empty()
-            && let Some(queue) = &block.queue
-        {
-            // The end may wait for the disk: the writer takes a block at a time and never stops.
-            let _ = queue.send((std::mem::take(&mut block.bytes), block.packets));
-        }
+        let block = self.block.get_mut().unwrap_or_else(PoisonError::into_inner);
+        *lock(&self.last) = Some((std::mem::take(&mut block.bytes), block.packets));
+        // The end of the queue, with which the writer's begins.
         block.queue = None;
-        if let Some(writer) = block.writer.take() {
-            let _ = writer.join();
-        }
     }
 }
 
-fn write_blocks(
-    mut file: File,
-    path: &Path,
-    inbox: &Receiver<Full>,
-    give_back: &SyncSender<Vec<u8>>,
-    stats: &TapStats,
-) {
-    for (mut block, packets) in inbox {
-        if stats.failure().is_none()
-            && let Err(error) = file.write_all(&block)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the thread has.
+struct Writer {
+    file: File,
+    path: PathBuf,
+    inbox: Receiver<Full>,
+    last: Arc<Mutex<Option<Full>>>,
+    give_back: SyncSender<Vec<u8>>,
+    stats: Arc<TapStats>,
+    before: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        if let Some(before) = self.before.take() {
+            let _ = before.join();
+        }
+        // Devices have no length.
+        if self.file.metadata().is_ok_and(|found| found.is_file())
+            && let Err(error) = self.file.set_len(0)
         {
-            let path = path.display();
-            tracing::warn!(%path, %error, "the tap's file cannot be written; the tap is off");
-            let (text, errno) = (error.to_string(), error.raw_os_error());
-            let _ = stats.failure.set(Failure { text, errno, told: AtomicBool::new(false) });
+            self.fail(&error);
         }
-        match stats.failure() {
-            None => drop(stats.written.fetch_add(packets, Relaxed)),
-            Some(_) => stats.lose(packets),
+        while let Ok((mut block, packets)) = self.inbox.recv() {
+            self.write(&block, packets);
+            block.clear();
+            let _ = self.give_back.try_send(block);
         }
-        block.clear();
-        let _ = give_back.try_send(block);
+        let last = lock(&self.last).take();
+        if let Some((block, packets)) = last {
+            self.write(&block, packets);
+        }
+        self.stats.over.send_replace(true);
+    }
+
+    fn write(&mut self, block: &[u8], packets: u64) {
+        if self.stats.failure().is_none()
+            && let Err(error) = self.file.write_all(block)
+        {
+            self.fail(&error);
+        }
+        match self.stats.failure() {
+            None => drop(self.stats.written.fetch_add(packets, Relaxed)),
+            Some(_) => self.stats.lose(packets),
+        }
+    }
+
+    fn fail(&self, error: &std::io::Error) {
+        let path = self.path.display();
+        tracing::warn!(%path, %error, "the tap's file cannot be written; the tap is off");
+        let (text, errno) = (error.to_string(), error.raw_os_error());
+        let _ = self.stats.failure.set(Failure { text, errno, told: AtomicBool::new(false) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::time::Duration;
+
+    use sapper_proto::packet::PacketMeta;
+
+    use super::*;
+
+    /// A tap into `file`, with one packet in it.
+    fn tapped(file: File, before: Option<&TapStats>) -> Tap {
+        let path = PathBuf::from("tap");
+        let options = TapOptions { path, filter: None, max_bytes: None, snap_len: 65_535 };
+        let file = TapFile { file, filter: None, options };
+        let tap = Tap::start(file, PacketKind::Ip, before).unwrap();
+        record(&tap);
+        tap
+    }
+
+    fn record(tap: &Tap) {
+        let mut batch = PacketBatch::new(2_000, 1);
+        assert!(batch.push(&[0x45; 1_000], PacketMeta::default()));
+        tap.record(Direction::Encapsulate, &batch);
+    }
+
+    async fn is_over(stats: &TapStats) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), stats.over()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_disk_that_stalls() {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        // As much as it takes: whoever writes more waits.
+        // SAFETY: both descriptors are open, and the call sets what the kernel keeps for the pipe.
+        let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) };
+        let filling = vec![7; size as usize];
+        writer.write_all(&filling).unwrap();
+        let tap = tapped(File::from(OwnedFd::from(writer)), None);
+        let stats = Arc::clone(tap.stats());
+        drop(tap); // on the thread that has all others to serve
+        assert!(!is_over(&stats).await);
+
+        let mut read = vec![0; filling.len()];
+        reader.read_exact(&mut read).unwrap();
+        stats.over().await;
+        let mut written = Vec::new();
+        reader.read_to_end(&mut written).unwrap();
+        assert!(written.len() > 1_000);
+        assert_eq!(stats.to_string(), "1 packets written, 0 lost");
+    }
+
+    #[tokio::test]
+    async fn a_tap_that_takes_another_s_file_begins_behind_its_end() {
+        let file = tempfile::tempfile().unwrap();
+        let first = tapped(file.try_clone().unwrap(), None);
+        first.flush();
+        let before = Arc::clone(first.stats());
+        while before.written.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let again = File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        let second = tapped(again, Some(&before));
+        second.flush();
+        assert!(!is_over(second.stats()).await);
+        assert_ne!(file.metadata().unwrap().len(), 0);
+        record(&first);
+        drop(first);
+        let stats = Arc::clone(second.stats());
+        drop(second);
+        stats.over().await;
+        assert_eq!(before.to_string(), "2 packets written, 0 lost");
+        let mut whole = beginning(LinkType::Raw, 65_535);
+        pcapng::packet(&mut whole, &Record { data: &[0x45; 1_000], original_len: 1_000, ..SMALLEST });
+        assert_eq!(
+            file.metadata().unwrap().len(),
+            whole.len() as u64,
+            "one packet, and nothing of the first"
+        );
     }
 }

@@ -115,6 +115,30 @@ async fn an_empty_message_is_not_the_end_of_sequenced_packets() {
 }
 
 #[tokio::test]
+async fn what_waits_behind_an_empty_message_comes_before_the_end() {
+    // Wherever a batch ends.
+    for before in 0..70 {
+        let (a, b) = seqpacket_pair();
+        let mut port = port(a, 1000);
+        let far = SockRef::from(&b);
+        for _ in 0..before {
+            far.send(b"before").unwrap();
+        }
+        far.send(&[]).unwrap();
+        for _ in 0..5 {
+            far.send(b"after").unwrap();
+        }
+        drop(b);
+        let (mut batch, mut packets) = (take_batch(), 0);
+        while poll_fn(|cx| port.poll_receive(cx, &mut batch)).await.unwrap() {
+            packets += batch.len();
+            batch.clear();
+        }
+        assert_eq!(packets, before + 5);
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_is_gone_is_a_lost_connection() {
     for (a, b) in [seqpacket_pair(), {
         let (a, b) = UnixDatagram::pair().unwrap();
