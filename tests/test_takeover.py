@@ -178,7 +178,7 @@ async def test_no_byte_of_a_reader_and_writer_is_lost(any_loop: str, leak_check:
         await loop.sock_sendall(client, b" and later")
         await loop.sock_sendall(far, b"the end")
         async with asyncio.timeout(20):
-            # First: nothing of ours goes on before it has gone out, which is more than systems keep for a socket.
+            # First: it is more than systems keep for a socket, and what comes behind it waits for it.
             answer = b""
             while len(answer) < len(first) + 7:
                 answer += await loop.sock_recv(client, 1 << 20)
