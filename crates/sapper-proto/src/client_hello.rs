@@ -379,7 +379,13 @@ mod tests {
         old.truncate(old.len() - 2);
         old[3] -= 2;
         let bytes = records(&old, old.len());
-        assert_eq!(peek(&bytes), Ok(Parsed::Done { consumed: bytes.len(), value: ClientHello::default() }));
+        assert_eq!(
+            peek(&bytes),
+            Ok(Parsed::Done {
+                consumed: bytes.len(),
+                value: ClientHello { cipher_suites: vec![0x1301], ..ClientHello::default() }
+            })
+        );
         let none = records(&message(&[]), 99);
         assert!(matches!(peek(&none), Ok(Parsed::Done { value: ClientHello { tls13: false, .. }, .. })));
     }
