@@ -369,8 +369,11 @@ class Pump:
     async def untap(self) -> None:
         """Ends the tap; its file is complete then.
 
+        If cancelled, the tap ends all the same.
+
         Raises:
-            ResourceError: It is not: the file could not be written (the disk was full). It is told once.
+            ResourceError: It is not: the file could not be written (the disk was full), which is told once,
+                or the disk took nothing for ten seconds; then what is left is written when it does.
         """
         await running_post().call(lambda mailbox, key: self._native.set_tap(None, mailbox, key))
 

@@ -638,7 +638,7 @@ fn tell_its_end(tap: Arc<TapStats>, reply: Reply) {
         };
         reply.send(complete.map(|()| Value::Unit));
     };
-    // It was refused to the bridge itself, where it is: this is one of the I/O threads.
+    // Only a forked process is refused, and that has no I/O thread to be here on.
     let _ = runtime::spawn_near("the end of a tap", ends);
 }
 
