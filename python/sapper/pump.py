@@ -472,8 +472,11 @@ class Pump:
         except ApiMisuseError:
             raise  # a call that cannot be made changes nothing
         except BaseException:
-            self._native.stop(0.0)  # where the native side failed, it has ended already
+            self._given_up()  # where the native side failed, it has ended already
             raise
+
+    def _given_up(self) -> None:
+        self._native.stop(0.0)
 
     def _told(self, error: SapperError) -> None:
         # That it is closed already, or cannot be asked for this now, is not what ended it.

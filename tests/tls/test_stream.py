@@ -7,6 +7,8 @@ import gc
 import hashlib
 import random
 import socket
+import ssl
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -15,9 +17,11 @@ from typing import Any
 import pytest
 
 from sapper import tls
+from sapper._joining import build
 from sapper.errors import (
     BusyError,
     CertificateError,
+    CloseDeadline,
     ClosedError,
     ConfigError,
     ConnectionLost,
@@ -30,6 +34,7 @@ from sapper.errors import (
 from sapper.stream import ByteStream, memory_pair
 from sapper.testing import ThrowawayCertificates, throwaway_certificates
 from sapper.tls import Credentials, TlsStream
+from sapper.tls.bridge import Bridge
 from sapper.tls.transport import create_connection, open_connection
 
 PSK = Credentials.psk("x", bytes(range(32)))
@@ -313,7 +318,17 @@ async def test_a_peer_that_reads_nothing_holds_close_no_longer_than_its_time(lea
         client.write(b"z" * 5_000_000)
         async with asyncio.timeout(20):
             client.close()
-            await client.wait_closed()
+            # What was written has not arrived, whether it waited in native memory or in Python.
+            with pytest.raises(CloseDeadline, match=r"at least \d+ bytes are lost") as late:
+                await client.wait_closed()
+        assert late.value.phase == "close"
+
+
+async def test_who_gives_a_close_no_time_wants_nothing_delivered(leak_check: None) -> None:
+    async with pair(close_timeout=0.0) as (client, _server):
+        client.write(b"z" * 5_000_000)
+        async with asyncio.timeout(20):
+            await client.aclose()
 
 
 async def test_an_end_without_goodbye_is_an_error_behind_the_bytes(any_loop: str) -> None:
@@ -325,6 +340,40 @@ async def test_an_end_without_goodbye_is_an_error_behind_the_bytes(any_loop: str
         assert lost.value.reason == "truncated"
         with pytest.raises(ConnectionLost):
             await client.read(10)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_handshake_that_is_given_up_looks_like_no_orderly_end(
+    version: ssl.TLSVersion, made: ThrowawayCertificates, monkeypatch: pytest.MonkeyPatch, leak_check: None
+) -> None:
+    """The peer is done with it, and we before we hear so: it must not read an empty answer."""
+    bridges: list[Bridge] = []
+
+    def noted(*args: Any, **options: Any) -> Bridge:
+        bridges.append(build(*args, **options))
+        return bridges[-1]
+
+    monkeypatch.setattr("sapper.tls.stream.build", noted)
+    near, far = socket.socketpair()
+    server = made.server_credentials()
+    task = asyncio.create_task(tls.start_server(near, credentials=server))
+    while not bridges:
+        await asyncio.sleep(0)
+    context = ssl.create_default_context(cadata=made.authority.decode())
+    context.maximum_version = version
+    far.settimeout(20)
+    # This thread is the loop's, which hears of nothing meanwhile.
+    with context.wrap_socket(far, server_hostname="localhost", suppress_ragged_eofs=False) as client:
+        until = time.monotonic() + 20
+        while bridges[0].state != "ready":
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await bridges[0].wait_closed()
+        with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+            client.recv(1)
 
 
 @asynccontextmanager

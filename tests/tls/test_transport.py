@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSAttribute
 
 from sapper import tls
-from sapper.errors import ConfigError, ConnectionLost, SapperError
+from sapper.errors import CloseDeadline, ConfigError, ConnectionLost, SapperError
 from sapper.stream import memory_pair
 from sapper.tls import Credentials, TlsStream
 from sapper.tls.byte_stream import TlsByteStream
@@ -160,6 +160,14 @@ async def test_close_delivers_and_abort_does_not(any_loop: str, leak_check: None
         await protocol.until(lambda: "lost" in protocol.heard)
         with pytest.raises(ConnectionLost):
             await server.read()
+
+
+async def test_who_closed_hears_that_what_was_written_did_not_arrive(leak_check: None) -> None:
+    async with connected(close_timeout=0.3) as (transport, protocol, _server):
+        transport.write(b"d" * 5_000_000)
+        transport.close()
+        await protocol.until(lambda: "lost" in protocol.heard)
+        assert isinstance(protocol.error, CloseDeadline)
 
 
 async def test_a_broken_connection_is_told_behind_its_bytes(leak_check: None) -> None:

@@ -29,7 +29,7 @@ from sapper._mistakes import again, unused
 from sapper._options import config_error
 from sapper._owned import dropped
 from sapper._takeover import EndpointLike, Taken, not_a_transport, take
-from sapper.errors import ApiMisuseError, ErrorContext, SapperError
+from sapper.errors import ApiMisuseError, CloseDeadline, ErrorContext, SapperError
 from sapper.pump_options import PumpOptions
 from sapper.stats import PumpStats
 from sapper.stream import ByteStream
@@ -186,7 +186,15 @@ class TlsStream(ByteStream):
         loop = self._post.loop
         if self._unwritten and loop is not None:
             # A peer that takes nothing does not keep us.
-            self._giving_up = loop.call_later(self._close_timeout, self.abort)
+            self._giving_up = loop.call_later(self._close_timeout, self._give_up)
+
+    def _give_up(self) -> None:
+        # Whoever gives no time wants nothing delivered.
+        if self._unwritten and self._close_timeout > 0:
+            text = "the time of the drain was too short for what waited"
+            lost = f"{text}: at least {self._unwritten_size} bytes are lost"
+            self._ended(CloseDeadline(lost, ErrorContext(phase="close")))
+        self.abort()
 
     def _finish(self) -> None:
         if self._giving_up is not None:
@@ -307,6 +315,14 @@ async def start_server(
     return await _start(stream, config, initial_data, cast("ClientOptions", options), server_side=True)
 
 
+class _Session(Bridge):
+    """The bridge below a stream."""
+
+    def _given_up(self) -> None:
+        # The peer may think that the handshake is done: an end in order would be an empty answer to it.
+        self._native.abort()
+
+
 async def _start(
     stream: EndpointLike,
     config: TlsConfig,
@@ -377,7 +393,7 @@ async def shake(
 
     try:
         bridge = build(
-            Bridge,
+            _Session,
             (taken, tls, initial_data),
             (Taken(stream._door.far_end()), None),
             options,

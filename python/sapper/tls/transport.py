@@ -17,7 +17,7 @@ from typing import Any, TypeVar, Unpack, cast
 from sapper import _native
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
-from sapper.errors import SapperError
+from sapper.errors import CloseDeadline, SapperError
 from sapper.stream import Buffer, _awaited
 from sapper.tls.stream import TlsStream, start_client
 from sapper.tls.stream_options import ClientOptions, known
@@ -149,7 +149,10 @@ class TlsTransport(asyncio.Transport):
         return self._lost or self._stream.is_closing()
 
     def close(self) -> None:
-        """Delivers what was written, says goodbye and ends; ``connection_lost(None)`` comes then."""
+        """Delivers what was written, says goodbye and ends; ``connection_lost(None)`` comes then.
+
+        With CloseDeadline in place of ``None`` where that took longer than ``close_timeout``.
+        """
         self._stream.close()
 
     def abort(self) -> None:
@@ -259,7 +262,9 @@ class TlsTransport(asyncio.Transport):
         if error is not None and not self._stream.is_closing() and self._reading and not self._read_ended:
             self._read_soon()  # finds the bytes, then the error
         elif error is not None or self._stream.is_closing():
-            self._loop.call_soon(self._finish, None if self._stream.is_closing() else error)
+            # Who has closed hears only that what he wrote did not arrive.
+            told = not self._stream.is_closing() or isinstance(error, CloseDeadline)
+            self._loop.call_soon(self._finish, error if told else None)
         # Else both directions have ended in order, and the protocol has yet to read its end or to close.
         elif self._read_ended:
             self._loop.call_soon(self._finish, None)
