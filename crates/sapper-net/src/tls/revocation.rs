@@ -3,6 +3,7 @@
 //! rustls hands a staple over and looks no further, so it is checked here, with OpenSSL's parser: whose it
 //! is, who signed it, whether its time is now. Nothing is fetched: a server staples what it was given.
 
+use std::cmp::Reverse;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openssl::error::ErrorStack;
@@ -14,7 +15,7 @@ use openssl::x509::verify::X509VerifyFlags;
 use openssl::x509::{X509, X509VerifyResult};
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::failure::{CertificateReason, Rejection};
 use super::material::Material;
@@ -27,11 +28,13 @@ use crate::error::{Error, Result};
 const CLOCK_SKEW: u32 = 300;
 /// A response that does not say how long it is valid is not believed for longer.
 const WITHOUT_END: u32 = 24 * 60 * 60;
+/// Bytes of a list's number, at most (RFC 5280, section 5.2.3).
+const LONGEST_NUMBER: usize = 20;
 /// id-pe-tlsfeature (RFC 7633) and, within it, status_request.
 const TLS_FEATURE: &str = "1.3.6.1.5.5.7.1.24";
 const STATUS_REQUEST: [u8; 3] = [2, 1, 5];
 
-/// Lists of PEM text (all of them) or DER (one).
+/// Lists of PEM text (all of them) or DER (one), the newest first.
 pub(crate) fn read_crls(materials: &[Material]) -> Result<Vec<CertificateRevocationListDer<'static>>> {
     let mut lists = Vec::new();
     for (index, material) in materials.iter().enumerate() {
@@ -53,7 +56,18 @@ pub(crate) fn read_crls(materials: &[Material]) -> Result<Vec<CertificateRevocat
             return Err(material.blame(Error::config(field(), text)));
         }
     }
+    // Of several lists of one authority webpki asks the first.
+    lists.sort_by_cached_key(|list| Reverse(issued(list)));
     Ok(lists)
+}
+
+/// When a list was issued, and its number among those of that moment. What cannot be read is refused later.
+fn issued(list: &[u8]) -> Option<(i64, Vec<u8>)> {
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    let number = list.crl_number().map_or_else(Vec::new, |number| number.to_bytes_be());
+    // Numbers of fewer bytes are smaller.
+    let padded = [vec![0; LONGEST_NUMBER.saturating_sub(number.len())], number].concat();
+    Some((list.last_update().timestamp(), padded))
 }
 
 /// What a client wants of its server's staple.

@@ -66,7 +66,19 @@ fn revoked_certificates_are_refused_and_so_are_those_that_no_list_covers() {
     let list = authority.list(&[2], 2100);
     let der = openssl::x509::X509Crl::from_pem(list.as_bytes()).unwrap().to_der().unwrap();
     type Kind<'a> = (Vec<Vec<u8>>, &'a DevIdentity, Option<&'a str>);
-    let kinds: [Kind<'_>; 9] = [
+    // Of several lists the newest counts, in whichever order they stand.
+    let lists_of = |years: [(i32, &[u64], i32); 2]| {
+        let [one, other] = years.map(|(from, gone, until)| authority.list_of(gone, from, until).into_bytes());
+        [vec![one.clone(), other.clone()], vec![[other, one].concat()]]
+    };
+    let [newer_last, newer_first] = lists_of([(2024, &[], 2100), (2025, &[2], 2100)]);
+    let [late_last, late_first] = lists_of([(2024, &[1], 2025), (2025, &[2], 2100)]);
+    let kinds: [Kind<'_>; 14] = [
+        (newer_last.clone(), &revoked, Some("revoked")),
+        (newer_first, &revoked, Some("revoked")),
+        (newer_last, &good, None),
+        (late_last, &good, None),
+        (late_first, &good, None),
         (vec![list.clone().into_bytes()], &good, None),
         (vec![der], &good, None),
         (vec![(stranger.list(&[1], 2100) + &list).into_bytes()], &good, None),
