@@ -407,6 +407,63 @@ async def test_a_drain_lets_open_connections_end(
         assert proxy.stats().ended == {"ended": 1}
 
 
+async def test_a_cancelled_close_ends_everything_at_once(service: Echo, leak_check: None) -> None:
+    proxy = Proxy(listen="127.0.0.1:0", to=service.to, drain_timeout=600)
+    await proxy.start()
+    with connect(proxy.addresses[0]) as one:
+        assert await asyncio.to_thread(one.recv, 5) == b"echo\n"
+        closing = asyncio.create_task(proxy.aclose())
+        await until(lambda: proxy.state == "draining", "it drains")
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        async with asyncio.timeout(LATEST):
+            await proxy.wait_closed()
+    assert proxy.stats().ended == {"cut": 1}
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "begun"])
+async def test_a_drain_does_not_wait_for_who_leaves_a_handshake_unfinished(
+    said: bytes, certs: Certificates, service: Echo, leak_check: None
+) -> None:
+    proxy = Proxy(listen="127.0.0.1:0", to=service.to, tls=own(certs.server), handshake_timeout=600)
+    await proxy.start()
+    with connect(proxy.addresses[0]) as stranger:
+        stranger.sendall(said)
+        await until(lambda: proxy.stats().open == 1, "it is there")
+        proxy.stop(drain=600)
+        async with asyncio.timeout(LATEST):
+            await proxy.wait_closed()
+    assert proxy.stats().ended == {"cut": 1}
+
+
+async def test_a_handshake_that_is_under_way_when_a_drain_begins_is_still_served(
+    certs: Certificates, service: Echo, leak_check: None
+) -> None:
+    async with Proxy(listen="127.0.0.1:0", to=service.to, tls=own(certs.server)) as proxy:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = trusting(certs).wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        with connect(proxy.addresses[0]) as raw:
+            raw.sendall(outgoing.read())
+            incoming.write(await asyncio.to_thread(raw.recv, 65536))
+            proxy.stop(drain=LATEST)
+            await until(lambda: proxy.state == "draining", "it drains")
+
+            def finish() -> bytes:
+                while True:
+                    try:
+                        client.do_handshake()
+                        raw.sendall(outgoing.read())
+                        return client.read(5)
+                    except ssl.SSLWantReadError:
+                        raw.sendall(outgoing.read())
+                        incoming.write(raw.recv(65536))
+
+            assert await asyncio.to_thread(finish) == b"echo\n"
+
+
 async def test_what_is_open_at_the_end_of_a_drain_is_cut(certs: Certificates, service: Echo) -> None:
     proxy = Proxy(listen="127.0.0.1:0", to=service.to, tls=own(certs.server), drain_timeout=0.2)
     await proxy.start()
@@ -473,6 +530,8 @@ async def test_other_options_serve_new_connections(service: Echo) -> None:
             assert caught.value.field == "listen"
     with pytest.raises(ClosedError):
         await proxy.reload()
+    with pytest.raises(ClosedError):
+        await proxy.start()
 
 
 async def test_a_connection_that_breaks_does_not_look_like_an_orderly_end(service: Echo) -> None:

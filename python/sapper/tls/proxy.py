@@ -224,8 +224,11 @@ class Proxy:
             BindError, PermissionRequired: It cannot listen there.
             ConfigError: An option is wrong.
             ApiMisuseError: It was started already.
+            ClosedError: It was closed since.
         """
         if self._native is not None:
+            if self._ending:
+                raise ClosedError("the proxy is closed")
             raise ApiMisuseError("the proxy was started already")
         post = running_post()
         inherited: list[int] = []
@@ -331,10 +334,14 @@ class Proxy:
             raise error
 
     async def aclose(self) -> None:
-        """Stops with ``drain_timeout`` and waits for the end."""
+        """Stops with ``drain_timeout`` and waits for the end. If cancelled, everything ends at once."""
         self.stop(self._options.drain_timeout)
         if self._native is not None:
-            await self.wait_closed()
+            try:
+                await self.wait_closed()
+            except asyncio.CancelledError:
+                self.stop()
+                raise
 
     async def __aenter__(self) -> Self:
         await self.start()

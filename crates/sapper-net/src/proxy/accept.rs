@@ -23,6 +23,10 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one who has to give way may take to leave.
 const LEAVE: Duration = Duration::from_millis(50);
 
+/// How long handshakes under way may take in a drain: a client that means it needs less, and a stranger who leaves
+/// his unfinished holds nobody up.
+const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
+
 /// Runs a proxy to its end. Not an `async fn`, which would keep its arguments twice.
 #[expect(clippy::manual_async_fn, reason = "its arguments are kept once")]
 pub(super) fn run(launch: Launch, shared: Arc<Shared>, reply: Reply) -> impl Future<Output = ()> + Send {
@@ -46,7 +50,7 @@ pub(super) fn run(launch: Launch, shared: Arc<Shared>, reply: Reply) -> impl Fut
             shared.set_state(ProxyState::Draining);
             drain(&shared, &open).await;
         }
-        shared.cut();
+        shared.cut.comes();
         while !open.is_none() {
             shared.one_less.notified().await;
         }
@@ -99,11 +103,15 @@ async fn stopped(shared: &Shared) {
 
 /// Until every connection has ended by itself, or the time is over.
 async fn drain(shared: &Shared, open: &Open) {
+    let last_handshakes = Instant::now() + LAST_HANDSHAKES;
     while !open.is_none() {
         let Some(until) = shared.stop_at() else { return };
         tokio::select! {
             biased;
             () = sleep_until(until.into()) => return,
+            () = sleep_until(last_handshakes), if !shared.no_more_handshakes.is_here() => {
+                shared.no_more_handshakes.comes();
+            }
             () = shared.one_less.notified() => {}
             // A shorter time may have been asked for.
             () = shared.stop_wanted.notified() => {}

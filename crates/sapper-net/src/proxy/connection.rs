@@ -114,7 +114,7 @@ pub(super) fn run(socket: AcceptedSocket, guard: Guard) -> impl Future<Output = 
         let establishing = Box::pin(establish(accepted, original, shared, service, &connection));
         let established = tokio::select! {
             biased;
-            () = shared.until_cut() => Err(End::cut()),
+            () = shared.cut.come() => Err(End::cut()),
             established = establishing => established,
         };
         let End { outcome, error } = match established {
@@ -183,6 +183,7 @@ async fn establish(
     let greeted = tokio::select! {
         greeted = timeout_at(until, greeting) => greeted.unwrap_or_else(|_| late()),
         error = unserved.gives_way() => Err(error),
+        () = shared.no_more_handshakes.come() => return Err(End::cut()),
     };
     let greeted = greeted.map_err(|error| End { outcome: stage, error: Some(error) })?;
 
@@ -201,6 +202,7 @@ async fn establish(
                 Some(place) => tokio::select! {
                     logged_in = logging_in => logged_in,
                     error = place.gives_way() => Err(("handshake", error)),
+                    () = shared.no_more_handshakes.come() => return Err(End::cut()),
                 },
                 None => logging_in.await,
             };
@@ -457,7 +459,7 @@ async fn transfer(
     let to_upstream = flow(first.to_upstream, Arc::clone(&connection.to_upstream));
     let mut pump = Pump::new(Ends::Streams(client, upstream), to_client, to_upstream);
     let mut clock = IdleClock::new(idle);
-    let mut cut = pin!(shared.until_cut());
+    let mut cut = pin!(shared.cut.come());
     runtime::settled();
     let end = loop {
         // A pump takes turns by itself; a budget that runs out would look like a silent endpoint.

@@ -45,8 +45,39 @@ pub(super) struct Shared {
     /// Wakes it when a connection's task is over.
     pub(super) one_less: Notify,
     /// Everything that is still open ends now.
-    cut: AtomicBool,
-    cut_wanted: Notify,
+    pub(super) cut: Moment,
+    /// Handshakes that are not done end now.
+    pub(super) no_more_handshakes: Moment,
+}
+
+/// What comes once, and what many wait for.
+#[derive(Default)]
+pub(super) struct Moment {
+    is_here: AtomicBool,
+    wanted: Notify,
+}
+
+impl Moment {
+    pub(super) fn comes(&self) {
+        self.is_here.store(true, Ordering::SeqCst);
+        self.wanted.notify_waiters();
+    }
+
+    pub(super) fn is_here(&self) -> bool {
+        self.is_here.load(Ordering::SeqCst)
+    }
+
+    /// Ready when it is here.
+    pub(super) async fn come(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.wanted.notified());
+            notified.as_mut().enable();
+            if self.is_here() {
+                return;
+            }
+            notified.await;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -78,8 +109,8 @@ impl Proxy {
             ports: OnceLock::new(),
             stop_wanted: Notify::new(),
             one_less: Notify::new(),
-            cut: AtomicBool::new(false),
-            cut_wanted: Notify::new(),
+            cut: Moment::default(),
+            no_more_handshakes: Moment::default(),
         };
         let launch = Launch { listen, options: listen_options };
         Ok(Self { shared: Arc::new(shared), launch: Mutex::new(Some(launch)) })
@@ -223,24 +254,6 @@ impl Shared {
     /// When the drain that was asked for is over.
     pub(super) fn stop_at(&self) -> Option<Instant> {
         self.life().stop_at
-    }
-
-    /// Ends every connection.
-    pub(super) fn cut(&self) {
-        self.cut.store(true, Ordering::SeqCst);
-        self.cut_wanted.notify_waiters();
-    }
-
-    /// Ready when everything ends.
-    pub(super) async fn until_cut(&self) {
-        loop {
-            let mut notified = std::pin::pin!(self.cut_wanted.notified());
-            notified.as_mut().enable();
-            if self.cut.load(Ordering::SeqCst) {
-                return;
-            }
-            notified.await;
-        }
     }
 
     /// The end: everybody is told, the waiting ones last.
