@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,14 @@ from typing import Any
 import pytest
 
 from sapper import tls
-from sapper.errors import BusyError, ClosedError, ConfigError, ConnectionLost, SapperError
+from sapper.errors import (
+    ApiMisuseError,
+    BusyError,
+    ClosedError,
+    ConfigError,
+    ConnectionLost,
+    SapperError,
+)
 from sapper.pump import connect as join
 from sapper.stream import memory_pair
 from sapper.tls import Credentials, TlsStream
@@ -276,6 +284,27 @@ async def test_bytes_behind_the_goodbye_come_back(leak_check: None, certs: Certi
     await serving
     await client.aclose()
     assert await client.unused_data() == b"250 cleartext again\r\n"
+
+
+async def test_unused_data_is_given_to_who_asks_while_the_end_comes(leak_check: None) -> None:
+    for turn in range(150):
+        client, server = await two(*socket.socketpair())
+        server.write_eof()
+        client.write_eof()
+        # A bridge ends within such a time, and asks at each moment of it meet the one where it hears no more.
+        moment = time.perf_counter() + turn * 3e-6
+        while time.perf_counter() < moment:
+            pass
+        given = None
+        while given is None:
+            try:
+                given = await client.unused_data()
+            except ClosedError as error:
+                raise AssertionError("what there is is lost") from error
+            except ApiMisuseError:  # it has not ended
+                await asyncio.sleep(0)
+        assert given == b""
+        await asyncio.gather(client.aclose(), server.aclose())
 
 
 async def test_a_goodbye_that_finds_nobody_is_no_wait(leak_check: None, certs: Certificates) -> None:

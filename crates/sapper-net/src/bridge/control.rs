@@ -222,9 +222,19 @@ impl Bridge {
 
     /// Bytes after the peer's close_notify, once the bridge is closed. Answers [`Value::Bytes`].
     pub fn unused_data(&self, reply: Reply) {
-        match self.shared.take_unused() {
-            Ok(bytes) => reply.send(Ok(Value::Bytes(bytes))),
-            Err(_) => self.send_or_refuse(Command::UnusedData(reply)),
+        if let Ok(bytes) = self.shared.take_unused() {
+            return reply.send(Ok(Value::Bytes(bytes)));
+        }
+        match self.commands.try_send(Box::new(Command::UnusedData(reply))) {
+            Ok(()) => self.launch(),
+            Err(error) => {
+                let refused = refusal(&error);
+                // It may have ended meanwhile: what there is was kept before it heard no more.
+                match (*error.into_inner(), self.shared.take_unused()) {
+                    (Command::UnusedData(reply), Ok(bytes)) => reply.send(Ok(Value::Bytes(bytes))),
+                    (command, _) => command.refuse(&refused),
+                }
+            }
         }
     }
 

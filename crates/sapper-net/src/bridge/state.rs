@@ -328,11 +328,15 @@ impl Shared {
     }
 
     /// The end: gives those who wait to be told.
-    pub(super) fn close(&self, unused: Vec<u8>) -> Vec<Reply> {
+    pub(super) fn close(&self) -> Vec<Reply> {
         let mut inner = self.lock();
         inner.state = BridgeState::Closed;
-        inner.unused = Some(unused);
         std::mem::take(&mut inner.waiting)
+    }
+
+    /// Bytes read too far, for whoever asks from now on.
+    pub(super) fn keep_unused(&self, bytes: Vec<u8>) {
+        self.lock().unused = Some(bytes);
     }
 
     /// Bytes read too far, after the end.

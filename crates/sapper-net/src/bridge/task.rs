@@ -570,20 +570,22 @@ impl Task {
 
     /// Everything is given back; then everybody is told, the waiting ones last.
     fn close(mut self, error: Option<Error>) {
+        // First: whoever is not heard any more finds it.
+        self.shared.keep_unused(std::mem::take(&mut self.unused));
         self.inbox.close();
         let closed = Error::new(ErrorKind::Closed, "the bridge is closed");
         while let Ok(command) = self.inbox.try_recv() {
             match *command {
                 Command::UnusedData(reply) => {
-                    reply.send(Ok(Value::Bytes(std::mem::take(&mut self.unused))));
+                    reply.send(self.shared.take_unused().map(Value::Bytes));
                 }
                 command => command.refuse(&closed),
             }
         }
-        let Self { prepared, tap, shared, events, unused, .. } = self;
+        let Self { prepared, tap, shared, events, .. } = self;
         drop((prepared, tap));
         let (here, elsewhere): (Vec<_>, Vec<_>) =
-            shared.close(unused).into_iter().partition(|reply| Arc::ptr_eq(&reply.mailbox, &events.mailbox));
+            shared.close().into_iter().partition(|reply| Arc::ptr_eq(&reply.mailbox, &events.mailbox));
         let here = here.into_iter().map(|reply| (reply.key, Ok(Value::Unit)));
         events.mailbox.last(events.key, Event::Closed(error), here);
         for reply in elsewhere {
