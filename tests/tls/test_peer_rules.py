@@ -187,3 +187,19 @@ def test_a_name_is_said_as_certificates_have_it(name: str) -> None:
         PeerRules(dns=(name,))
     assert caught.value.field == "dns"
     PeerRules(dns=("*.xn--bcher-kva.example",))
+
+
+@pytest.mark.parametrize(
+    ("rule", "field"),
+    [
+        (PeerRules(dns=("a.test", "b.test.")), "dns.1"),
+        (PeerRules(dns=("10.0.0.1",)), "dns.0"),
+        (PeerRules(email=("nodomain",)), "email.0"),
+        (PeerRules(email=("*@a.test",)), "email.0"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_what_fits_no_certificate_is_refused(rule: PeerRules, field: str, certs: Certificates) -> None:
+    with pytest.raises(ConfigError, match="fits no certificate") as caught:
+        TlsConfig(roots=certs.ca.cert, peer_rules=(rule,)).native  # noqa: B018 - checks it
+    assert caught.value.field == f"peer_rules.0.{field}"

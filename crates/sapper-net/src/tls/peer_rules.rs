@@ -15,6 +15,9 @@ use super::options::{ClientAuth, Roots, TlsOptions};
 use super::verify::public_key_pin;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Bits before an IPv4 address that IPv6 wraps (`::ffff:0:0/96`).
+const MAPPED: u8 = 96;
+
 /// How much of a refused peer's names an error repeats.
 const SHOWN: usize = 300;
 
@@ -56,11 +59,15 @@ impl FromStr for IpRange {
         };
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.map_or(Ok(longest), |p| p.parse().map_err(|_| wrong()))?;
+        let prefix: u8 = prefix.map_or(Ok(longest), |p| p.parse().map_err(|_| wrong()))?;
         if prefix > longest {
             return Err(wrong());
         }
-        Ok(Self { address, prefix })
+        // An IPv4 address is one, also where IPv6 wraps it.
+        Ok(match (address.to_canonical(), prefix.checked_sub(MAPPED)) {
+            (four @ IpAddr::V4(_), Some(prefix)) if address.is_ipv6() => Self { address: four, prefix },
+            _ => Self { address, prefix },
+        })
     }
 }
 
@@ -71,7 +78,7 @@ impl IpRange {
             IpAddr::V4(a) => (u128::from(a.to_bits()) << 96, true),
             IpAddr::V6(a) => (a.to_bits(), false),
         };
-        let ((ours, four), (theirs, also_four)) = (bits(self.address), bits(address));
+        let ((ours, four), (theirs, also_four)) = (bits(self.address), bits(address.to_canonical()));
         let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
         four == also_four && (ours ^ theirs) & mask == 0
     }
@@ -99,6 +106,21 @@ impl PeerRule {
                 let text = format!("{name:?}: a * stands alone and in front: \"*.example.com\"");
                 return Err(Error::config(format!("dns.{index}"), text));
             }
+            if let Some(why) = no_dns_name(bare) {
+                let text = format!("{name:?} fits no certificate: {why}");
+                return Err(Error::config(format!("dns.{index}"), text));
+            }
+        }
+        for (index, email) in self.email.iter().enumerate() {
+            let parts = email.rsplit_once('@').filter(|(who, domain)| !who.is_empty() && !domain.is_empty());
+            let why = match parts {
+                None if email.is_empty() => continue,
+                None => "a mail address is name@domain",
+                Some(_) if email.contains('*') => "a * stands for nothing in a mail address",
+                Some(_) => continue,
+            };
+            let text = format!("{email:?} fits no certificate: {why}");
+            return Err(Error::config(format!("email.{index}"), text));
         }
         for (index, uri) in self.uri.iter().enumerate() {
             if uri == "*" || uri.find('*').is_some_and(|at| at + 1 != uri.len()) {
@@ -133,6 +155,19 @@ impl PeerRule {
             && (self.ip.is_empty() || names.ip.iter().any(|&a| self.ip.iter().any(|range| range.contains(a))))
             && (self.pin.is_empty() || names.pin.is_some_and(|pin| self.pin.contains(&pin)))
     }
+}
+
+/// Why no certificate has this DNS name.
+fn no_dns_name(name: &str) -> Option<&'static str> {
+    if name.parse::<IpAddr>().is_ok() {
+        return Some("addresses go by `ip`");
+    }
+    if name.ends_with('.') {
+        return Some("names in certificates have no dot at the end");
+    }
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(fits);
+    (name.len() > 253 || !name.split('.').all(is_label)).then_some("it is no DNS name")
 }
 
 fn dns_fits(rule: &str, name: &str) -> bool {
@@ -327,6 +362,11 @@ mod tests {
             ("::/0", "::1", true),
             ("2001:db8::/32", "2001:db8:ffff::1", true),
             ("2001:db8::/32", "2001:db9::1", false),
+            ("::ffff:10.0.0.1", "10.0.0.1", true),
+            ("::ffff:10.0.0.0/104", "10.255.0.1", true),
+            ("::ffff:10.0.0.0/104", "11.0.0.1", false),
+            ("10.0.0.0/8", "::ffff:10.0.0.1", true),
+            ("::ffff:0:0/95", "2001:db8::1", false),
         ] {
             let range: IpRange = range.parse().unwrap();
             assert_eq!(range.contains(address.parse().unwrap()), inside, "{range:?} {address}");
@@ -340,7 +380,32 @@ mod tests {
     fn rules_that_mean_nothing_are_refused() {
         let dns = |name: &str| PeerRule { dns: vec![name.to_owned()], ..PeerRule::default() };
         let uri = |name: &str| PeerRule { uri: vec![name.to_owned()], ..PeerRule::default() };
-        for rule in [PeerRule::default(), dns("*"), dns("a.*.b"), dns("*."), dns(""), uri("*"), uri("a*b")] {
+        let email = |name: &str| PeerRule { email: vec![name.to_owned()], ..PeerRule::default() };
+        let long = ["a"; 128].join(".");
+        for name in ["a_b.test", "*.a.test", "xn--bcher-kva.example", "localhost", &long[..253]] {
+            PeerRules::new(&[dns(name)]).unwrap();
+        }
+        PeerRules::new(&[email("a@b"), email("\"a@b\"@c.test")]).unwrap();
+        for rule in [
+            PeerRule::default(),
+            dns("*"),
+            dns("a.*.b"),
+            dns("*."),
+            dns(""),
+            dns("a.test."),
+            dns("a b"),
+            dns("a..b"),
+            dns("10.0.0.1"),
+            dns("::1"),
+            dns("b\u{fc}cher.example"),
+            dns(&long),
+            uri("*"),
+            uri("a*b"),
+            email("nodomain"),
+            email("@a.test"),
+            email("a@"),
+            email("*@a.test"),
+        ] {
             let error = PeerRules::new(&[rule]).unwrap_err();
             assert!(error.field().unwrap().starts_with("peer_rules.0"), "{error:?}");
         }
