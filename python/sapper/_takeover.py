@@ -461,7 +461,10 @@ def _must_be_a_pair(reader: Any, writer: Any, transport: object, name: str) -> N
     # Asyncio has no public name for either. One that is fed by hand has no transport.
     fed_by = getattr(reader, "_transport", None)
     if fed_by is not None and fed_by is not transport and getattr(writer, "_reader", None) is not reader:
-        raise config_error(name, "the reader and the writer belong to two connections", "not_a_pair")
+        text = "the reader and the writer belong to two connections"
+        if writer.get_extra_info("pipe") is not None:
+            text += "; of two pipes give the descriptors, before asyncio has them"
+        raise config_error(name, text, "not_a_pair")
 
 
 def _transport_of_ours(taken: Taken, transport: Any, reader: asyncio.StreamReader | None, name: str) -> Taken:

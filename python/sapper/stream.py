@@ -287,7 +287,10 @@ class ByteStream:
     # -- its end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends both directions; what was written is still delivered. What was not read is thrown away."""
+        """Ends both directions; what was written is still delivered. What was not read is thrown away.
+
+        Of a stream that was handed over, nothing: what took it has its end.
+        """
         if self._closed:
             return
         self._closed = True
@@ -325,7 +328,10 @@ class ByteStream:
             raise
 
     def abort(self) -> None:
-        """Breaks both directions off at once; what has not left is lost, and the peer reads an error."""
+        """Breaks both directions off at once; what has not left is lost, and the peer reads an error.
+
+        Of a stream that was handed over, nothing: what took it has its end.
+        """
         self._unwritten.clear()
         self._unwritten_size = 0
         if not self._handed_over:
