@@ -64,6 +64,9 @@ class ByteStream:
         # What found no room in native memory.
         self._unwritten: deque[memoryview] = deque()
         self._unwritten_size = 0
+        # What native memory took of it, and whether some of the rest was thrown away.
+        self._taken = 0
+        self._lost = False
         self._drainers: list[asyncio.Future[None]] = []
         self._ending = False
         self._closed = False
@@ -228,6 +231,7 @@ class ByteStream:
             except SapperError as error:
                 self._heard(error)
                 raise
+            self._taken += written
             if written == len(data) and type(data) is bytes:
                 return
             rest = memoryview(data).cast("B")[written:]
@@ -334,6 +338,7 @@ class ByteStream:
         """
         self._unwritten.clear()
         self._unwritten_size = 0
+        self._taken, self._lost = 0, False  # nothing is to be delivered any more
         if not self._handed_over:
             self._ending = True  # no orderly end
             self._break_off()
@@ -465,6 +470,7 @@ class ByteStream:
             while self._unwritten:
                 piece = self._unwritten[0]
                 written = self._door.write(piece)
+                self._taken += written
                 self._unwritten_size -= written
                 if written < len(piece):
                     self._unwritten[0] = piece[written:]
@@ -472,6 +478,7 @@ class ByteStream:
                 self._unwritten.popleft()
         except SapperError:
             # Whoever drains, writes or reads next is told.
+            self._lost = True
             self._unwritten.clear()
             self._unwritten_size = 0
         _awaited.discard(self)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -305,6 +306,27 @@ async def test_unused_data_is_given_to_who_asks_while_the_end_comes(leak_check: 
                 await asyncio.sleep(0)
         assert given == b""
         await asyncio.gather(client.aclose(), server.aclose())
+
+
+async def test_who_closes_hears_of_a_reset_that_lost_what_was_written(
+    leak_check: None, certs: Certificates
+) -> None:
+    """The reset is seen by who reads, and nobody reads any more: all the same bytes were to be delivered."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = asyncio.create_task(asyncio.to_thread(listener.accept))
+        connecting = asyncio.create_task(
+            tls.connect(*listener.getsockname(), credentials=PSK, close_timeout=3600.0)
+        )
+        peer, _ = await accepting
+        kept = peer.dup()
+        server, client = await asyncio.gather(tls.start_server(peer, credentials=PSK), connecting)
+        client.write(b"x" * 30_000_000)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.abort()
+        await server.wait_closed()
+        kept.close()
+        with pytest.raises(ConnectionLost):
+            await client.aclose()
 
 
 async def test_a_goodbye_that_finds_nobody_is_no_wait(leak_check: None, certs: Certificates) -> None:

@@ -146,14 +146,19 @@ class TlsStream(ByteStream):
         If cancelled, only the waiting ends.
 
         Raises:
-            SapperError: What was written may not have arrived.
+            SapperError: Not all that was written has left.
         """
         await super().wait_closed()
         await self._session().wait_closed()
         error = self._error
         # What did not arrive for us is no news to who closed: it was not going to be read.
-        if error is not None and not (self._closed and error.direction == "decapsulate"):
+        unread = self._closed and error is not None and error.direction == "decapsulate"
+        if error is not None and (not unread or self._undelivered()):
             raise error
+
+    def _undelivered(self) -> bool:
+        """Whether the end came before all that was written had left."""
+        return self._lost or self.stats().encapsulate.bytes < self._taken
 
     def __del__(self) -> None:
         if getattr(self, "_closed", True) or self._bridge is None:

@@ -264,6 +264,7 @@ class TlsTransport(asyncio.Transport):
         elif error is not None or self._stream.is_closing():
             # Who has closed hears only that what he wrote did not arrive.
             told = not self._stream.is_closing() or isinstance(error, CloseDeadline)
+            told = told or (error is not None and self._stream._undelivered())
             self._loop.call_soon(self._finish, error if told else None)
         # Else both directions have ended in order, and the protocol has yet to read its end or to close.
         elif self._read_ended:
