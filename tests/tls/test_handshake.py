@@ -308,6 +308,30 @@ async def test_readers_of_asyncio_feed_it(leak_check: None) -> None:
     far.close()
 
 
+@pytest.mark.parametrize("kind", [ConnectionResetError, ValueError])
+async def test_a_reader_that_fails_is_no_end(kind: type[Exception], leak_check: None) -> None:
+    reader = asyncio.StreamReader()
+    async with asyncio.timeout(30):
+        connector, acceptor = Connector(PSK), Acceptor(PSK)
+        cleartext, mine = memory_pair()
+        client_out, sent = connector.send(reader)
+        server_out, _ = acceptor.send(cleartext)
+        from_client, _ = connector.receive(server_out)
+        from_server, received = acceptor.receive(client_out)
+        await asyncio.gather(connector.connect("x"), acceptor.accept())
+        reader.feed_data(b"half")
+        assert await from_server.readexactly(4) == b"half"
+        reader.set_exception(kind("of whoever feeds it"))
+        with pytest.raises(ConnectionLost):
+            await from_server.read()
+        for result in (sent, received):
+            with pytest.raises(ConnectionLost):
+                await result
+        for stream in (mine, from_client, from_server):
+            stream.abort()
+        await asyncio.gather(connector.wait_closed(), acceptor.wait_closed())
+
+
 async def test_configured_twice_gives_a_closed_stream_and_the_error() -> None:
     connector = Connector(PSK)
     for configure, word in ((connector.send, "send"), (connector.receive, "receive")):

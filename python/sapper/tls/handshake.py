@@ -25,13 +25,21 @@ import asyncio
 import contextlib
 import ipaddress
 import re
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
 from sapper import _native
 from sapper._joining import build
 from sapper._takeover import EndpointLike, Taken, take
-from sapper.errors import ApiMisuseError, ClosedError, ConfigError, ErrorContext, NotStartedError, SapperError
+from sapper.errors import (
+    ApiMisuseError,
+    ClosedError,
+    ConfigError,
+    ConnectionLost,
+    ErrorContext,
+    NotStartedError,
+    SapperError,
+)
 from sapper.pump_options import PumpOptions
 from sapper.stream import Buffer, ByteStream, memory_pair
 from sapper.tls.bridge import Bridge, HandshakeInfo
@@ -436,10 +444,18 @@ class _Direct:
         ciphertext, cleartext_out, cleartext_writer = self._receive
         halves = (ciphertext_out, cleartext_out)
         feeding: list[asyncio.Task[None]] = []
+
+        def cut_off(why: Exception) -> None:
+            # A sink that breaks would be an orderly end to the peer.
+            for half in halves:
+                half.tell(ConnectionLost(f"the cleartext to be sent was cut off: {why!r}"))
+            if self._bridge is not None:
+                self._bridge.abort()
+
         try:
             if self._verb == "connect":
                 _check_name(server_name)
-            inner = take((_native_or_fed(cleartext, feeding), cleartext_writer), "cleartext")
+            inner = take((_native_or_fed(cleartext, feeding, cut_off), cleartext_writer), "cleartext")
             try:
                 network = take((_native_or_fed(ciphertext, feeding), ciphertext_writer), "ciphertext")
             except BaseException:
@@ -547,21 +563,30 @@ def _refused(message: str) -> tuple[ByteStream, asyncio.Future[None]]:
     return half, half.result
 
 
-def _native_or_fed(source: Any, feeding: list[asyncio.Task[None]]) -> Any:
+def _native_or_fed(
+    source: Any, feeding: list[asyncio.Task[None]], cut_off: Callable[[Exception], None] | None = None
+) -> Any:
     """What native code reads from: the source itself, or a stream that this loop feeds from it."""
     if not isinstance(source, asyncio.StreamReader):
         return source
     writer, end = memory_pair()
-    feeding.append(asyncio.create_task(_feed(source, writer)))
+    feeding.append(asyncio.create_task(_feed(source, writer, cut_off)))
     return end
 
 
-async def _feed(source: asyncio.StreamReader, writer: ByteStream) -> None:
+async def _feed(
+    source: asyncio.StreamReader, writer: ByteStream, cut_off: Callable[[Exception], None] | None
+) -> None:
     try:
         while data := await source.read(_PIECE):
             writer.write(data)
             await writer.drain()
-    except (OSError, SapperError, asyncio.CancelledError):
+    except asyncio.CancelledError:
+        writer.abort()
+        return
+    except Exception as error:  # noqa: BLE001 - whoever feeds a reader says why it ends
+        if cut_off is not None:
+            cut_off(error)
         writer.abort()  # cut off: no end
         return
     with contextlib.suppress(SapperError):
