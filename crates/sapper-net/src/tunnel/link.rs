@@ -100,6 +100,10 @@ pub(super) struct Link {
     timer_at: Option<Instant>,
     data_at: Option<Instant>,
     began: Instant,
+    /// The moment of the round that runs.
+    round_at: Option<Duration>,
+    /// Something may have come up to send since it was looked.
+    owes: bool,
     leaving: bool,
     /// Nothing comes any more, and nobody: what came is still to be delivered.
     parts: bool,
@@ -146,6 +150,8 @@ impl Link {
             timer_at: None,
             data_at: None,
             began,
+            round_at: None,
+            owes: false,
             leaving: false,
             parts: false,
             full_up: false,
@@ -159,9 +165,9 @@ impl Link {
         link
     }
 
-    /// Time as the state machine counts it.
+    /// Time as the state machine counts it. It stands still for one round, which asks for it a dozen times.
     pub(super) fn now(&self) -> Duration {
-        self.began.elapsed()
+        self.round_at.unwrap_or_else(|| self.began.elapsed())
     }
 
     /// The state machine, for hellos.
@@ -286,38 +292,45 @@ impl Link {
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
         self.awake.register(cx.waker());
-        for _ in 0..ROUNDS {
+        // By who called meanwhile; or the carrier takes more again.
+        self.owes = true;
+        let polled = self.poll_rounds(cx);
+        self.live.note(&self.mux, (self.began + self.now()).into_std());
+        self.round_at = None;
+        polled
+    }
+
+    fn poll_rounds(&mut self, cx: &mut Context<'_>) -> Poll<Exit> {
+        for round in 0..ROUNDS {
+            self.round_at = Some(self.began.elapsed());
             let mut moved = self.look_at_the_awake();
             if moved {
                 // Who had nothing to say until now does not wait for what the carrier brought others.
                 moved |= self.send(cx);
             }
-            moved |= self.read_carrier(cx);
-            moved |= self.fire_timers(cx);
-            self.drain_events(&[]);
-            moved |= self.send(cx);
-            self.drain_events(&[]);
-            self.retire_closing();
+            let heard = self.read_carrier(cx) | (round == 0 && self.fire_timers(cx));
+            self.owes |= heard | self.drain_events(&[]);
+            moved |= heard;
+            if self.owes {
+                moved |= self.send(cx);
+            }
+            self.owes |= self.drain_events(&[]) | self.retire_closing();
             if !self.full.is_empty() && self.has_room() {
                 self.knocked.append(&mut self.full);
-                moved = true;
+                (moved, self.owes) = (true, true);
             }
             if let Some(exit) = self.exit.take() {
-                self.live.note(&self.mux);
                 return Poll::Ready(exit);
             }
             let over = self.parts || (self.leaving && self.mux.is_idle());
             if over && self.is_empty() {
-                self.live.note(&self.mux);
                 return Poll::Ready(Exit::Idle);
             }
             if !moved {
-                self.live.note(&self.mux);
                 self.arm(cx);
                 return Poll::Pending;
             }
         }
-        self.live.note(&self.mux);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -434,6 +447,7 @@ impl Link {
             }
         }
         input.consume(at);
+        self.owes |= at > 0;
         // What a carrier that is gone said besides is nobody's.
         if self.carrier.is_some() {
             self.input = input;
@@ -447,10 +461,14 @@ impl Link {
         true
     }
 
-    fn drain_events(&mut self, data: &[u8]) {
+    /// Whether there was one.
+    fn drain_events(&mut self, data: &[u8]) -> bool {
+        let mut told = false;
         while let Some(event) = self.mux.poll_event() {
             self.event(event, data);
+            told = true;
         }
+        told
     }
 
     fn event(&mut self, event: Event, data: &[u8]) {
@@ -512,7 +530,7 @@ impl Link {
             self.mux.handle_timeout(now);
             fired = true;
         }
-        let moment = Instant::now();
+        let moment = self.began + now;
         while let Some((at, key, direction)) = self.waiting.first().copied()
             && at <= moment
         {

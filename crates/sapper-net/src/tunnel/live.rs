@@ -125,7 +125,7 @@ impl Counted {
 
 impl Live {
     /// As the state machine counts.
-    pub(super) fn note(&self, mux: &Mux<Payload>) {
+    pub(super) fn note(&self, mux: &Mux<Payload>, now: Instant) {
         let (gauges, stats) = (mux.gauges(), mux.stats());
         let mut counted = lock(&self.counted);
         counted.stats = TunnelStats {
@@ -138,7 +138,7 @@ impl Live {
             resumes: stats.resumes,
             ..TunnelStats::default()
         };
-        counted.look(Instant::now());
+        counted.look(now);
     }
 
     /// Its streams are gone: nothing is held any more.

@@ -43,13 +43,15 @@ impl Link {
     /// Reads for the streams whose turn it is and writes what is queued, as long as the carrier takes it.
     pub(super) fn send(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
+        self.owes = true;
         for _ in 0..WRITES {
             self.turns();
             let now = self.now();
             let Some(carrier) = &mut self.carrier else { return moved };
-            let mut slices = Vec::with_capacity(16);
+            let mut slices = Vec::new();
             self.mux.poll_transmit(&mut slices, WRITE, now);
             if slices.is_empty() {
+                self.owes = false;
                 break;
             }
             let written = if self.records {
@@ -62,7 +64,10 @@ impl Link {
             };
             drop(slices);
             match written {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.owes = false;
+                    break;
+                }
                 Poll::Ready(Ok(n)) => {
                     self.mux.transmitted(n, now);
                     moved = true;
@@ -279,11 +284,13 @@ impl Link {
         }
     }
 
-    /// Sockets of streams that the state machine has forgotten say goodbye.
-    pub(super) fn retire_closing(&mut self) {
-        for key in std::mem::take(&mut self.slots.closing) {
-            self.retire_if_forgotten(key);
+    /// Sockets of streams that the state machine has forgotten say goodbye. False where there were none to look at.
+    pub(super) fn retire_closing(&mut self) -> bool {
+        let closing = std::mem::take(&mut self.slots.closing);
+        for key in &closing {
+            self.retire_if_forgotten(*key);
         }
+        !closing.is_empty()
     }
 
     fn retire_if_forgotten(&mut self, key: StreamKey) {
