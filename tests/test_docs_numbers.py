@@ -191,6 +191,8 @@ NUMBERS: list[tuple[str, str, Path, str]] = [
     ("streams.md", "anew every {} ms at the latest", NET / "stream/connect.rs", "MAX_FULL_PAUSE"),
     ("ARCHITECTURE.md", "a block of {k} KB", NET / "buffer.rs", "BLOCK"),
     ("ARCHITECTURE.md", "at most {w} (`SAPPER_IO_THREADS`)", NET / "runtime.rs", "MAX_DEFAULT_THREADS"),
+    ("ARCHITECTURE.md", "needed again within {} µs", NET / "runtime/linger.rs", "WINDOW_US"),
+    ("performance.md", "for {} µs at most, and", NET / "runtime/linger.rs", "WINDOW_US"),
     ("ARCHITECTURE.md", "After {w} rounds", NET / "pump/flow.rs", "ROUNDS"),
 ]  # fmt: skip
 

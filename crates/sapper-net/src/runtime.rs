@@ -6,14 +6,17 @@
 
 mod after_turn;
 mod balance;
+mod linger;
 #[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -68,34 +71,45 @@ fn runtime() -> Result<&'static Runtime> {
 }
 
 fn start() -> Result<Runtime> {
-    let count = match std::env::var("SAPPER_IO_THREADS") {
-        Ok(text) => match text.parse::<usize>() {
-            Ok(n) if (1..=256).contains(&n) => n,
-            _ => {
-                return Err(Error::config(
-                    "SAPPER_IO_THREADS",
-                    format!("must be a whole number from 1 to 256, not {text:?}"),
-                ));
-            }
-        },
-        Err(_) => std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_DEFAULT_THREADS)),
-    };
+    let count = setting("SAPPER_IO_THREADS", 1..=256)?.map_or_else(
+        || std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_DEFAULT_THREADS)),
+        |count| count as usize,
+    );
+    let window = setting("SAPPER_IO_LINGER_US", 0..=10_000)?;
+    let window = window.map_or(linger::WINDOW, |n| Duration::from_micros(n.into()));
     let mut threads = Vec::with_capacity(count);
     for index in 0..count {
         let failed = |source: io::Error| Error::io(ErrorKind::ResourceLimit, "start an I/O thread", &source);
-        let event_loop =
-            Builder::new_current_thread().enable_all().event_interval(TURNS).build().map_err(failed)?;
+        let mut event_loop = Builder::new_current_thread();
+        event_loop.enable_all().event_interval(TURNS);
+        event_loop.on_thread_park(linger::before_sleep).on_thread_unpark(linger::after_sleep);
+        let event_loop = event_loop.build().map_err(failed)?;
         let handle = event_loop.handle().clone();
-        drop(handle.spawn(after_turn::run())); // for as long as there is the thread
+        let lingered = Arc::new(AtomicU64::new(0));
+        // For as long as there is the thread.
+        drop(handle.spawn(after_turn::run()));
+        drop(handle.spawn(linger::run(window, Arc::clone(&lingered))));
         spawn_thread(&format!("sapper-io-{index}"), move || {
             OWN_THREAD.set(Some(index));
             sys::take_short_turns();
             event_loop.block_on(std::future::pending::<()>());
         })
         .map_err(failed)?;
-        threads.push(Thread::new(handle));
+        threads.push(Thread::new(handle, lingered));
     }
     Ok(Runtime { threads, forks: sys::forks() })
+}
+
+/// What the environment says of a setting; `None` where it says nothing.
+fn setting(name: &'static str, allowed: RangeInclusive<u32>) -> Result<Option<u32>> {
+    let Ok(text) = std::env::var(name) else { return Ok(None) };
+    match text.parse() {
+        Ok(n) if allowed.contains(&n) => Ok(Some(n)),
+        _ => {
+            let (least, most) = allowed.into_inner();
+            Err(Error::config(name, format!("must be a whole number from {least} to {most}, not {text:?}")))
+        }
+    }
 }
 
 /// Starts a named thread that takes no signals: they are the program's (Python's main thread's), and a

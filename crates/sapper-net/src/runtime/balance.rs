@@ -6,12 +6,14 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+
+use super::linger;
 
 /// How often a thread's share of time is measured anew, at most.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -33,6 +35,8 @@ pub(super) struct Thread {
     /// Thousandths of the last interval that its tasks took.
     share: AtomicU32,
     measured: Mutex<Measured>,
+    /// Nanoseconds that it lingered, which the runtime counts as busy.
+    lingered: Arc<AtomicU64>,
 }
 
 struct Measured {
@@ -43,7 +47,7 @@ struct Measured {
 }
 
 impl Thread {
-    pub(super) fn new(handle: Handle) -> Self {
+    pub(super) fn new(handle: Handle, lingered: Arc<AtomicU64>) -> Self {
         let now = Instant::now();
         Self {
             handle,
@@ -51,11 +55,18 @@ impl Thread {
             young: AtomicUsize::new(0),
             share: AtomicU32::new(0),
             measured: Mutex::new(Measured { at: now, busy: Duration::ZERO, left: now }),
+            lingered,
         }
     }
 
     pub(super) fn tasks(&self) -> usize {
         self.tasks.load(Ordering::Relaxed)
+    }
+
+    /// What it looked for more instead of sleeping, in all.
+    #[cfg(test)]
+    pub(super) fn lingered(&self) -> Duration {
+        Duration::from_nanos(self.lingered.load(Ordering::Relaxed))
     }
 
     /// Thousandths of its time that its tasks take.
@@ -64,7 +75,8 @@ impl Thread {
         if let Ok(mut measured) = self.measured.try_lock() {
             let passed = measured.at.elapsed();
             if passed >= INTERVAL {
-                let busy = self.handle.metrics().worker_total_busy_duration(0);
+                let lingered = Duration::from_nanos(self.lingered.load(Ordering::Relaxed));
+                let busy = self.handle.metrics().worker_total_busy_duration(0).saturating_sub(lingered);
                 let share = thousandths(busy.saturating_sub(measured.busy), passed);
                 self.share.store(share, Ordering::Relaxed);
                 measured.at += passed;
@@ -178,6 +190,7 @@ pub(super) fn poll_in_place<T>(
     poll: impl FnOnce() -> Poll<T>,
 ) -> (Poll<T>, Asked) {
     let before = Instant::now();
+    linger::polls(before);
     NOW.set(Now { threads: Some(place.threads), index: place.index, used: *used, ..Now::default() });
     let polled = poll();
     let now = NOW.replace(Now::default());

@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -154,5 +155,28 @@ fn a_move_must_gain_and_is_not_undone() {
         (1000, 300, 400, true),
     ] {
         assert_eq!(balance::gains(here, mine, there), gains, "{here} {mine} {there}");
+    }
+}
+
+#[test]
+fn a_thread_that_is_needed_again_and_again_lingers() {
+    let (near, far) = UnixStream::pair().unwrap();
+    spawn("test", async move {
+        let mut stream = open_fd(near.into(), "source", &SocketOptions::default()).unwrap();
+        let mut byte = [0; 1];
+        while read_full(stream.as_mut(), &mut byte).await.unwrap() == 1 {
+            write_all(stream.as_mut(), &byte).await.unwrap();
+        }
+    })
+    .unwrap();
+    let lingered = || -> Duration { runtime().unwrap().threads.iter().map(Thread::lingered).sum() };
+    let (before, begun) = (lingered(), Instant::now());
+    // Where the machine has little time for this, an answer may take longer than a thread waits: for a while.
+    while lingered() == before {
+        assert!(begun.elapsed() < DEADLINE, "it never lingered");
+        for _ in 0..100 {
+            (&far).write_all(b"x").unwrap();
+            (&far).read_exact(&mut [0]).unwrap();
+        }
     }
 }
