@@ -127,6 +127,31 @@ fn stop_takes_effect_while_a_peer_stalls_the_handshake() {
 }
 
 #[test]
+fn a_drain_before_the_handshake_delivers_what_waits_once_it_is_done() {
+    let (near, far) = raw_pair(&psk());
+    near.cleartext().write_all(b"said before anything").unwrap();
+    near.bridge().start().unwrap();
+    near.bridge().stop(2 * PATIENCE);
+    far.bridge().start().unwrap();
+    let mut heard = Vec::new();
+    far.cleartext().read_to_end(&mut heard).unwrap();
+    assert_eq!(heard, b"said before anything");
+    assert!(near.wait_closed().is_none());
+}
+
+#[test]
+fn a_drain_that_is_over_before_payload_flows_is_told() {
+    let (silent, ours) = UnixStream::pair().unwrap();
+    let (sink, _held) = UnixStream::pair().unwrap();
+    let end = End::client(&psk(), OwnedFd::from(ours), OwnedFd::from(sink), None);
+    end.bridge().start().unwrap();
+    end.bridge().stop(Duration::from_millis(50));
+    let error = end.wait_closed().expect("what waits at the sink is lost");
+    assert_eq!((error.kind(), error.phase()), (ErrorKind::CloseDeadline, Some(Phase::Close)));
+    drop(silent);
+}
+
+#[test]
 fn a_handshake_that_never_ends_meets_its_deadline() {
     let (_silent, ours) = UnixStream::pair().unwrap();
     let (sink, _held) = UnixStream::pair().unwrap();

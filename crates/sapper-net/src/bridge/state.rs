@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::time::sleep_until;
 
 use super::control::{Reply, Value};
 use crate::error::{Direction, Error, ErrorKind, Result};
@@ -314,6 +315,22 @@ impl Shared {
                 return request;
             }
             notified.await;
+        }
+    }
+
+    /// Ready when it is time to end for a stop that was asked for: at once, or where payload is to flow soon
+    /// (`start` was called) when the time of its drain is over. Later requests shorten that.
+    pub(super) async fn stopped_before_payload(&self) -> StopRequest {
+        loop {
+            let request = self.stopped().await;
+            if !request.drain || !self.start_called() {
+                return StopRequest { drain: false, ..request };
+            }
+            tokio::select! {
+                biased;
+                () = self.stop_wanted.notified() => {}
+                () = sleep_until(request.at.into()) => return request,
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::unconstrained;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 
 use super::control::{Command, Event, Reply, Value};
 use super::open::{self, OpenEnds, OpenSide, Prepared};
@@ -142,7 +142,14 @@ impl Task {
             let shared = Arc::clone(&self.shared);
             let command = tokio::select! {
                 biased;
-                _ = shared.stopped() => return Err(End::Stopped),
+                request = shared.stopped() => {
+                    if request.drain && shared.start_called() {
+                        // The start is on its way: what waits is delivered first.
+                        self.start = true;
+                        continue;
+                    }
+                    return Err(End::Stopped);
+                }
                 command = self.inbox.recv() => command.ok_or(End::Stopped)?,
             };
             self.command_before_start(*command, None);
@@ -160,7 +167,7 @@ impl Task {
             let ends = prepared.open(&events).await;
             (prepared, ends)
         });
-        let (prepared, ends) = self.during(opening, false).await?;
+        let (prepared, ends) = self.during(opening).await?;
         self.prepared = prepared;
         match ends {
             Ok(ends) => {
@@ -239,7 +246,7 @@ impl Task {
     async fn cdtunnel(&mut self, side: &mut OpenSide, role: CdTunnelRole, reply: Reply) -> Result<(), End> {
         let deadline = self.prepared.deadlines.handshake;
         let hello = Box::pin(timeout(deadline, super::hello::cdtunnel(side, role)));
-        let outcome = self.during(hello, false).await;
+        let outcome = self.during(hello).await;
         match outcome {
             Ok(Ok(Ok(parameters))) => reply.send(Ok(Value::CdTunnel(Box::new(parameters)))),
             Ok(Ok(Err(error))) => {
@@ -308,30 +315,21 @@ impl Task {
         Error::new(ErrorKind::NotStarted, "there is no TLS session yet: await handshake() first")
     }
 
-    /// Waits for `work` while commands and a stop are heard. Work that leads to payload is given the
-    /// time of a drain.
-    async fn during<F: Future + Unpin>(
-        &mut self,
-        mut work: F,
-        leads_to_payload: bool,
-    ) -> Result<F::Output, End> {
+    /// Waits for `work` while commands and a stop are heard. Where payload is to flow behind it, it is given
+    /// the time of a drain.
+    async fn during<F: Future + Unpin>(&mut self, mut work: F) -> Result<F::Output, End> {
         let shared = Arc::clone(&self.shared);
-        let mut stop = pin!(async {
-            let request = shared.stopped().await;
-            if request.drain && leads_to_payload {
-                sleep_until(request.at.into()).await;
-            }
-        });
+        let mut stop = pin!(shared.stopped_before_payload());
         loop {
             tokio::select! {
                 biased;
                 // First, so that what needs no waiting is done and can end orderly.
                 output = &mut work => return Ok(output),
-                () = &mut stop => {
+                request = &mut stop => {
                     for reply in self.handshake_replies.drain(..) {
                         reply.send(Err(stopped()));
                     }
-                    return Err(End::Stopped);
+                    return Err(if request.drain { End::Late(nothing_delivered()) } else { End::Stopped });
                 }
                 command = self.inbox.recv() => {
                     self.command_before_start(*command.ok_or(End::Stopped)?, None);
@@ -345,22 +343,26 @@ impl Task {
         let mut prepared = std::mem::replace(&mut self.prepared, Prepared::empty());
         let direction = prepared.form.direction;
         let (mut transport, sink) = (ends.transport, ends.sink);
+        let mut met = sink.is_some();
         let work = Box::pin(async {
             let greeted = async {
                 let sink = match sink {
                     Some(sink) => sink,
                     None => prepared.open_sink().await?,
                 };
+                met = true;
                 open::greet(&mut transport, sink, prepared.form, &prepared.deadlines).await
             }
             .await;
             (prepared, greeted)
         });
-        let greeted = match self.during(work, true).await {
+        let greeted = match self.during(work).await {
             Ok((prepared, greeted)) => {
                 self.prepared = prepared;
                 greeted.map_err(End::Failed)
             }
+            // Nobody came to the sink: there is nobody who misses anything.
+            Err(End::Late(_)) if !met => Err(End::Stopped),
             Err(end) => Err(end),
         };
         let greeted = match greeted {
@@ -646,6 +648,10 @@ fn tell_its_end(tap: Arc<TapStats>, reply: Reply) {
 
 fn no_packets() -> Error {
     unused("tap", "a tap writes packets: this bridge has no framing and carries bytes")
+}
+fn nothing_delivered() -> Error {
+    let text = "the time of the drain was over before payload could flow: what waits is lost";
+    Error::new(ErrorKind::CloseDeadline, text).with_phase(Phase::Close)
 }
 fn stopped() -> Error {
     Error::new(ErrorKind::Closed, "the bridge was stopped")

@@ -15,8 +15,19 @@ async fn a_stop_does_not_undo_a_step_that_need_not_wait() {
     let events = Reply::new(Mailbox::new().unwrap(), 0);
     let mut task = Task::new(Prepared::empty(), Arc::clone(&shared), inbox, events);
     shared.request_stop(Duration::ZERO);
-    assert!(matches!(task.during(ready(7), true).await, Ok(7)));
-    assert!(matches!(task.during(pending::<()>(), true).await, Err(End::Stopped)));
+    assert!(matches!(task.during(ready(7)).await, Ok(7)));
+    assert!(matches!(task.during(pending::<()>()).await, Err(End::Stopped)));
+}
+
+#[tokio::test]
+async fn a_stop_may_be_shortened_while_payload_is_still_to_come() {
+    let shared = Arc::new(Shared::default());
+    shared.note_start().unwrap();
+    shared.request_stop(Duration::from_secs(3_600));
+    let mut ends = std::pin::pin!(shared.stopped_before_payload());
+    assert!(timeout(Duration::from_millis(10), &mut ends).await.is_err());
+    shared.request_stop(Duration::ZERO);
+    assert!(!ends.await.drain, "this one delivers nothing");
 }
 
 #[test]
