@@ -148,6 +148,10 @@ async def test_exporter_and_key_update(leak_check: None) -> None:
             with pytest.raises(ConfigError) as caught:
                 await two.client.export_keying_material(label, 16)
             assert caught.value.field == "label"
+        for _ in range(100):
+            await two.client.update_keys()  # no flood of records to the peer
+        await send(two.client_end, b"newer keys")
+        assert await receive(two.server_end, 10) == b"newer keys"
         assert "packet" not in two.client.stats().facts["offload.ktls"]  # this bridge carries bytes
 
 

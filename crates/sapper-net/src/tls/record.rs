@@ -148,6 +148,11 @@ impl DirectionKeys {
         self.seq >= self.rekey_at
     }
 
+    /// Whether nothing was sealed or opened with them.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.seq == 0
+    }
+
     #[cfg(test)]
     pub(crate) fn seq(&self) -> u64 {
         self.seq

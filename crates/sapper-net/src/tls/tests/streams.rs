@@ -289,6 +289,23 @@ fn a_direction_that_is_closed_to_data_stays_open_to_key_updates() {
 }
 
 #[test]
+fn keys_that_are_new_are_not_updated_again() {
+    run(async {
+        let version = TlsVersion::V1_3;
+        let (client, server) = (only(version, client_options()), only(version, server_options()));
+        let (mut client, mut server) = streams(&client, &server, 1 << 20).await;
+        for round in 0..2 {
+            // More than a peer takes without data.
+            for _ in 0..100 {
+                server.update_keys().unwrap();
+            }
+            write_all(&mut server, &[round]).await.unwrap();
+            assert_eq!(read(&mut client, 1).await.unwrap(), [round]);
+        }
+    });
+}
+
+#[test]
 fn strangers_are_told_apart() {
     run_paused(async {
         for (words, role_is_client) in [
