@@ -77,6 +77,7 @@ class Life:
         self._failure: SapperError | None = None
         self._streams: list[EventStream] = []
         self._keep: object = None
+        self._answering: asyncio.Task[Any] | None = None
         self.mailbox: _native.Mailbox | None = None
         self._subscription = _Subscription(self, post)
         self.key = self._subscription.key
@@ -192,6 +193,8 @@ class Life:
         on_error, on_close = self._on_error, self._on_close
         self._on_error = self._on_close = self._policy = None
         self._keep = None
+        if self._answering is not None:
+            self._answering.cancel()  # nobody waits for this answer any more
         if error is not None and on_error is not None:
             self.post.run(on_error, error)
         if on_close is not None:
@@ -217,6 +220,7 @@ class Life:
 
     async def _answer_later(self, question: _native.Question, answer: Awaitable[bool]) -> None:
         yes = False
+        self._answering = asyncio.current_task()
         try:
             # The native side says no by itself at the deadline; this ends a call-back that goes on.
             async with asyncio.timeout(self._policy_deadline):
@@ -228,6 +232,7 @@ class Life:
         except Exception:
             logger.exception("sapper: the policy failed, which means no")
         finally:
+            self._answering = None
             question.answer(yes)
 
     def __del__(self) -> None:

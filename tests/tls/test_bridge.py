@@ -412,6 +412,25 @@ async def test_anything_but_yes_is_a_no(policy: Any, any_loop: str, leak_check: 
         await two.client.wait_closed()
 
 
+async def test_a_policy_is_not_waited_for_behind_the_end(any_loop: str, leak_check: None) -> None:
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(peer: tls.Peer) -> bool:
+        asked.set()
+        try:
+            return await _never(peer)
+        finally:
+            ended.set()
+
+    with closing(pair(server={"peer_policy": never, "policy_timeout": 60.0})) as two:
+        two.client.start()
+        two.server.start()
+        async with asyncio.timeout(20):
+            await asked.wait()
+            await two.server.stop()
+            await ended.wait()
+
+
 async def _server_handshake(two: Pair) -> None:
     two.client.start()
     await two.server.handshake()
