@@ -24,6 +24,12 @@ use crate::stream::joined::{join, open_pair};
 use crate::stream::listen::{AcceptedSocket, ListenAddress, ListenOptions, Listener};
 use crate::stream::resolve::check_host;
 
+/// Families whose sockets talk to the system, or see what is others': nobody's packets are theirs to carry.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const NO_PAYLOAD: [i32; 3] = [libc::AF_PACKET, libc::AF_NETLINK, libc::AF_ALG];
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const NO_PAYLOAD: [i32; 0] = [];
+
 /// One end of a bridge, not open yet.
 pub enum EndpointSpec {
     /// A TCP connection to be made.
@@ -160,6 +166,10 @@ impl EndpointSpec {
             })),
             FdKind::Socket(socket) => {
                 match socket.socket_type {
+                    _ if NO_PAYLOAD.contains(&socket.domain) => {
+                        Err(Error::config(field, format!("a {socket} is no endpoint"))
+                            .with_reason("not_an_endpoint"))
+                    }
                     SocketType::Datagram | SocketType::SeqPacket if socket.listening => Err(Error::config(
                         field,
                         format!("a {socket} is no endpoint: accept its connection first"),
@@ -426,6 +436,14 @@ mod tests {
             }
             let error = EndpointSpec::from_fd(socket.into(), "sink").err().expect("no endpoint");
             assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("sink")), "{error}");
+        }
+
+        for family in NO_PAYLOAD {
+            // The system may have none of it, or ask for a right.
+            let kind = if family == libc::AF_ALG { socket2::Type::SEQPACKET } else { socket2::Type::DGRAM };
+            let Ok(socket) = socket2::Socket::new(family.into(), kind, None) else { continue };
+            let error = EndpointSpec::from_fd(socket.into(), "sink").err().expect("nobody's packets");
+            assert_eq!((error.field(), error.reason()), (Some("sink"), Some("not_an_endpoint")), "{error}");
         }
 
         let (read, _write) = std::io::pipe().unwrap();

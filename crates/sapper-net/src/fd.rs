@@ -122,6 +122,7 @@ impl fmt::Display for SocketKind {
             libc::AF_UNIX => "Unix ",
             libc::AF_VSOCK => "vsock ",
             libc::AF_PACKET => "packet ",
+            libc::AF_NETLINK => "netlink ",
             _ => "",
         };
         let what = match self.socket_type {

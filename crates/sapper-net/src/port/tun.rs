@@ -158,7 +158,7 @@ impl TunPort {
             }
             Err(reason) => {
                 let unused = self.stats.packets_received.get() == 0;
-                if unused && let Some(error) = self.device.has_unnamed_header(&room[..n]) {
+                if unused && let Some(error) = self.device.has_another_header(&room[..n]) {
                     return Err(error);
                 }
                 self.stats.receive_drops.add(reason, 1);
@@ -229,6 +229,7 @@ impl TunPort {
                     Written::Drop(DropReason::Refused)
                 }
                 Some(libc::EINVAL) if meta.gso == Gso::Udp => Written::NoUso,
+                Some(libc::EINVAL) if let Some(error) = self.device.refuses_header() => Written::Fail(error),
                 Some(libc::EINVAL | libc::E2BIG) => Written::Drop(DropReason::Malformed),
                 Some(libc::EMSGSIZE) => Written::Drop(DropReason::TooLarge),
                 _ => Written::Fail(self.device.failed("write a packet to", &source)),

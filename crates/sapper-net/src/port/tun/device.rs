@@ -208,16 +208,40 @@ impl Device {
         Ok(self.header_len())
     }
 
-    /// A first packet that is none, but looks as if a header lay in front that nobody named.
-    pub(super) fn has_unnamed_header(&self, bytes: &[u8]) -> Option<Error> {
-        let (rest, what) = match (self.header, self.ethernet, bytes.split_first_chunk()?) {
-            (TunHeader::None, false, (&[_, _, 0x86, 0xdd] | &[_, _, 0x08, 0x00], rest)) => (rest, "pi"),
-            (TunHeader::None, false, (&[0, 0, 0, 2 | 10 | 28 | 30], rest)) => (rest, "utun"),
+    /// A first packet that is none, but would be one with another header in front, or without any: no system
+    /// tells whether there is packet information.
+    pub(super) fn has_another_header(&self, bytes: &[u8]) -> Option<Error> {
+        let is_packet = |bytes: &[u8]| ip::check_len(bytes).is_ok();
+        let unnamed = |what: &str| {
+            format!("packets of this descriptor have a header in front that was not named: {what:?}?")
+        };
+        let (first, rest) = bytes.split_first_chunk()?;
+        let text = match (self.header, first) {
+            _ if self.ethernet => return None,
+            (TunHeader::PacketInformation | TunHeader::Utun, _) if is_packet(bytes) => self.no_header(),
+            (TunHeader::None, &[_, _, 0x86, 0xdd] | &[_, _, 0x08, 0x00]) if is_packet(rest) => unnamed("pi"),
+            (TunHeader::None, &[0, 0, 0, 2 | 10 | 28 | 30]) if is_packet(rest) => unnamed("utun"),
+            (TunHeader::VirtioNet, &[_, _, 0x86, 0xdd] | &[_, _, 0x08, 0x00])
+                if rest.get(self.vnet_header..).is_some_and(is_packet) =>
+            {
+                "packets of this descriptor have packet information before their virtio-net header: open it \
+                 with IFF_NO_PI"
+                    .to_owned()
+            }
             _ => return None,
         };
-        ip::check_len(rest).ok()?;
-        let text = format!("packets of this descriptor have a header in front that was not named: {what:?}?");
         Some(Error::config("header", text))
+    }
+
+    /// The interface takes no packet that begins with the header which was named.
+    pub(super) fn refuses_header(&self) -> Option<Error> {
+        let named = self.header == TunHeader::PacketInformation && !self.ethernet;
+        named.then(|| Error::config("header", self.no_header()).with_phase(Phase::Transfer))
+    }
+
+    fn no_header(&self) -> String {
+        let named = self.header.as_str();
+        format!("packets of this descriptor have no header in front (IFF_NO_PI), and {named:?} was named")
     }
 
     /// The system refused a UDP super-packet.
@@ -399,10 +423,14 @@ pub(super) fn header_of(fd: BorrowedFd<'_>, named: Option<TunHeader>) -> Result<
         _ if cfg!(target_os = "linux") && attributes.is_none() => {
             Err(Error::new(ErrorKind::Device, "this descriptor is no TUN or TAP"))
         }
+        (TunHeader::Utun, Some(_)) => Err(Error::new(
+            ErrorKind::Config,
+            "header=utun: that is macOS's: \"pi\" where this one was opened without IFF_NO_PI, or leave it away",
+        )),
         (TunHeader::VirtioNet, Some(false)) => {
             Err(wrong(header, "without a virtio-net header (IFF_VNET_HDR)"))
         }
-        (TunHeader::None | TunHeader::PacketInformation | TunHeader::Utun, Some(true)) => {
+        (TunHeader::None | TunHeader::PacketInformation, Some(true)) => {
             Err(wrong(header, "with a virtio-net header (IFF_VNET_HDR): \"vnet\", or leave it away"))
         }
         (TunHeader::VirtioNet, _) => {

@@ -196,6 +196,23 @@ async fn a_header_that_was_not_named_is_noticed_at_the_first_packet() {
 }
 
 #[tokio::test]
+async fn a_header_that_was_named_and_is_not_there_is_noticed_at_the_first_packet() {
+    let bare = packet(1, 60);
+    let before_virtio = [&[0, 0, 0x86, 0xdd][..], &[0; 10], &bare].concat();
+    for (header, bytes, hint) in [
+        (TunHeader::PacketInformation, &bare, "\"pi\" was named"),
+        (TunHeader::Utun, &bare, "\"utun\" was named"),
+        (TunHeader::VirtioNet, &before_virtio, "IFF_NO_PI"),
+    ] {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        b.send(bytes).unwrap();
+        let error = receive(&mut over(a, header)).await.unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("header")));
+        assert!(error.message().contains(hint), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn the_callers_blocking_mode_is_as_before_afterwards() {
     for was_blocking in [true, false] {
         let (a, _b) = UnixDatagram::pair().unwrap();

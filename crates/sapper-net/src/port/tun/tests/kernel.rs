@@ -352,6 +352,16 @@ fn adopted_descriptors_are_asked_what_they_are() {
             );
             let error = spec.unwrap().check(crate::fd::Access { read: true, write: true }).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
+            let error = adopt(&plain, TunHeader::Utun).err().unwrap();
+            assert!(error.message().contains("macOS"), "{error}");
+            // Only packets tell that there is no packet information: here the first one that is written.
+            let mut port = adopt(&plain, TunHeader::PacketInformation).unwrap();
+            ip("link set plain0 up").unwrap();
+            let mut batch = take_batch();
+            batch.push(&packet(1, 60), PacketMeta::default());
+            let error = poll_fn(|cx| port.poll_send(cx, &mut batch)).await.unwrap_err();
+            assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("header")));
+            drop(port);
             let port = adopt(&plain, TunHeader::None).unwrap();
             assert!(!port.abilities().tso4 && port.offloads()[1].1.contains("no virtio-net header"));
             drop(port);
