@@ -249,16 +249,30 @@ pub(crate) fn alert_received(description: u8, psk: bool) -> Error {
         }
         _ => (ErrorKind::Tls, None, ""),
     };
-    let error = Error::new(
-        kind,
-        format!("the peer ended TLS with the alert {} ({description}){hint}", alert::name(description)),
-    )
-    .with_alert_received(description)
-    .with_direction(Direction::Decapsulate);
+    let error = ended_by_alert(description, kind, hint);
     match reason {
         Some(reason) => error.with_reason(reason.as_str()),
         None => error,
     }
+}
+
+/// The same once hands were shaken: the suite, the version and the keys are agreed on, so that it can be about
+/// none of them. A certificate of ours may still be refused then (TLS 1.3).
+pub(crate) fn alert_in_traffic(description: u8) -> Error {
+    match description {
+        alert::HANDSHAKE_FAILURE
+        | alert::INSUFFICIENT_SECURITY
+        | alert::PROTOCOL_VERSION
+        | alert::NO_APPLICATION_PROTOCOL => ended_by_alert(description, ErrorKind::Tls, ""),
+        _ => alert_received(description, false),
+    }
+}
+
+fn ended_by_alert(description: u8, kind: ErrorKind, hint: &str) -> Error {
+    let name = alert::name(description);
+    Error::new(kind, format!("the peer ended TLS with the alert {name} ({description}){hint}"))
+        .with_alert_received(description)
+        .with_direction(Direction::Decapsulate)
 }
 
 /// The peer broke the protocol; `description` is the alert that tells it.
@@ -308,6 +322,11 @@ mod tests {
     fn the_same_alert_means_more_in_a_psk_handshake() {
         assert_eq!(alert_received(alert::DECRYPT_ERROR, true).kind(), ErrorKind::CredentialsRejected);
         assert_eq!(alert_received(alert::DECRYPT_ERROR, false).kind(), ErrorKind::Tls);
+        assert_eq!(alert_received(alert::HANDSHAKE_FAILURE, true).kind(), ErrorKind::CredentialsRejected);
+        let late = alert_in_traffic(alert::HANDSHAKE_FAILURE);
+        assert_eq!((late.kind(), late.alert()), (ErrorKind::Tls, Some(40)));
+        assert!(!late.message().contains("suite"), "{late}");
+        assert_eq!(alert_in_traffic(alert::UNKNOWN_CA).kind(), ErrorKind::CredentialsRejected);
         let error = alert_received(alert::UNKNOWN_CA, false);
         assert_eq!(error.alert(), Some(48));
         assert!(error.alert_received());

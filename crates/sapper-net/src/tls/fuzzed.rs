@@ -101,7 +101,6 @@ impl Scene {
             exporter: Exporter::Tls13 { secret: secret() },
             tickets: Some(Box::new(|_| Ok(()))),
             max_plain: super::MAX_RECORD,
-            psk: choice & 0x40 != 0,
         });
         Self {
             version,

@@ -365,7 +365,6 @@ impl Library {
             exporter,
             tickets: None,
             max_plain,
-            psk: self.psk,
         }))
     }
 

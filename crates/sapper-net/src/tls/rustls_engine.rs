@@ -480,7 +480,6 @@ impl Handshake {
             exporter,
             tickets,
             max_plain: MAX_RECORD,
-            psk: false,
         });
         Ok(traffic)
     }

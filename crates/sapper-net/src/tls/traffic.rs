@@ -52,8 +52,6 @@ pub(crate) struct TrafficParts {
     pub(crate) tickets: Option<TicketSink>,
     /// Largest plaintext that the peer takes in one record.
     pub(crate) max_plain: usize,
-    /// Whether a pre-shared key was used, which changes what alerts mean.
-    pub(crate) psk: bool,
 }
 
 /// A connection that moves data.
@@ -202,7 +200,7 @@ impl Traffic {
             TlsVersion::V1_3 => description == alert::USER_CANCELED,
             TlsVersion::V1_2 => level == 1,
         };
-        if warning { Ok(()) } else { Err(failure::alert_received(description, self.parts.psk)) }
+        if warning { Ok(()) } else { Err(failure::alert_in_traffic(description)) }
     }
 
     /// Messages may be split over records, and a record may hold several.

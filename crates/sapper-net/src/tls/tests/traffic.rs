@@ -47,7 +47,6 @@ impl Lab {
                 Ok(())
             })),
             max_plain: 16_384,
-            psk: false,
         });
         Self { version, ours, peer: keys(), incoming: Buffer::new(), outgoing: Buffer::new(), tickets }
     }
