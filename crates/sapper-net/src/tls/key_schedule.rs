@@ -137,6 +137,12 @@ impl Exporter {
         }
         match self {
             Self::Tls13 { secret } => {
+                let most = 255 * hash.len();
+                if out.len() > most {
+                    let text =
+                        format!("at most {most} bytes with this suite's hash (TLS 1.3), not {}", out.len());
+                    return Err(Error::config("length", text).with_reason("out_of_range"));
+                }
                 let mut derived = Zeroizing::new(vec![0; hash.len()]);
                 expand_label(hash, secret, label, hash.digest(b"").as_ref(), &mut derived)?;
                 let context = hash.digest(context.unwrap_or_default());
@@ -184,7 +190,9 @@ mod tests {
         let exporter = Exporter::Tls13 { secret: Zeroizing::new(vec![7; 32]) };
         assert!(exporter.export(Hash::Sha256, "", None, &mut [0; 8]).is_err());
         assert!(exporter.export(Hash::Sha256, "label", None, &mut []).is_err());
-        assert!(exporter.export(Hash::Sha256, "label", None, &mut vec![0; 20_000]).is_err());
+        exporter.export(Hash::Sha256, "label", None, &mut vec![0; 8_160]).unwrap();
+        let error = exporter.export(Hash::Sha256, "label", None, &mut vec![0; 8_161]).unwrap_err();
+        assert_eq!((error.kind(), error.field()), (ErrorKind::Config, Some("length")));
         exporter.export(Hash::Sha256, "label", None, &mut [0; 8]).unwrap();
     }
 }
