@@ -279,6 +279,7 @@ class Pump:
         Raises:
             ConfigError: ``sink`` is no endpoint, or an option has no use with it (nothing was taken).
             NotStartedError: Payload does not flow yet.
+            BusyError: Another sink is still being opened.
             ClosedError: The pump is closed, or ended before the new sink was open.
             ConnectDeadline: The peer of a writer did not take what was written before; the old sink stays
                 in use, the writer is aborted.

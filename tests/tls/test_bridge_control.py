@@ -66,6 +66,13 @@ async def test_swap_sink_loses_nothing(leak_check: None) -> None:
             assert caught.value.field == "sink"
 
 
+async def test_a_sink_that_does_not_fit_the_framing_is_to_blame(leak_check: None) -> None:
+    async with running(pair(socket.SOCK_SEQPACKET, framing="ip")) as two:
+        with pytest.raises(ConfigError) as caught:
+            await two.client.swap_sink("tap:none0")
+        assert caught.value.field == "sink"
+
+
 async def test_a_new_sink_gets_what_the_old_one_did_not_want(leak_check: None) -> None:
     mine, far = memory_pair()
     two = pair(client_sink=mine)

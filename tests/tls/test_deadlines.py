@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sapper.errors import CloseDeadline, ConnectDeadline, SapperError
+from sapper.errors import CloseDeadline, ConnectDeadline, IdleDeadline, SapperError
 from sapper.pump import PumpOptions, connect
 from support.bridges import pair, running
 
@@ -48,6 +48,15 @@ async def test_a_drain_of_no_time_loses_nothing_where_nothing_waits(leak_check: 
     async with running(pair()) as two:
         await two.client.stop(drain=1e-9)
         assert two.client.error is None
+
+
+async def test_a_short_time_is_told_as_it_is(leak_check: None) -> None:
+    (near, far), (sink, end) = socket.socketpair(), socket.socketpair()
+    with far, end:
+        pump = connect(near, sink, options=PumpOptions(idle_timeout=0.002))
+        pump.start()
+        with pytest.raises(IdleDeadline, match=r"for 0\.002 s"):
+            await pump.wait_closed()
 
 
 @pytest.mark.parametrize("accepts", [True, False])

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error::{Error, ErrorKind, Phase, Result, seconds};
 use crate::fd::{self, Access, FdKind, SocketType};
 use crate::port::spec::{PortSpec, open_port};
 use crate::port::tun::{TunHeader, TunOptions};
@@ -323,7 +323,7 @@ async fn accept_one(listener: Listener, patience: Option<Duration>) -> Result<Bo
     let accepted = match patience {
         None => accepting.await?,
         Some(patience) => timeout(patience, accepting).await.unwrap_or_else(|_| {
-            let message = format!("nobody connected to {at} within {:.1} s", patience.as_secs_f64());
+            let message = format!("nobody connected to {at} within {}", seconds(patience));
             Err(Error::new(ErrorKind::ConnectDeadline, message).with_phase(Phase::Connect))
         })?,
     };

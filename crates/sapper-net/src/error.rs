@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 /// Result of everything in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -138,6 +139,12 @@ impl Direction {
             Self::Decapsulate => "decapsulate",
         }
     }
+}
+
+/// A time for people: tenths of a second, and what is shorter as it is.
+pub(crate) fn seconds(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 0.1 { format!("{seconds} s") } else { format!("{seconds:.1} s") }
 }
 
 /// An error with what a program needs to act on it and a person to understand it.

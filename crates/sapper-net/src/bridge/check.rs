@@ -170,7 +170,11 @@ impl Form {
         if !sink.is_port() && transport_is_port && this.sink_framing.is_none() {
             return Err(Error::config("sink", "this pump carries packets: a stream needs a framing"));
         }
-        this.check_sink(sink, transport_is_port)?;
+        this.check_sink(sink, transport_is_port).map_err(|error| match error.field() {
+            // The bridge's own framing was said before; it is the sink that does not fit.
+            Some("framing") => error.in_field("sink"),
+            _ => error,
+        })?;
         sink.check(self.needs_of_sink()).map_err(|error| error.with_field("sink"))
     }
 

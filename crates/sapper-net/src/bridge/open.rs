@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::control::Reply;
 use super::{BridgeDirection, Deadlines, PacketOptions, PolicyOptions, SideOptions, SideTls, task};
 use crate::endpoint::{EndpointSpec, OpenOptions, Opened};
-use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error::{Error, ErrorKind, Phase, Result, seconds};
 use crate::mailbox::Subject;
 use crate::port::framed::{FramedOptions, FramedPort, superframe_hello};
 use crate::port::tap::TapFile;
@@ -205,8 +205,7 @@ async fn open_side(
         Ok((stream, info))
     };
     let (mut stream, info) = timeout_at(until, shake).await.unwrap_or_else(|_| {
-        let text =
-            format!("the TLS handshake was not done within {:.1} s", deadlines.handshake.as_secs_f64());
+        let text = format!("the TLS handshake was not done within {}", seconds(deadlines.handshake));
         Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
     })?;
     if let Some((policy, events)) = on_the_way.policy {
@@ -258,8 +257,8 @@ pub(super) async fn greet(
             let speaking = upgrading.until_payload(network.as_mut(), cleartext.as_mut());
             let spoken = timeout(deadlines.handshake, speaking).await.unwrap_or_else(|_| {
                 let text = format!(
-                    "the upgrade to TLS was not done within {:.1} s: what is inside said nothing",
-                    deadlines.handshake.as_secs_f64()
+                    "the upgrade to TLS was not done within {}: what is inside said nothing",
+                    seconds(deadlines.handshake)
                 );
                 Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
             });
@@ -282,8 +281,8 @@ pub(super) async fn greet(
         let hello = superframe_hello(network, ours, &mut transport.initial, whole);
         let agreed = timeout(transport.patience, hello).await.unwrap_or_else(|_| {
             let text = format!(
-                "the peer sent no superframe hello within {:.1} s of the handshake's beginning",
-                whole.as_secs_f64()
+                "the peer sent no superframe hello within {} of the handshake's beginning",
+                seconds(whole)
             );
             Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake))
         });

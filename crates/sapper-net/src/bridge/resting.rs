@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::open::OpenEnds;
 use super::{Deadlines, task};
-use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error::{Error, ErrorKind, Phase, Result, seconds};
 
 /// Clocks of a rest, and what was noticed in it.
 pub(super) struct Resting {
@@ -59,8 +59,8 @@ impl Resting {
                 }
                 () = clock(self.too_late_at) => return Ok(()),
                 () = clock(self.silent_at) => {
-                    let idle = self.idle.unwrap_or_default().as_secs_f64();
-                    let text = format!("nothing moved for {idle:.1} s, and payload was not started");
+                    let idle = seconds(self.idle.unwrap_or_default());
+                    let text = format!("nothing moved for {idle}, and payload was not started");
                     return Err(Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer));
                 }
             }

@@ -25,7 +25,7 @@ use super::state::{BridgeState, Shared};
 use super::unused::unused;
 use super::{BridgeDirection, CdTunnelRole, Handshakes, facts, goodbye};
 use crate::endpoint::Opened;
-use crate::error::{Direction, Error, ErrorKind, Phase, Result};
+use crate::error::{Direction, Error, ErrorKind, Phase, Result, seconds};
 use crate::port::PacketKind;
 use crate::port::tap::{Tap, TapFile, TapStats};
 use crate::pump::{Ends, FlowOptions, FlowStats, Pump, PumpMode};
@@ -254,7 +254,7 @@ impl Task {
                 return Err(End::Told);
             }
             Ok(Err(_late)) => {
-                let text = format!("the peer sent no CDTunnel reply within {:.1} s", deadline.as_secs_f64());
+                let text = format!("the peer sent no CDTunnel reply within {}", seconds(deadline));
                 reply.send(Err(Error::new(ErrorKind::HandshakeDeadline, text).with_phase(Phase::Handshake)));
                 return Err(End::Told);
             }

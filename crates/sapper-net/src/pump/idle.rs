@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Pump;
-use crate::error::{Error, ErrorKind, Phase, Result};
+use crate::error::{Error, ErrorKind, Phase, Result, seconds};
 use crate::runtime::Share;
 
 /// A connection that was silent this long gives its buffers back.
@@ -86,7 +86,7 @@ impl IdleClock {
             };
             let end = self.last_activity + idle;
             if now >= end {
-                let text = format!("nothing moved for {:.1} s", idle.as_secs_f64());
+                let text = format!("nothing moved for {}", seconds(idle));
                 return Poll::Ready(Err(
                     Error::new(ErrorKind::IdleDeadline, text).with_phase(Phase::Transfer)
                 ));
