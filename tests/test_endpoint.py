@@ -103,6 +103,8 @@ def test_other_ways_to_write_the_same(text: str, same: str) -> None:
         ("tun:a?mtu=9&mtu=9", "68 to 65535"),
         ("tun:a?mtu=1280&mtu=1280", "given twice"),
         ("tun:a?address=1.2.3", "prefix length"),
+        ("tun:a?address=1.2.3.4", "prefix length"),
+        ("tap:a?address=fd00::1", "prefix length"),
         ("tun:a?nonsense=1", "its options are mtu, address, offload"),
         ("tun:a?mtu", "bad query field"),
         ("fd:x", "whole number"),

@@ -479,7 +479,10 @@ class Stdio(Endpoint):
 
 def _networks(text: str) -> tuple[str, ...]:
     try:
-        return (str(ipaddress.ip_interface(unquote(text))),)
+        plain = unquote(text)
+        if "/" not in plain:
+            raise ValueError  # a network of one address is hardly what is meant
+        return (str(ipaddress.ip_interface(plain)),)
     except ValueError:
         raise ValueError(
             f"{text!r} is no address with a prefix length, like 10.0.0.1/24 or fd00::1/64"
