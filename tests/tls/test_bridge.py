@@ -23,6 +23,7 @@ from sapper.errors import (
     BusyError,
     CertificateError,
     ClosedError,
+    ConfigError,
     ConnectionLost,
     CredentialsRejected,
     HandshakeDeadline,
@@ -562,6 +563,12 @@ async def test_a_call_that_cannot_be_made_changes_nothing(any_loop: str, leak_ch
         await send(two.client_end, packet)
         assert await receive(two.server_end, len(packet)) == packet
         assert two.client.error is None
+
+
+def test_both_ends_of_a_device_tunnel_have_addresses_of_their_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        tls.CdTunnelParameters(ip_address("fd00::1"), 64, 1280, ip_address("fd00::1"), 1000)
+    assert caught.value.field == "server_address"
 
 
 async def test_a_second_greeting_at_once_leaves_the_first_alone(any_loop: str, leak_check: None) -> None:

@@ -121,6 +121,9 @@ impl Response {
             if server_address.is_ipv4() != client_address.is_ipv4() {
                 return Err(wrong("serverAddress", &json["serverAddress"], "is of another IP version"));
             }
+            if server_address == client_address {
+                return Err(wrong("serverAddress", &json["serverAddress"], "is the client's address"));
+            }
             Ok(Self {
                 client_address,
                 prefix_len: prefix_len(client, client_address)?,
@@ -312,6 +315,10 @@ mod tests {
         assert_eq!(
             error("8961::2", "8961::2/64"),
             "clientParameters.address: \"fd58:8c92:8961::2/64\" is not the address of a host"
+        );
+        assert_eq!(
+            error("8961::1", "8961::2"),
+            "serverAddress: \"fd58:8c92:8961::2\" is the client's address"
         );
         assert_eq!(error("fd58:8c92:8961::1", "::1"), "serverAddress: \"::1\" is not the address of a host");
         assert_eq!(

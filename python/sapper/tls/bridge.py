@@ -131,6 +131,8 @@ class CdTunnelParameters:
         _arguments.whole(self.rsd_port, "rsd_port", 1, 65_535)
         if self.client_address.version != self.server_address.version:
             raise config_error("server_address", "is of another IP version than client_address")
+        if self.client_address == self.server_address:
+            raise config_error("server_address", "is the client's address: each end has its own")
 
     @classmethod
     def from_native(cls, values: _native.CdTunnelDict) -> Self:
