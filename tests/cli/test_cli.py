@@ -249,7 +249,12 @@ def test_a_wrong_key_names_where_it_came_from(tmp_path: Path) -> None:
     (tmp_path / "short").write_text("aabb")
     (tmp_path / "odd").write_text(KEY[:-1] + "\n")
     (tmp_path / "empty").write_text("\n")
-    for name, says in (("short", "16"), ("odd", "hexadecimal digits"), ("empty", "holds no key")):
+    for name, says in (
+        ("short", "16"),
+        ("odd", "hexadecimal digits"),
+        ("empty", "holds no key"),
+        ("gone", "is no file"),
+    ):
         done = run(*arguments, "--psk-file", str(tmp_path / name), "--json")
         error = json.loads(done.stderr)["error"]
         assert error["field"] == "--psk-file", error

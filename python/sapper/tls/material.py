@@ -75,7 +75,7 @@ class PskBytes(bytes):
         Raises:
             ValueError: It cannot be read, or holds half a byte.
         """
-        content = read_secret(path)
+        content = read_secret(path, "no file that can be read")
         try:
             self = cls(key_in(content))
         except ValueError as error:
@@ -104,14 +104,19 @@ def read_material(value: object) -> bytes:
     raise WrongTypeError(f"must be bytes, PEM text or the path of a file, not {type(value).__name__}")
 
 
-def read_secret(value: object) -> bytes:
-    """The same of a key. A name without a dot is not repeated in an error: it may be the key itself."""
+def read_secret(value: object, otherwise: str = "neither PEM text nor a file that can be read") -> bytes:
+    """The same of a key. A name without a dot is not repeated in an error: it may be the key itself.
+
+    Args:
+        value: The key, or where it is.
+        otherwise: What such a name is not, where it cannot be read.
+    """
     try:
         return read_material(value)
     except ValueError as error:
         if isinstance(value, str | PathLike) and "." not in Path(value).name:
             why = str(error).rpartition(": ")[2]
-            raise ValueError(f"is neither PEM text nor a file that can be read: {why}") from None
+            raise ValueError(f"is {otherwise}: {why}") from None
         raise
 
 
