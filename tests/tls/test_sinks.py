@@ -22,7 +22,8 @@ import pytest
 
 from sapper.endpoint import Fd
 from sapper.errors import ConnectionLost, SapperError
-from support.bridges import closing, pair, running, send
+from sapper.tls import create_bridge, start_client
+from support.bridges import PSK, closing, pair, running, send
 from support.netns import Namespace
 from support.traffic import Background, digest, payload, receive_all, receive_exactly, udp_packet
 from support.transports import InMemory
@@ -271,3 +272,27 @@ async def test_a_transport_that_is_lost_says_why(leak_check: None) -> None:
                     await two.client.wait_closed()
             assert caught.value.context.errno == 104
             transport.abort()
+
+
+async def test_a_sink_whose_connection_breaks_is_no_orderly_end(leak_check: None) -> None:
+    """Behind close_notify the peer would take half an answer for all of it."""
+    near, far = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bridge = create_bridge(
+            socket=near, sink=listener.getsockname(), credentials=PSK, server_side=True, on_error=print
+        )
+        bridge.start()
+        client = await start_client(far, credentials=PSK)
+        service, _ = await asyncio.to_thread(listener.accept)
+    service.sendall(b"half of it")
+    async with asyncio.timeout(25):
+        assert await client.readexactly(10) == b"half of it"
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        service.close()
+        with pytest.raises(SapperError) as caught:
+            await client.read()
+        assert caught.value.context.alert == 80
+        client.abort()
+        await client.wait_closed()
+        await bridge.wait_closed()
+    assert isinstance(bridge.error, ConnectionLost)

@@ -7,7 +7,12 @@ use std::task::Poll;
 
 use super::open::OpenSide;
 use crate::endpoint::Opened;
+use crate::error::{Error, ErrorKind};
 use crate::pump::{Ends, Pump};
+use crate::stream::Stream;
+
+/// The alert (RFC 8446, section 6.2).
+const INTERNAL_ERROR: u8 = 80;
 
 /// Before payload flowed.
 pub(super) async fn before_payload(transport: &mut OpenSide, is_aborted: bool) {
@@ -21,6 +26,16 @@ pub(super) async fn before_payload(transport: &mut OpenSide, is_aborted: bool) {
         Poll::Ready(())
     })
     .await;
+}
+
+/// Before the end of a pump that failed: where a connection broke, and it was not the peer's, what was to be
+/// sent may be cut off. TLS can say so.
+pub(super) fn of_broken(network: &mut dyn Stream, error: &Error) {
+    if let (ErrorKind::ConnectionLost, Some(tls)) = (error.kind(), network.tls_mut())
+        && !tls.has_failed()
+    {
+        tls.fatal_alert(INTERNAL_ERROR);
+    }
 }
 
 /// At the end of a pump.

@@ -448,8 +448,9 @@ impl Task {
         {
             linger(&mut pump, request).await;
         }
-        if let (Err(End::Failed(error)), Ends::Streams(_, sink)) = (&outcome, pump.ends()) {
+        if let (Err(End::Failed(error)), Ends::Streams(network, sink)) = (&outcome, pump.ends()) {
             sink.fail(error);
+            goodbye::of_broken(network.as_mut(), error);
         }
         goodbye::of_pump(&mut pump, self.shared.is_aborted()).await;
         outcome

@@ -388,6 +388,11 @@ impl TlsStream {
         }
     }
 
+    /// Whether it has ended with an error, its own or the carrier's.
+    pub fn has_failed(&self) -> bool {
+        self.check_failed().is_err()
+    }
+
     /// What it runs over.
     pub fn carrier(&mut self) -> &mut dyn Stream {
         self.carrier.as_mut()
