@@ -244,13 +244,21 @@ class Mailbox:
 @contextlib.asynccontextmanager
 async def mail_server(mailbox: Mailbox, context: ssl.SSLContext | None) -> AsyncIterator[int]:
     smtp = pytest.importorskip("aiosmtpd.smtp")
-    server = await asyncio.get_running_loop().create_server(
-        lambda: smtp.SMTP(mailbox, tls_context=context, require_starttls=context is not None),
-        "127.0.0.1",
-        0,
-    )
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    connections: list[Any] = []
+
+    def connection() -> Any:
+        connections.append(smtp.SMTP(mailbox, tls_context=context, require_starttls=context is not None))
+        return connections[-1]
+
+    server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
+    try:
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+    finally:
+        # The end of the last one may not have come yet, and nobody else closes it.
+        for one in connections:
+            if one.transport is not None:
+                one.transport.abort()
 
 
 def send_mail(port: int, text: str, context: ssl.SSLContext | None) -> None:
@@ -340,10 +348,12 @@ async def busy_server() -> AsyncIterator[int]:
     """A mail server that serves nobody."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"421 try again later\r\n")
-        with contextlib.suppress(OSError):
-            await reader.read()
-        writer.close()
+        try:
+            writer.write(b"421 try again later\r\n")
+            with contextlib.suppress(OSError):
+                await reader.read()
+        finally:
+            writer.close()  # also where the test is over first
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
