@@ -29,6 +29,7 @@ use super::{BoxStream, RecordMarks, Stream};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::nonblocking::{NonBlocking, reopen};
 use crate::fd::{self, Access, FdKind, SocketKind, SocketType};
+use crate::runtime;
 use crate::stats::EndpointStats;
 
 /// How long to wait where the event loop says "hung up" for good but the system says "not yet": a
@@ -364,6 +365,7 @@ impl Stream for FdStream {
                         guard.clear_ready();
                     }
                     self.stats.bytes_received.add(n as u64);
+                    runtime::read(n);
                     return Poll::Ready(Ok(n));
                 }
                 Err(source) => match source.kind() {
