@@ -29,7 +29,6 @@ use super::{BoxStream, RecordMarks, Stream};
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::fd::nonblocking::{NonBlocking, reopen};
 use crate::fd::{self, Access, FdKind, SocketKind, SocketType};
-use crate::runtime;
 use crate::stats::EndpointStats;
 
 /// How long to wait where the event loop says "hung up" for good but the system says "not yet": a
@@ -365,7 +364,6 @@ impl Stream for FdStream {
                         guard.clear_ready();
                     }
                     self.stats.bytes_received.add(n as u64);
-                    runtime::read(n);
                     return Poll::Ready(Ok(n));
                 }
                 Err(source) => match source.kind() {
