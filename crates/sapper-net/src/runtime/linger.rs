@@ -5,8 +5,8 @@
 //! 170 microseconds where both have gone to sleep. So what is halted for less than that is better not halted at all;
 //! hypervisors poll before they halt a processor for the same reason (KVM's `halt_poll_ns`). Between two looks the core
 //! is offered to whoever wants it, and the thread sleeps where somebody does, where nothing comes in time, where
-//! what came so far came at longer intervals, and where there was much to do each time: that is bulk, which no wake-up
-//! holds up, and whose source or reader needs the core.
+//! what came so far came at longer intervals, and where there was much to do each time: no wake-up holds that up, and
+//! its source or reader needs the core.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -31,7 +31,7 @@ const ENOUGH: i32 = 4;
 const MOST: i32 = 8;
 /// Where another program took the core: who sleeps has it back at once when he is woken, who offered it has not.
 const CROWDED: i32 = -1000;
-/// More than this is done between two waits only where it is bulk.
+/// An answer, or a command, takes less than this.
 const LITTLE: Duration = Duration::from_micros(100);
 /// The core was taken where the offer of it took so long: a whole turn of another program, not an answer's.
 const TAKEN: Duration = Duration::from_micros(500);
