@@ -15,7 +15,7 @@ const ROUNDS: usize = 8;
 /// byte now and then is through before the core is offered.
 const SHORT_ROUNDS: usize = 3;
 /// What such a direction reads at a time.
-const SHORT_READ: usize = 64 * 1024;
+const SHORT_READ: usize = 128 * 1024;
 
 impl Turns {
     fn rounds(self) -> usize {

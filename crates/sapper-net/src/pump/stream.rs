@@ -9,6 +9,7 @@ use super::flow::{Flow, FlowControl, FlowEnd};
 use super::{FlowOptions, FlowStats};
 use crate::buffer::Buffer;
 use crate::error::{Phase, Result};
+use crate::runtime;
 use crate::stream::{RecordMarks, Stream};
 
 /// Least room that a read is offered: a TLS record and a bit, so that an engine can always open one.
@@ -108,6 +109,7 @@ impl Flow for StreamFlow {
             .map_err(|e| e.with_phase(Phase::Transfer))?;
         if let Poll::Ready(n @ 1..) = read {
             self.waiting.commit(n);
+            runtime::pumped(n);
             self.received_at = Some(Instant::now());
         }
         Ok(read.map(|n| n > 0))

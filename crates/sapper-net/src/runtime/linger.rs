@@ -22,17 +22,20 @@ use crate::sys;
 /// How long it looks, at most, where `SAPPER_IO_LINGER_US` does not say otherwise.
 pub(super) const WINDOW: Duration = Duration::from_micros(WINDOW_US);
 const WINDOW_US: u64 = 200;
-/// What a wait that was shorter counts, one that was not, and much work at a time; from how much of it a thread lingers,
-/// and the most that is counted. One wait that was not worth it, among many that were, changes nothing.
+/// What a wait that was shorter counts, one that was not, much work at a time, and bulk; from how much of it a thread
+/// lingers, and the most that is counted. One wait that was not worth it, among many that were, changes nothing.
 const SHORT: i32 = 1;
 const LONG: i32 = -3;
 const MUCH: i32 = -1;
+const BULK: i32 = -3;
 const ENOUGH: i32 = 4;
 const MOST: i32 = 8;
 /// Where another program took the core: who sleeps has it back at once when he is woken, who offered it has not.
 const CROWDED: i32 = -1000;
 /// An answer, or a command, takes less than this.
 const LITTLE: Duration = Duration::from_micros(100);
+/// A read of so many bytes is bulk, however quickly it is passed on.
+const BULK_READ: usize = 16 * 1024;
 /// The core was taken where the offer of it took so long: a whole turn of another program, not an answer's.
 const TAKEN: Duration = Duration::from_micros(500);
 
@@ -48,8 +51,10 @@ impl Habit {
         self.count(if time < self.window { SHORT } else { LONG });
     }
 
-    fn worked(&mut self, time: Duration) {
-        if time >= LITTLE {
+    fn worked(&mut self, time: Duration, bulk: bool) {
+        if bulk {
+            self.count(BULK);
+        } else if time >= LITTLE {
             self.count(MUCH);
         }
     }
@@ -73,6 +78,8 @@ struct State {
     habit: Habit,
     /// Since when it works.
     awake: Option<Instant>,
+    /// Bulk was pumped since then.
+    bulk: bool,
     /// Since when it sleeps.
     asleep: Option<Instant>,
     /// It looks for more rather than to sleep, or is to.
@@ -88,6 +95,7 @@ thread_local! {
         RefCell::new(State {
             habit: Habit { window: Duration::ZERO, worth: 0 },
             awake: None,
+            bulk: false,
             asleep: None,
             looks: false,
             found: None,
@@ -105,12 +113,21 @@ pub(super) fn polls(now: Instant) {
     });
 }
 
+/// A pump read so many bytes at once. A tunnel's link does not say so: each of its ends waits a moment for the other,
+/// and one stream carries a quarter less where both sleep meanwhile.
+pub(crate) fn pumped(bytes: usize) {
+    if bytes >= BULK_READ {
+        STATE.with_borrow_mut(|state| state.bulk = true);
+    }
+}
+
 /// This thread has nothing to do: it sleeps, unless the task that looks has become ready.
 pub(super) fn before_sleep() {
     let waker = STATE.with_borrow_mut(|state| {
         let now = Instant::now();
+        let bulk = std::mem::take(&mut state.bulk);
         if let Some(since) = state.awake.take() {
-            state.habit.worked(now - since);
+            state.habit.worked(now - since, bulk);
         }
         if state.habit.lingers() {
             state.looks = true;
@@ -222,16 +239,27 @@ mod tests {
         let mut habit = habit(&[]);
         for _ in 0..100 {
             habit.waited(SOON);
-            habit.worked(LATE);
+            habit.worked(LATE, false);
             assert!(!habit.lingers());
         }
         // Some work now and then, as a handshake's, is no bulk.
         for _ in 0..MOST {
             [SOON; 2].into_iter().for_each(|time| habit.waited(time));
-            habit.worked(SOON);
-            habit.worked(LATE);
+            habit.worked(SOON, false);
+            habit.worked(LATE, false);
         }
         assert!(habit.lingers());
+    }
+
+    #[test]
+    fn bulk_is_not_waited_for_however_quickly_it_goes_on() {
+        let mut habit = habit(&[]);
+        for round in 0..100 {
+            habit.waited(SOON);
+            // What goes back between two reads is short.
+            habit.worked(SOON, round % 2 == 0);
+            assert!(!habit.lingers());
+        }
     }
 
     #[test]
