@@ -50,7 +50,10 @@ fn says_goodbye_to_nobody(peer_ended: bool, mode: PumpMode, error: &Error) -> bo
 /// While a stop is under way a peer that is gone is one that ended: both sides often stop at once.
 fn ended_by_stop(mode: PumpMode, received: Result<Poll<bool>>) -> Result<Poll<bool>> {
     match received {
-        Err(error) if mode != PumpMode::Run && error.kind() == ErrorKind::ConnectionLost => {
+        Err(error)
+            if matches!(mode, PumpMode::Settle | PumpMode::Drain)
+                && error.kind() == ErrorKind::ConnectionLost =>
+        {
             Ok(Poll::Ready(false))
         }
         received => received,

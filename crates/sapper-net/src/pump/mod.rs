@@ -119,6 +119,8 @@ pub enum PumpMode {
     /// As [`Run`](Self::Run), without regard to pauses: an event loop tells a moment later what waits
     /// in the system, so a drain settles before it ends.
     Settle,
+    /// As [`Settle`](Self::Settle), of a network that is broken: only an end that the peer has said is one.
+    LastWords,
     /// A direction whose source has nothing now ends when all of it is delivered.
     Drain,
 }
@@ -235,10 +237,12 @@ impl Pump {
     }
 
     /// A write met a connection that is gone, and the event loop may not have told yet that the peer's
-    /// reason (an alert) has come: it gets a moment, also where nobody wants to read now.
+    /// reason (an alert) has come: it gets a moment, also where nobody wants to read now. That the connection is
+    /// gone is no news; and no end, which what it was cut off from would be for the sink.
     fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let (back, _) = self.decapsulate(cx, PumpMode::Settle);
+        let (back, _) = self.decapsulate(cx, PumpMode::LastWords);
         let over = match back {
+            Err(error) if error.kind() == ErrorKind::ConnectionLost => true,
             Err(error) => return Poll::Ready(Err(error.with_direction(Direction::Decapsulate))),
             Ok(state) => state == FlowState::Ended,
         };

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::task::{Wake, Waker};
 
 use super::*;
-use crate::stream::{memory, ops};
+use crate::stream::{Stream, memory, ops};
 
 const WAITING: usize = 400 * 1024;
 const ROOM: usize = 1 << 20;
@@ -80,4 +80,37 @@ async fn a_new_sink_gets_what_the_old_one_did_not_want() {
     pump.swap_sink(Sink::Stream(Box::new(next))).unwrap();
     assert!(pump.poll(&mut cx, PumpMode::Run).is_pending());
     assert_eq!(ops::read(&mut next_reader, &mut read).await.unwrap(), 0);
+}
+
+/// The end that a reader of the sink's meets, whose network breaks off behind some bytes, `written` to it in vain.
+async fn end_of_a_broken_network(orderly: bool) -> Result<usize> {
+    let (mut peer, network) = memory::pair(ROOM);
+    let (sink, mut program) = memory::pair(ROOM);
+    let options = || FlowOptions::new(Arc::default());
+    let mut pump = Pump::new(Ends::Streams(Box::new(network), Box::new(sink)), options(), options());
+    ops::write_all(&mut program, b"in vain").await.unwrap();
+    ops::write_all(&mut peer, b"half").await.unwrap();
+    peer.stop(1); // a write meets it before a read does
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(pump.poll(&mut cx, PumpMode::Run).is_pending());
+    if orderly {
+        ops::send_eof(&mut peer).await.unwrap();
+    } else {
+        peer.reset(2);
+    }
+    let Poll::Ready(Err(error)) = pump.poll(&mut cx, PumpMode::Run) else { panic!("it goes on") };
+    assert_eq!((error.kind(), error.stream_code()), (ErrorKind::ConnectionLost, Some(1)), "{error}");
+    // As their owner ends them.
+    let Ends::Streams(_, sink) = pump.ends() else { unreachable!() };
+    sink.fail(&error);
+    let mut read = [0; 8];
+    assert_eq!(ops::read(&mut program, &mut read).await.unwrap(), 4);
+    ops::read(&mut program, &mut read).await
+}
+
+#[tokio::test]
+async fn a_network_that_broke_under_a_write_is_no_orderly_end_for_the_sink() {
+    assert_eq!(end_of_a_broken_network(false).await.unwrap_err().kind(), ErrorKind::ConnectionLost);
+    // What the peer said before is.
+    assert_eq!(end_of_a_broken_network(true).await.unwrap(), 0);
 }
