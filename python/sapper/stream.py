@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from sapper import _native
 from sapper._loop import LoopPost, running_post
+from sapper._mistakes import config_error
 from sapper.errors import BusyError, ClosedError, ConfigError, ErrorContext, SapperError
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class ByteStream:
         self._closed = False
         self._deaf = False
         self._handed_over = False
+        # Whether it is alive without a variable: a transport's, until its protocol has heard of the end.
+        self._stays = False
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -170,7 +173,8 @@ class ByteStream:
             SapperError, BusyError, ClosedError: As :meth:`read`.
         """
         if self._held:
-            view = memoryview(buffer).cast("B")
+            self._check_reading()
+            view = _room(buffer)
             n = min(len(view), len(self._held))
             view[:n] = self._take_held(n)
             return n
@@ -190,7 +194,8 @@ class ByteStream:
         """Whether a read would give ``b""`` at once."""
         if self._held or self._closed or self._door is None:
             return self._closed and not self._held
-        if self._door.available():
+        if self._reader is not None or self._door.available():
+            # What comes now is of the read that waits for it, and would be late behind it.
             return False
         with contextlib.suppress(SapperError):
             data = self._door.read(1)
@@ -375,7 +380,6 @@ class ByteStream:
 
     def _hand_over(self, name: str) -> Taken:
         """Gives the native half to a bridge, with what was fetched and not yet read."""
-        from sapper._options import config_error
         from sapper._takeover import Taken
 
         if self._closed or self._handed_over or self._door is None:
@@ -455,7 +459,7 @@ class ByteStream:
         finally:
             self._reader = None
             if not self._unwritten:
-                _awaited.discard(self)
+                self._sleep()
 
     def _notified(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -481,7 +485,7 @@ class ByteStream:
             self._lost = True
             self._unwritten.clear()
             self._unwritten_size = 0
-        _awaited.discard(self)
+        self._sleep()
         if self._ending:
             self._say_end()
         self._wake_drainers()
@@ -511,7 +515,7 @@ class ByteStream:
         if self._deaf:
             return
         self._deaf = True
-        _awaited.discard(self)
+        self._sleep()
         loop = self._post.loop
         if loop is None or loop.is_closed():
             return
@@ -520,6 +524,16 @@ class ByteStream:
         else:
             with contextlib.suppress(RuntimeError):  # closed in between
                 loop.call_soon_threadsafe(self._post.unsubscribe, self._key)
+
+    def _sleep(self) -> None:
+        """Nobody waits on it."""
+        if not self._stays:
+            _awaited.discard(self)
+
+    def _stay(self, stays: bool) -> None:
+        """Keeps it alive without a variable, or not any more."""
+        self._stays = stays
+        (_awaited.add if stays else _awaited.discard)(self)
 
     def _heard(self, error: SapperError) -> None:
         """The caller is about to hear this error."""
@@ -531,6 +545,21 @@ class ByteStream:
     def _raise_failure(self) -> None:
         if (error := self._failure()) is not None:
             raise error
+
+
+def _room(buffer: bytearray | memoryview) -> memoryview:
+    """A caller's buffer, refused as native code refuses it."""
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise config_error("data", "must be bytes, or a buffer of bytes", "wrong_type") from None
+    if not view.c_contiguous:
+        raise config_error("data", "must lie in one piece", "wrong_type")
+    if view.readonly:
+        raise config_error("data", "must be writable", "wrong_type")
+    if not view.nbytes:
+        raise config_error("buffer", "has no room")
+    return view.cast("B")
 
 
 class _Ear:

@@ -268,6 +268,21 @@ async def test_a_drain_lets_handlers_finish_and_cancels_who_does_not(leak_check:
         await asyncio.gather(short.aclose(), long.aclose(), return_exceptions=True)
 
 
+async def test_a_handler_that_closes_its_listener_does_not_wait_for_itself(
+    leak_check: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(stream: TlsStream) -> None:
+        await server.aclose(drain=60)
+        stream.write(b"closed")
+
+    async with asyncio.timeout(30):
+        server = await listen(LOCAL, credentials=PSK)
+        task = asyncio.create_task(server.serve(handler))
+        assert await visit(server.port) == b"closed"
+        await task
+    assert not caplog.records
+
+
 async def test_a_stranger_who_does_not_finish_his_handshake_holds_up_no_end(
     leak_check: None, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -145,6 +146,33 @@ async def test_the_ways_to_read(any_loop: str) -> None:
         server.writelines([b"a\n", bytearray(b"b\n"), b"c"])
         server.write_eof()
         assert [line async for line in client] == [b"a\n", b"b\n", b"c"]
+
+
+async def test_at_eof_takes_nothing_from_a_read_that_waits() -> None:
+    one, other = memory_pair()
+    assert one._door is not None
+    reading = asyncio.create_task(one.read(100))
+    await asyncio.sleep(0)
+    with patch.object(one, "_door", Mock(wraps=one._door, available=lambda: 0)):  # they come a moment later
+        other.write(b"in order")
+        assert not one.at_eof()
+    assert await reading == b"in order"
+    one.close()
+    other.close()
+
+
+async def test_readinto_refuses_a_buffer_whatever_was_fetched_before() -> None:
+    one, other = memory_pair()
+    for fetched in (False, True):
+        other.write(b"line\nrest")
+        if fetched:
+            assert await one.readline() == b"line\n"
+        for buffer in (bytearray(), b"read only", memoryview(bytearray(10))[::2], "text"):
+            with pytest.raises(ConfigError):  # 0 would be the end
+                await one.readinto(buffer)  # type: ignore[arg-type]
+        assert await one.read(100) == (b"rest" if fetched else b"line\nrest")
+    one.close()
+    other.close()
 
 
 async def test_the_end_in_the_middle_gives_what_there_was() -> None:

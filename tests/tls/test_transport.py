@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -127,6 +129,35 @@ async def test_paused_reading_holds_the_peer_back(leak_check: None) -> None:
         transport.resume_reading()
         await protocol.until(lambda: len(protocol.data) == 4_000_000)
         await draining
+
+
+async def test_a_transport_without_a_variable_lives_on_behind_a_large_write(leak_check: None) -> None:
+    lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    class Writer(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+            transport.write(b"x" * 2_000_000)  # type: ignore[attr-defined]
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set_result(exc)
+
+    one, other = memory_pair()
+    async with asyncio.timeout(30):
+        made, server = await asyncio.gather(
+            create_connection(Writer, stream=one, credentials=PSK), tls.start_server(other, credentials=PSK)
+        )
+        assert await server.readexactly(2_000_000) == b"x" * 2_000_000
+        transport = weakref.ref(made[0])
+        while made[0].get_write_buffer_size():
+            await asyncio.sleep(0.001)
+        del made
+        gc.collect()
+        assert transport() is not None
+        server.write_eof()
+        assert await server.read() == b""
+        assert await lost is None
+        await server.aclose()
 
 
 async def test_a_full_transport_pauses_its_protocol(leak_check: None) -> None:

@@ -182,19 +182,21 @@ class TlsListener:
         self.close()
         clock = asyncio.get_running_loop().time
         patience = clock() + _LAST_HANDSHAKES
+        # A handler that closes its listener does not wait for itself.
+        me = {asyncio.current_task()}
         try:
             if drain > 0 and self._serving:
                 async with asyncio.timeout(drain):
-                    while self._ready or self._handling or (self._shaking and clock() < patience):
+                    while self._ready or self._handling - me or (self._shaking and clock() < patience):
                         left = patience - clock()
                         shaking = self._shaking if left > 0 else ()
-                        if under_way := {*shaking, *self._handling}:
+                        if under_way := {*shaking, *(self._handling - me)}:
                             limit = left if shaking else None
                             await asyncio.wait(under_way, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
                         else:
                             await asyncio.sleep(0)  # serve() fetches what is ready in its next turn
         except TimeoutError:
-            if left_over := len(self._handling) + len(self._ready):
+            if left_over := len(self._handling - me) + len(self._ready):
                 logger.warning("sapper: %d connections were not done within %s s", left_over, drain)
         finally:
             await self._end()

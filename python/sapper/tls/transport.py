@@ -18,7 +18,7 @@ from sapper import _native
 from sapper._options import config_error
 from sapper._takeover import EndpointLike, Taken
 from sapper.errors import CloseDeadline, SapperError
-from sapper.stream import Buffer, _awaited
+from sapper.stream import Buffer
 from sapper.tls.stream import TlsStream, start_client
 from sapper.tls.stream_options import ClientOptions, known
 
@@ -51,7 +51,7 @@ class TlsTransport(asyncio.Transport):
         self._paused_protocol = False
         self._lost = False
         self._turn: asyncio.Handle | None = None
-        _awaited.add(stream)
+        stream._stay(True)
         stream._serve_transport(self._news, self._over)
         protocol.connection_made(self)
         self._read_soon()
@@ -276,7 +276,7 @@ class TlsTransport(asyncio.Transport):
         self._lost = True
         if self._turn is not None:
             self._turn.cancel()
-        _awaited.discard(self._stream)
+        self._stream._stay(False)
         try:
             self._protocol.connection_lost(error)
         finally:
