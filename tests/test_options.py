@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
 import pytest
 
+from sapper._options import Options
 from sapper.errors import ConfigError
 from sapper.pump import PumpOptions, TapOptions
+from sapper.tls import TlsConfig
+from sapper.tls.proxy_options import ProxyOptions
+from sapper.tunnel.options import ServerOptions, VisitorLimits
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,30 @@ def test_a_missing_file_is_an_error_of_the_configuration(tmp_path: Path) -> None
     assert caught.value.errno == 2
 
 
+def documented(model: type[Options]) -> set[str]:
+    """The attributes of a class that have a docstring below them."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id
+        for field, below in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+    }
+
+
+def kinds_of(model: type[Options]) -> Iterator[type[Options]]:
+    for kind in model.__subclasses__():
+        yield kind
+        yield from kinds_of(kind)
+
+
 def test_every_option_is_documented() -> None:
-    for model in (PumpOptions, TapOptions):
-        for name, field in model.model_fields.items():
-            assert field.description, f"{model.__name__}.{name}"
+    kinds = [kind for kind in kinds_of(Options) if kind.__module__.startswith("sapper.")]
+    assert {PumpOptions, TlsConfig, ProxyOptions, ServerOptions, VisitorLimits} <= set(kinds)
+    undocumented: set[str] = set()
+    for kind in kinds:
+        own = {name for name in vars(kind).get("__annotations__", ()) if name in kind.model_fields}
+        # Of the credentials: which of its kinds a table means.
+        undocumented |= {f"{kind.__name__}.{name}" for name in own - documented(kind) - {"kind"}}
+    assert undocumented == set()

@@ -17,6 +17,9 @@ PATH=$VIRTUAL_ENV/bin:$PATH
 export VIRTUAL_ENV PATH
 unset PYTHONHOME CONDA_PREFIX
 
+# Every command and every test would compile them again where PYTHONDONTWRITEBYTECODE is set.
+.venv/bin/python -m compileall -q python/sapper
+
 # A whole install (metadata, the `sapper` command) once per environment; later the module alone.
 if [ -n "$module" ] && [ -e "$stamp" ] && ! [ pyproject.toml -nt "$stamp" ]; then
     exec maturin develop --release --skip-install

@@ -44,7 +44,8 @@ def read_toml(path: Path, field: str | None = None) -> dict[str, Any]:
 class Options(BaseModel):
     """A frozen set of options. Unknown names and wrong values raise ConfigError with ``.field`` set.
 
-    The value itself is not repeated in the message: it may be a secret.
+    The value itself is not repeated in the message: it may be a secret. What an option means is told in the
+    docstring below it. Pydantic is not asked to read those: that takes a quarter of a command's start.
     """
 
     model_config = ConfigDict(
@@ -52,7 +53,6 @@ class Options(BaseModel):
         extra="forbid",
         hide_input_in_errors=True,
         arbitrary_types_allowed=True,
-        use_attribute_docstrings=True,
     )
 
     def __init__(self, /, **values: Any) -> None:
