@@ -17,8 +17,8 @@ test: build ## every test, Rust first
 	@$(CARGO) test --release
 	@echo "Rust tests that take longer: more than 2^24 records"
 	@$(CARGO) test --release --lib -- --ignored long_
-	@echo "Python tests"
-	@$(PYTHON) -m pytest
+	@echo "Python tests, side by side"
+	@$(PYTHON) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 build: ## the environment in .venv and the native module in python/sapper
 	@tools/build.sh
@@ -63,3 +63,4 @@ wheel: ## a wheel for this platform, in dist/
 
 clean: ## everything that can be made again
 	rm -rf .venv target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis python/sapper/*.so
+	find python -name __pycache__ -prune -exec rm -r {} +

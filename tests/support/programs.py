@@ -17,6 +17,15 @@ from typing import IO, Any, Self
 
 from support import needs
 
+_PORTS = range(15_000, 30_000)
+
+
+def own_ports() -> range:
+    """Those that are this process's own to look for free ones: tests may run in several side by side."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = len(_PORTS) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return _PORTS[worker * size : (worker + 1) * size]
+
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
     """A port that was free a moment ago: for programs that cannot take a listening socket.
@@ -24,7 +33,7 @@ def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STR
     None of those that the kernel gives to whoever connects without naming one: it would not stay free.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in random.sample(range(15_000, 30_000), 100):
+    for port in random.sample(own_ports(), 100):
         with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
             probe.bind((host, port))
             return port

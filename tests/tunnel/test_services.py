@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from sapper.errors import ConfigError, ConnectError, IncompatiblePeer, PolicyDenied, SapperError
 from sapper.tunnel import ClientOptions, ServerOptions, Service, TunnelClient, events
 from sapper.tunnel.config import read_clients
+from support.programs import free_port
 from support.tunnels import CREDENTIALS, LATEST, Cutter, asked, echo, server, until
 from support.tunnels import Service as Local
 from support.w3ptunl import OriginalServer
@@ -44,18 +44,6 @@ def several(port: int, *services: Service, **values: Any) -> TunnelClient:
         options=ClientOptions(**options),
         **values,
     )
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody has; below those that the system gives away by itself."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no port is free")
 
 
 async def refusal(client: TunnelClient) -> SapperError:
@@ -262,7 +250,7 @@ async def test_more_services_than_the_server_allows(leak_check: None) -> None:
 
 async def test_a_fixed_port_and_one_of_a_range(leak_check: None) -> None:
     fixed = free_port()
-    async with Local(echo) as one, server(options={"asked_ports": ((20_000, 30_000),)}) as ours:
+    async with Local(echo) as one, server(options={"asked_ports": ((15_000, 30_000),)}) as ours:
         client = several(
             ours.port or 0,
             Service(port=one.port, public_port=fixed),
