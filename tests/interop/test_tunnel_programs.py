@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -52,6 +53,10 @@ SCALES = [
 at_both_scales = pytest.mark.parametrize("scale", SCALES)
 
 
+async def _at_once() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Work:
     """What a program does through the tunnel.
@@ -66,6 +71,7 @@ class Work:
         failed: Whether the program says that it failed, by its status and what it printed.
         arrived: Whether all that it said is there, which may be so only after its end.
         dials_again: Whether it may dial again and go on, so that a death between two requests is none to it.
+        served: Waits until the service takes another, where it serves one at a time.
     """
 
     command: Callable[[int], list[str]]
@@ -77,6 +83,7 @@ class Work:
     failed: Callable[[int | None, bytes], bool] = lambda status, said: status != 0
     arrived: Callable[[], bool] = lambda: True
     dials_again: bool = False
+    served: Callable[[], Awaitable[None]] = field(default=_at_once)
 
 
 class Program:
@@ -106,6 +113,7 @@ class Program:
 async def working(work: Work, port: int) -> AsyncIterator[Program]:
     """The program at work; it does not outlive this."""
     work.prepare()
+    await work.served()
     program = Program(
         await asyncio.create_subprocess_exec(
             *work.command(port),
@@ -589,7 +597,13 @@ async def test_iperf3(reverse: bool, scale: Scale, tmp_path: Path) -> None:
     def failed(status: int | None, said: bytes) -> bool:
         return status != 0 or "error" in json.loads(said)  # with -J its status is 0 all the same
 
-    with run_program("iperf3", "-s", "-B", "127.0.0.1", "-p", str(port), port=port):
+    runs = itertools.count(1)
+
+    async def served() -> None:
+        said = b"(?:Server listening.*){%d}" % next(runs)
+        await asyncio.to_thread(server.wait_for, said, LATEST)
+
+    with run_program("iperf3", "-s", "-B", "127.0.0.1", "-p", str(port), "--forceflush", port=port) as server:
         async with counted:
-            work = Work(command, size // 2, check, failed=failed, arrived=arrived)
+            work = Work(command, size // 2, check, served=served, failed=failed, arrived=arrived)
             await all_three(work, counted.port, tmp_path, scale)
