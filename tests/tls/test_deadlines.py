@@ -9,9 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from sapper.errors import CloseDeadline, ConnectDeadline, IdleDeadline, SapperError
+from sapper.errors import CloseDeadline, ConnectDeadline, ConnectionLost, IdleDeadline, SapperError
 from sapper.pump import PumpOptions, connect
-from support.bridges import pair, running
+from support.bridges import closing, pair, running
+
+
+def tcp_with_little_room(sends: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """A connection of which the second end takes in little, and the first sends little at a time."""
+    near = socket.socket()
+    if sends is not None:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sends)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        near.connect(listener.getsockname())
+        return near, listener.accept()[0]
 
 
 async def test_a_close_that_cannot_deliver_all_says_so(any_loop: str, leak_check: None) -> None:
@@ -42,6 +53,55 @@ async def test_a_close_that_cannot_deliver_all_says_so(any_loop: str, leak_check
             continue
         assert [type(one) for one in heard] == [CloseDeadline]
         assert pump.error is heard[0]
+
+
+@pytest.mark.parametrize("framing", ["raw", "u16"])
+async def test_what_a_reset_cuts_off_a_drain_is_told(leak_check: None, framing: str) -> None:
+    """The bridge has taken all of it, and the peer broke off before it left: no drain has delivered that."""
+    kind = socket.SOCK_STREAM if framing == "raw" else socket.SOCK_SEQPACKET
+    with closing(pair(kind, wire=tcp_with_little_room(sends=4096), framing=framing)) as two:
+        await asyncio.gather(two.client.handshake(), two.server.handshake())
+        two.client.start()  # and the peer does not: it reads nothing
+        for _ in range(200):
+            two.client_end.send(bytes(1000))
+        async with asyncio.timeout(20):
+            while two.client.stats().encapsulate.bytes < 200_000:
+                await asyncio.sleep(0)
+            assert two.client.stats().transport.bytes_sent < 200_000
+            stopping = asyncio.ensure_future(two.client.stop(drain=60.0))
+            while two.client.state != "draining":
+                await asyncio.sleep(0)
+            two.server.abort()
+            with pytest.raises(ConnectionLost):
+                await stopping
+        assert isinstance(two.client.error, ConnectionLost)
+
+
+async def test_a_drain_waits_until_a_sink_has_what_it_was_given(leak_check: None) -> None:
+    """Closed with bytes to read, the sink's TCP would throw away what its peer has not read yet."""
+    (near, far), (sink, end) = socket.socketpair(), tcp_with_little_room()
+    with far, end:
+        pump = connect(near, sink)
+        await pump.open()
+        pump.start()
+        far.sendall(bytes(100_000))
+        async with asyncio.timeout(20):
+            while pump.stats().decapsulate.bytes < 100_000:
+                await asyncio.sleep(0)
+            stopping = asyncio.ensure_future(pump.stop(drain=60.0))
+            loop = asyncio.get_running_loop()
+            far.setblocking(False)
+            assert await loop.sock_recv(far, 1) == b""  # nothing more is moved
+            await asyncio.wait([stopping], timeout=0.1)  # it would be over now if it waited for nobody
+            read = 0
+            end.setblocking(False)
+            with suppress(ConnectionError):
+                while data := await loop.sock_recv(end, 1000):
+                    read += len(data)
+                    with suppress(ConnectionError):
+                        end.send(b"x")  # which nobody reads any more
+            await stopping
+        assert read == 100_000
 
 
 async def test_a_drain_of_no_time_loses_nothing_where_nothing_waits(leak_check: None) -> None:

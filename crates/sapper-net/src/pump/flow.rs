@@ -42,9 +42,9 @@ impl Turns {
 }
 
 /// Whether an error means only that a peer is gone before it heard the end of our direction, which is
-/// no loss where it had ended its own, or where we end anyway.
-fn says_goodbye_to_nobody(peer_ended: bool, mode: PumpMode, error: &Error) -> bool {
-    (peer_ended || mode != PumpMode::Run) && error.kind() == ErrorKind::ConnectionLost
+/// no loss where it had ended its own, or where we end anyway, unless payload `has_lost` its way.
+fn says_goodbye_to_nobody(peer_ended: bool, mode: PumpMode, error: &Error, has_lost: bool) -> bool {
+    (peer_ended || mode != PumpMode::Run) && error.kind() == ErrorKind::ConnectionLost && !has_lost
 }
 
 /// While a stop is under way a peer that is gone is one that ended: both sides often stop at once.
@@ -127,6 +127,9 @@ pub(super) trait FlowEnd {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
     fn poll_send_eof(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>>;
 
+    /// Whether payload that it took never left.
+    fn has_lost(&mut self) -> bool;
+
     /// Whether anybody is there for what is written.
     fn is_wanted(&self) -> bool {
         true
@@ -188,7 +191,9 @@ pub(super) trait Flow {
             }
             // Sealed records and answers to the peer may wait below even when no payload does.
             let flushed = match destination.poll_flush(cx) {
-                Poll::Ready(Err(error)) if says_goodbye_to_nobody(peer_ended, mode, &error) => {
+                Poll::Ready(Err(error))
+                    if says_goodbye_to_nobody(peer_ended, mode, &error, destination.has_lost()) =>
+                {
                     return Ok(self.end());
                 }
                 flushed => flushed.map_err(|e| e.with_phase(Phase::Transfer))?.is_ready(),
@@ -197,7 +202,9 @@ pub(super) trait Flow {
                 if self.control().forward_eof {
                     match destination.poll_send_eof(cx) {
                         Poll::Pending => return Ok(FlowState::Open),
-                        Poll::Ready(Err(error)) if !says_goodbye_to_nobody(peer_ended, mode, &error) => {
+                        Poll::Ready(Err(error))
+                            if !says_goodbye_to_nobody(peer_ended, mode, &error, destination.has_lost()) =>
+                        {
                             return Err(error.with_phase(Phase::Close));
                         }
                         Poll::Ready(_) => {}

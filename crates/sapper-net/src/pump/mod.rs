@@ -362,11 +362,15 @@ impl Pump {
         }
     }
 
-    /// Bytes on their way to the network that the peer's system has not confirmed.
+    /// Bytes on their way out of either end that the system of whoever is there has not confirmed.
     pub fn unconfirmed(&mut self) -> usize {
         match &mut self.ends {
-            Ends::Streams(network, _) => network.unconfirmed(),
-            Ends::Ports(network, _) => network.stream_mut().map_or(0, |stream| stream.unconfirmed()),
+            Ends::Streams(network, sink) => network.unconfirmed() + sink.unconfirmed(),
+            Ends::Ports(network, sink) => [network, sink]
+                .into_iter()
+                .filter_map(|end| end.stream_mut())
+                .map(|stream| stream.unconfirmed())
+                .sum(),
         }
     }
 

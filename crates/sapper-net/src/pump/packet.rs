@@ -10,6 +10,7 @@ use crate::error::{Direction, Phase, Result};
 use crate::port::adapt::Adapter;
 use crate::port::tap::Tap;
 use crate::port::{PacketBatch, PacketPort, give_batch, take_batch};
+use crate::stream::Stream;
 
 pub(super) struct PacketFlow {
     control: FlowControl,
@@ -62,6 +63,10 @@ impl FlowEnd for dyn PacketPort {
 
     fn poll_send_eof(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         PacketPort::poll_send_eof(self, cx)
+    }
+
+    fn has_lost(&mut self) -> bool {
+        self.stream_mut().is_some_and(|stream| Stream::has_lost(stream))
     }
 }
 

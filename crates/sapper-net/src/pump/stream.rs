@@ -54,6 +54,10 @@ impl FlowEnd for dyn Stream {
         Stream::poll_send_eof(self, cx)
     }
 
+    fn has_lost(&mut self) -> bool {
+        Stream::has_lost(self)
+    }
+
     fn is_wanted(&self) -> bool {
         Stream::is_wanted(self)
     }

@@ -119,6 +119,11 @@ pub trait Stream: Send {
         0
     }
 
+    /// Whether payload that it took never left, because the connection broke before the peer had said goodbye.
+    fn has_lost(&self) -> bool {
+        false
+    }
+
     /// The other end's network address, where it has one.
     fn peer_address(&self) -> Option<SocketAddr> {
         None

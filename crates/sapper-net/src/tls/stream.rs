@@ -107,6 +107,8 @@ pub struct TlsStream {
     failed: Option<Error>,
     /// The end of our sending direction only; what the peer has sent can still be read.
     write_failed: Option<Error>,
+    /// How much of `outgoing` ends with payload; what lies behind it is TLS's own.
+    payload_waits: usize,
     /// The client's Finished has not come.
     unfinished: Option<Box<Unconfirmed>>,
 }
@@ -160,6 +162,7 @@ impl TlsStream {
             write_ended: false,
             failed: None,
             write_failed: None,
+            payload_waits: 0,
             unfinished: None,
         };
         if !initial.is_empty() {
@@ -454,6 +457,7 @@ impl TlsStream {
                         flow.sent(&self.outgoing.data()[..n]);
                     }
                     self.outgoing.consume(n);
+                    self.payload_waits = self.payload_waits.saturating_sub(n);
                 }
                 Err(error) => {
                     self.outgoing.consume(self.outgoing.len());

@@ -188,6 +188,10 @@ impl Stream for TlsStream {
         self.outgoing.len() + self.carrier.unconfirmed()
     }
 
+    fn has_lost(&self) -> bool {
+        self.payload_waits > 0 && self.write_failed.is_some() && !self.read_ended
+    }
+
     fn peer_address(&self) -> Option<SocketAddr> {
         self.carrier.peer_address()
     }
@@ -203,6 +207,7 @@ impl TlsStream {
             let error = error.with_phase(Phase::Transfer).with_direction(Direction::Encapsulate);
             return Err(self.seen_from_here(error));
         }
+        self.payload_waits = self.outgoing.len();
         self.stats.records_sent.add(records as u64);
         Ok(())
     }
