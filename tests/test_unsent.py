@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -306,8 +307,9 @@ async def test_a_foreign_transport_that_is_swapped_away_is_closed(any_loop: str,
 
 
 async def test_a_paused_transport_does_not_outlive_its_pump(
-    any_loop: str, monkeypatch: pytest.MonkeyPatch, leak_check: None
+    any_loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, leak_check: None
 ) -> None:
+    """What it has not written by then is lost, and said."""
     monkeypatch.setattr("sapper._foreign.LINGER", 0.1)
     outer, peer = socket.socketpair()
     theirs, far = socket.socketpair()
@@ -318,6 +320,8 @@ async def test_a_paused_transport_does_not_outlive_its_pump(
         await until_it_pauses(transport, far)
         await pump.stop()
         assert await given_back(outer)
+    [said] = [record.getMessage() for record in caplog.records if "they are lost" in record.getMessage()]
+    assert re.search(r"^sapper: network: a InMemory took too long for its last \d{5,} bytes", said), said
 
 
 async def until_it_pauses(transport: InMemory, source: socket.socket) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any
 
 from sapper import _native
@@ -16,6 +17,8 @@ from sapper._loop import LoopPost, current_loop, running_post
 from sapper.errors import SapperError
 
 __all__ = ["ForeignDoor"]
+
+logger = logging.getLogger("sapper")
 
 #: Bytes that are fetched for one write to the transport.
 CHUNK = 256 * 1024
@@ -85,8 +88,15 @@ class ForeignDoor(asyncio.Protocol):
         asyncio.get_running_loop().call_later(LINGER, self._give_up)
 
     def _give_up(self) -> None:
-        if not self._over:
-            self._transport.abort()
+        if self._over:
+            return
+        waits = "last"
+        with contextlib.suppress(Exception):  # another's code, which may not know it
+            waits = f"last {self._transport.get_write_buffer_size()}"
+        if waits != "last 0":
+            text = "sapper: %s: a %s took too long for its %s bytes after the pump's end: they are lost"
+            logger.warning(text, self._name, type(self._transport).__name__, waits)
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._rest:  # a transport may have had this on its way when it was paused

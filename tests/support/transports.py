@@ -92,6 +92,9 @@ class InMemory(asyncio.Transport):
             self._asked_to_pause = True
             self._protocol.pause_writing()
 
+    def get_write_buffer_size(self) -> int:
+        return len(self._waiting)
+
     def can_write_eof(self) -> bool:
         return True
 
