@@ -441,11 +441,12 @@ async def with_a_wire() -> tuple[Ends, Wire]:
     return ends, wire
 
 
-async def test_a_dropped_half_fails_who_writes_to_it(leak_check: None) -> None:
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_a_dropped_half_fails_who_writes_to_it(leak_check: None, how: str) -> None:
     async with asyncio.timeout(30):
         ends = Ends()
         await ends.shake()
-        ends.from_server.close()  # the server's program wants no more
+        getattr(ends.from_server, how)()  # the server's program wants no more
 
         async def write_without_end() -> None:
             while True:

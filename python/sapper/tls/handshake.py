@@ -353,6 +353,11 @@ class _Half(ByteStream):
         else:
             door.stop_reading()
 
+    def _break_off(self) -> None:
+        """Nobody writes here: it is dropped, and what comes is not thrown away as if it had been read."""
+        if self._door is not None:
+            self._stop_reading(self._door)
+
     def _fetch(self, n: int) -> bytes | None:
         data = super()._fetch(n)
         if data == b"":
