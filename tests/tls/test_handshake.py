@@ -461,6 +461,21 @@ async def test_a_dropped_half_fails_who_writes_to_it(leak_check: None, how: str)
         await ends.over()
 
 
+async def test_a_half_that_is_dropped_before_its_end_has_a_result(leak_check: None) -> None:
+    async with asyncio.timeout(30):
+        ends = Ends()
+        await ends.shake()
+        ends.from_server.close()  # nobody writes to it any more
+        ends.to_client.write_eof()
+        ends.to_server.write_eof()
+        await asyncio.gather(ends.connector.wait_closed(), ends.acceptor.wait_closed())
+        ends.from_client.close()  # and its end was not read
+        for result in (ends.server_received, ends.client_received):
+            with pytest.raises(ClosedError):
+                await result
+        await ends.over()
+
+
 async def test_a_cancelled_connect_ends_everything(leak_check: None) -> None:
     connector = Connector(PSK)
     (cleartext, mine), (ciphertext, wire) = memory_pair(), memory_pair()

@@ -337,6 +337,8 @@ class _Half(ByteStream):
 
         #: Whether the handshake is done: an end before it is none.
         self.established = False
+        #: Whether the connection is over.
+        self.over = False
 
     def tell(self, error: SapperError | None) -> None:
         if self.result.done():
@@ -352,6 +354,12 @@ class _Half(ByteStream):
             super()._stop_reading(door)
         else:
             door.stop_reading()
+            if self.over:
+                self.dropped()
+
+    def dropped(self) -> None:
+        """Nobody will read the end."""
+        self.tell(ClosedError("the stream was dropped before its end"))
 
     def _break_off(self) -> None:
         """Nobody writes here: it is dropped, and what comes is not thrown away as if it had been read."""
@@ -471,8 +479,11 @@ class _Direct:
                 for half in halves:
                     # In order, its reader finds the end by itself; a half that natively moves on has none.
                     # What a handshake failed with is its caller's to tell.
+                    half.over = half.established
                     if error is not None or (half._handed_over and half.established):
                         half.tell(error)
+                    elif half.over and half.is_closing():
+                        half.dropped()
                 for task in feeding:
                     task.cancel()
 
