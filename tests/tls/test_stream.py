@@ -175,6 +175,19 @@ async def test_readinto_refuses_a_buffer_whatever_was_fetched_before() -> None:
     other.close()
 
 
+async def test_who_answers_a_peer_that_ended_and_broke_off_hears_that_it_is_lost(leak_check: None) -> None:
+    async with pair() as (client, server):
+        client.write(b"question")
+        client.write_eof()
+        assert await server.read() == b"question"
+        client.abort()
+        with suppress(SapperError):
+            await client.wait_closed()
+        server.write(b"x" * 100_000)  # native memory takes all of it
+        with pytest.raises(ConnectionLost):
+            await server.aclose()
+
+
 async def test_the_end_in_the_middle_gives_what_there_was() -> None:
     async with pair() as (client, server):
         client.write(b"only this")

@@ -119,7 +119,7 @@ pub trait Stream: Send {
         0
     }
 
-    /// Whether payload that it took never left, because the connection broke before the peer had said goodbye.
+    /// Whether payload that it took never left, because the connection broke.
     fn has_lost(&self) -> bool {
         false
     }

@@ -189,7 +189,7 @@ impl Stream for TlsStream {
     }
 
     fn has_lost(&self) -> bool {
-        self.payload_waits > 0 && self.write_failed.is_some() && !self.read_ended
+        self.payload_waits > 0 && self.write_failed.is_some()
     }
 
     fn peer_address(&self) -> Option<SocketAddr> {
