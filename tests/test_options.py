@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,15 +82,18 @@ def test_a_missing_file_is_an_error_of_the_configuration(tmp_path: Path) -> None
 
 
 def documented(model: type[Options]) -> set[str]:
-    """The attributes of a class that have a docstring below them."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id
-        for field, below in itertools.pairwise(tree.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-    }
+    """The attributes of a class, its bases' too, that have a docstring below them."""
+    names = set()
+    for kind in model.__mro__[: model.__mro__.index(Options)]:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        assert isinstance(tree, ast.ClassDef)
+        names |= {
+            field.target.id
+            for field, below in itertools.pairwise(tree.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        }
+    return names
 
 
 def kinds_of(model: type[Options]) -> Iterator[type[Options]]:
@@ -99,11 +103,12 @@ def kinds_of(model: type[Options]) -> Iterator[type[Options]]:
 
 
 def test_every_option_is_documented() -> None:
-    kinds = [kind for kind in kinds_of(Options) if kind.__module__.startswith("sapper.")]
+    public = re.compile(r"sapper\..*\.[A-Z]\w*")
+    kinds = [kind for kind in kinds_of(Options) if public.fullmatch(f"{kind.__module__}.{kind.__name__}")]
     assert {PumpOptions, TlsConfig, ProxyOptions, ServerOptions, VisitorLimits} <= set(kinds)
     undocumented: set[str] = set()
     for kind in kinds:
-        own = {name for name in vars(kind).get("__annotations__", ()) if name in kind.model_fields}
         # Of the credentials: which of its kinds a table means.
-        undocumented |= {f"{kind.__name__}.{name}" for name in own - documented(kind) - {"kind"}}
+        names = set(kind.model_fields) - documented(kind) - {"kind"}
+        undocumented |= {f"{kind.__name__}.{name}" for name in names}
     assert undocumented == set()
