@@ -86,3 +86,17 @@ def test_what_is_lacking_is_a_failure_in_ci_and_a_skip_elsewhere(monkeypatch: py
     monkeypatch.setattr(needs, "IN_CI", False)
     with pytest.raises(pytest.skip.Exception, match="no-such-program is not installed"):
         needs.check("no-such-program")
+
+
+def test_tests_side_by_side_look_for_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = programs.own_ports() if "PYTEST_XDIST_WORKER" not in os.environ else None
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    shares = []
+    for worker in ("gw0", "gw1", "gw2"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        shares.append(set(programs.own_ports()))
+        assert programs.free_port() in shares[-1]
+    assert all(len(share) > 1_000 for share in shares)
+    assert not shares[0] & shares[1]
+    assert not shares[1] & shares[2]
+    assert whole is None or set().union(*shares) <= set(whole)

@@ -29,6 +29,8 @@ pub(crate) use after_turn::{AfterTurn, after_turn};
 use balance::{Place, Thread};
 pub use balance::{Share, move_to, settled};
 pub(crate) use linger::pumped;
+#[cfg(test)]
+pub(crate) use linger::pumped_bulk;
 
 /// Threads when `SAPPER_IO_THREADS` does not say otherwise: one a core, at most this many.
 const MAX_DEFAULT_THREADS: usize = 8;

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::task::{Wake, Waker};
 
 use super::*;
+use crate::runtime;
 use crate::stream::{Stream, memory, ops};
 
 const WAITING: usize = 400 * 1024;
@@ -52,6 +53,13 @@ async fn a_short_turn_moves_little_and_is_taken_up_again() {
     let moved = moved_by_turns(Turns::Short).await;
     assert!(moved.len() > 1 && moved.iter().all(|n| *n <= 2 * 128 * 1024), "{moved:?}");
     assert_eq!(moved.iter().sum::<u64>(), WAITING as u64);
+}
+
+#[tokio::test]
+async fn bulk_is_told_to_the_thread_that_would_wait_for_more() {
+    assert!(!runtime::pumped_bulk());
+    moved_by_turns(Turns::Short).await;
+    assert!(runtime::pumped_bulk());
 }
 
 #[tokio::test]

@@ -121,6 +121,12 @@ pub(crate) fn pumped(bytes: usize) {
     }
 }
 
+/// Whether bulk was pumped on this thread since this was asked last.
+#[cfg(test)]
+pub(crate) fn pumped_bulk() -> bool {
+    STATE.with_borrow_mut(|state| std::mem::take(&mut state.bulk))
+}
+
 /// This thread has nothing to do: it sleeps, unless the task that looks has become ready.
 pub(super) fn before_sleep() {
     let waker = STATE.with_borrow_mut(|state| {
