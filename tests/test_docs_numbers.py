@@ -176,8 +176,11 @@ NUMBERS: list[tuple[str, str, Path, str]] = [
     ("ports.md", "any number of ports ({:,} at most)", NET / "switch.rs", "MOST_PORTS"),
     ("ports.md", "its turn of {} packets", NET / "switch/engine.rs", "TURN"),
     ("ports.md", "a queue of {w} batches", NET / "port/udp.rs", "QUEUE_BATCHES"),
-    ("pump.md", "a turn of {w} rounds at most", NET / "pump/flow.rs", "ROUNDS"),
-    ("pump.md", "are short: {k} KiB read", NET / "pump/flow.rs", "SHORT_READ"),
+    ("pump.md", "a turn of {w} rounds at most", NET / "pump/turns.rs", "ROUNDS"),
+    ("pump.md", "are short: {k} KiB read", NET / "pump/turns.rs", "SHORT_READ"),
+    ("pump.md", "read {} times while no other", NET / "pump/turns.rs", "ALONE"),
+    ("pump.md", "reads {k} KiB at a time", NET / "pump/turns.rs", "ALONE_READ"),
+    ("streams.md", "bytes wait gets {k} KiB in", NET / "stream/fd.rs", "MOST_NEAR_ALONE"),
     ("streams.md", "have buffers of {k} KiB in", NET / "stream/fd.rs", "MOST_NEAR"),
     ("pump.md", "one batch of up to {} packets", NET / "port/mod.rs", "BATCH_PACKETS"),
     ("pump.md", "one read of up to {k} KB", NET / "buffer.rs", "BLOCK"),
@@ -193,7 +196,7 @@ NUMBERS: list[tuple[str, str, Path, str]] = [
     ("ARCHITECTURE.md", "at most {w} (`SAPPER_IO_THREADS`)", NET / "runtime.rs", "MAX_DEFAULT_THREADS"),
     ("ARCHITECTURE.md", "needed again within {} µs", NET / "runtime/linger.rs", "WINDOW_US"),
     ("performance.md", "for {} µs at most, and", NET / "runtime/linger.rs", "WINDOW_US"),
-    ("ARCHITECTURE.md", "After {w} rounds", NET / "pump/flow.rs", "ROUNDS"),
+    ("ARCHITECTURE.md", "After {w} rounds", NET / "pump/turns.rs", "ROUNDS"),
 ]  # fmt: skip
 
 

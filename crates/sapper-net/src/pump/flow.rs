@@ -3,43 +3,9 @@
 
 use std::task::{Context, Poll};
 
-use super::{FlowOptions, PumpMode, Turns};
+use super::turns;
+use super::{FlowOptions, PumpMode};
 use crate::error::{Error, ErrorKind, Phase, Result};
-use crate::sys;
-
-/// Rounds of receive-and-send that a direction does before the other one and the thread's other
-/// tasks get their turn: 2 MiB of a stream.
-const ROUNDS: usize = 8;
-
-/// The same of a direction with short turns: a read, its write, and a look whether there is more, so that who has a
-/// byte now and then is through before the core is offered.
-const SHORT_ROUNDS: usize = 3;
-/// What such a direction reads at a time.
-const SHORT_READ: usize = 128 * 1024;
-
-impl Turns {
-    fn rounds(self) -> usize {
-        match self {
-            Self::Long => ROUNDS,
-            Self::Short => SHORT_ROUNDS,
-        }
-    }
-
-    /// The most that one read may take.
-    pub(super) fn most_read(self) -> usize {
-        match self {
-            Self::Long => usize::MAX,
-            Self::Short => SHORT_READ,
-        }
-    }
-
-    /// A turn is over, and there is more to do.
-    fn over(self) {
-        if self == Self::Short {
-            sys::offer_core();
-        }
-    }
-}
 
 /// Whether an error means only that a peer is gone before it heard the end of our direction, which is
 /// no loss where it had ended its own, or where we end anyway, unless payload `has_lost` its way.
@@ -82,7 +48,6 @@ pub(super) struct FlowControl {
     refuses: bool,
     forward_eof: bool,
     paused: bool,
-    turns: Turns,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,12 +69,7 @@ impl FlowControl {
             refuses: options.refuses,
             forward_eof: options.forward_eof,
             paused: false,
-            turns: options.turns,
         }
-    }
-
-    pub(super) fn turns(&self) -> Turns {
-        self.turns
     }
 
     /// The destination is another one, which has not heard of an end yet, and may want what the old one did not.
@@ -143,6 +103,14 @@ pub(super) trait Flow {
 
     fn control(&mut self) -> &mut FlowControl;
 
+    /// Rounds of reading and writing that make a turn.
+    fn rounds(&self) -> usize {
+        turns::ROUNDS
+    }
+
+    /// A turn is over, and there is more to do.
+    fn turn_over(&self) {}
+
     /// Whether something that was read waits for the destination.
     fn has_waiting(&self) -> bool;
 
@@ -172,7 +140,7 @@ pub(super) trait Flow {
         if self.ended() {
             return Ok(FlowState::Ended);
         }
-        for _ in 0..self.control().turns.rounds() {
+        for _ in 0..self.rounds() {
             if !destination.is_wanted() {
                 // Whoever was to have it has gone, and meant to: that is an end of this direction alone.
                 self.forget();
@@ -234,7 +202,7 @@ pub(super) trait Flow {
             }
         }
         cx.waker().wake_by_ref();
-        self.control().turns.over();
+        self.turn_over();
         Ok(FlowState::Open)
     }
 

@@ -11,6 +11,7 @@ mod packet;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,6 +25,7 @@ pub use idle::IdleClock;
 use packet::PacketFlow;
 use stream::StreamFlow;
 use tokio::time::{Sleep, sleep};
+pub use turns::Turns;
 
 use crate::bridge::FlowSnapshot;
 use crate::error::{Direction, Error, ErrorKind, Result};
@@ -156,18 +158,8 @@ pub struct FlowOptions {
     pub forward_eof: bool,
     /// Whether the pump goes on for it alone: not so where it only watches for alerts.
     pub keeps_alive: bool,
-    /// How much it moves before others have their turn.
+    /// How much it moves before others have their turn: short turns are for streams.
     pub turns: Turns,
-}
-
-/// How much a direction moves before others have their turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turns {
-    /// Eight rounds; then the other direction and the thread's other tasks have theirs.
-    Long,
-    /// At most 64 KB of a stream read and written; then the core is offered to other threads as well, of any process:
-    /// for pumps beside which somebody waits for single bytes. Costs some bulk where cores are scarce.
-    Short,
 }
 
 impl FlowOptions {

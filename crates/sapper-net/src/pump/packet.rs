@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::flow::{Flow, FlowControl, FlowEnd};
-use super::{FlowOptions, FlowStats};
+use super::{FlowOptions, FlowStats, Turns};
 use crate::error::{Direction, Phase, Result};
 use crate::port::adapt::Adapter;
 use crate::port::tap::Tap;
@@ -28,6 +28,7 @@ pub(super) struct PacketFlow {
 impl PacketFlow {
     pub(super) fn new(direction: Direction, options: FlowOptions) -> Self {
         debug_assert!(options.initial.is_empty(), "a framed port takes its initial bytes itself");
+        debug_assert_eq!(options.turns, Turns::Long, "short turns are for streams");
         Self {
             control: FlowControl::new(&options),
             direction,

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::flow::{Flow, FlowControl, FlowEnd};
+use super::turns::TurnTaker;
 use super::{FlowOptions, FlowStats};
 use crate::buffer::Buffer;
 use crate::error::{Phase, Result};
@@ -17,6 +18,7 @@ const MIN_READ: usize = 32 * 1024;
 
 pub(super) struct StreamFlow {
     control: FlowControl,
+    turns: TurnTaker,
     stats: Arc<FlowStats>,
     /// What was read and is not written yet. Holds no memory while the source is silent.
     waiting: Buffer,
@@ -32,6 +34,7 @@ impl StreamFlow {
         }
         Self {
             control: FlowControl::new(&options),
+            turns: TurnTaker::new(options.turns),
             stats: options.stats,
             waiting,
             marks: RecordMarks::ignored(),
@@ -70,6 +73,14 @@ impl Flow for StreamFlow {
         &mut self.control
     }
 
+    fn rounds(&self) -> usize {
+        self.turns.rounds()
+    }
+
+    fn turn_over(&self) {
+        self.turns.over();
+    }
+
     fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -106,13 +117,16 @@ impl Flow for StreamFlow {
             return Ok(Poll::Pending);
         }
         let room = self.waiting.reserve(MIN_READ);
-        let most = room.len().min(self.control.turns().most_read());
+        let most = room.len().min(self.turns.most_read());
         self.marks.clear();
         let read = source
             .poll_read(cx, &mut room[..most], &mut self.marks)
             .map_err(|e| e.with_phase(Phase::Transfer))?;
         if let Poll::Ready(n @ 1..) = read {
             self.waiting.commit(n);
+            if self.turns.has_read() {
+                source.widen();
+            }
             runtime::pumped(n);
             self.received_at = Some(Instant::now());
         }

@@ -45,6 +45,9 @@ pub const MOST_UNSENT: u32 = 256 * 1024;
 /// whoever empties a socket of megabytes keeps a core that long. No less: segments are 64 KB here, and where fewer than two
 /// of them fit, each waits 40 ms for its acknowledgement.
 pub const MOST_NEAR: usize = 64 * 1024;
+/// The first of the two where bulk comes and nobody else's bytes wait for us ([`Stream::widen`]). A socket stays so wide:
+/// made smaller, it would drop what is on its way.
+pub const MOST_NEAR_ALONE: usize = 3 * MOST_NEAR;
 
 /// Options of connected sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub struct FdStream {
     restore_nagle: bool,
     /// Closing the socket resets the connection, until our direction is ended.
     resets: bool,
+    /// Kept short on its way in, and not [widened](Stream::widen) yet.
+    is_short: bool,
     stats: Arc<EndpointStats>,
     description: String,
     peer: Option<SocketAddr>,
@@ -199,6 +204,7 @@ impl FdStream {
             write_retry: None,
             restore_nagle: false,
             resets: false,
+            is_short: false,
             stats: Arc::default(),
             description,
             peer: None,
@@ -251,6 +257,7 @@ impl FdStream {
         let lingers = options.reset_unless_ended.then_some(Duration::ZERO);
         let near = (options.short_near && self.is_near()).then_some(MOST_NEAR);
         self.resets = lingers.is_some();
+        self.is_short = near.is_some();
         socket
             .set_tcp_nodelay(true)
             .and_then(|()| socket.set_out_of_band_inline(true))
@@ -384,6 +391,15 @@ impl Stream for FdStream {
                     }
                 },
             }
+        }
+    }
+
+    fn widen(&mut self) {
+        if std::mem::take(&mut self.is_short)
+            && let Some(io) = &self.io
+        {
+            // An offer: where it is not taken, the bytes come in smaller portions.
+            let _ = SockRef::from(io.get_ref()).set_recv_buffer_size(MOST_NEAR_ALONE);
         }
     }
 

@@ -92,6 +92,9 @@ pub trait Stream: Send {
     /// Gives pooled memory back; called when nothing moved for a moment.
     fn release_idle(&mut self) {}
 
+    /// What comes is bulk beside which nobody waits: more of it may lie in the system, where we keep that short.
+    fn widen(&mut self) {}
+
     /// Whether it can go on in the event loop of another thread ([`moved`](Self::moved)).
     fn is_movable(&self) -> bool {
         false

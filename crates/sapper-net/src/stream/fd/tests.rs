@@ -377,6 +377,9 @@ async fn sockets_are_small_towards_this_machine_alone() {
         let sizes = [socket.recv_buffer_size().unwrap(), socket.send_buffer_size().unwrap()];
         // The system doubles what it is asked for.
         assert_eq!(sizes == [2 * MOST_NEAR, 4 * MOST_NEAR], near, "{local} -> {peer}: {sizes:?}");
+        stream.widen();
+        let widened = stream.socket().unwrap().recv_buffer_size().unwrap();
+        assert_eq!(widened, if near { 2 * MOST_NEAR_ALONE } else { sizes[0] }, "{local} -> {peer}");
     }
 }
 

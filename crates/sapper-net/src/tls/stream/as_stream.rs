@@ -56,6 +56,10 @@ impl Stream for TlsStream {
         }
     }
 
+    fn widen(&mut self) {
+        self.carrier.widen();
+    }
+
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let ready = !self.plain.is_empty() || self.read_ended || self.failed.is_some() || self.unopened;
         if ready || self.poll_too_late(cx).is_ready() {
