@@ -36,6 +36,9 @@ use crate::stream::BoxStream;
 
 /// How long a peer that is gone may still be heard: what it said before is in the system already.
 const LAST_WORDS: Duration = Duration::from_millis(50);
+/// The same where the sink has to take some of it before the rest can be read. No longer: whoever only writes hears
+/// that the connection is gone when this is over.
+const LAST_WORDS_OF_SLOW_SINKS: Duration = Duration::from_secs(2);
 
 /// Live counters of one direction.
 #[derive(Debug, Default)]
@@ -136,7 +139,14 @@ pub struct Pump {
     /// Whether anything moved since [`take_activity`](Self::take_activity).
     active: bool,
     /// Why a write to the network failed, while the peer may still say more of it.
-    lost: Option<(Error, Pin<Box<Sleep>>)>,
+    lost: Option<Box<Lost>>,
+}
+
+/// A network that is broken, and still heard.
+struct Lost {
+    error: Error,
+    since: tokio::time::Instant,
+    until: Pin<Box<Sleep>>,
 }
 
 enum Flows {
@@ -216,7 +226,11 @@ impl Pump {
         let back = back.map_err(|error| error.with_direction(Direction::Decapsulate))?;
         let out = match out.map_err(|error| error.with_direction(Direction::Encapsulate)) {
             Err(error) if error.kind() == ErrorKind::ConnectionLost && back == FlowState::Open => {
-                self.lost = Some((error, Box::pin(sleep(LAST_WORDS))));
+                self.lost = Some(Box::new(Lost {
+                    error,
+                    since: tokio::time::Instant::now(),
+                    until: Box::pin(sleep(LAST_WORDS)),
+                }));
                 return self.poll_last_words(cx);
             }
             out => out?,
@@ -230,18 +244,34 @@ impl Pump {
 
     /// A write met a connection that is gone, and the event loop may not have told yet that the peer's
     /// reason (an alert) has come: it gets a moment, also where nobody wants to read now. That the connection is
-    /// gone is no news; and no end, which what it was cut off from would be for the sink.
+    /// gone is no news; and no end, which what it was cut off from would be for the sink. A sink that takes its time
+    /// gets what has come, an orderly end behind it too.
     fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let was_active = std::mem::take(&mut self.active);
         let (back, _) = self.decapsulate(cx, PumpMode::LastWords);
+        let moved = self.active;
+        self.active |= was_active;
         let over = match back {
             Err(error) if error.kind() == ErrorKind::ConnectionLost => true,
             Err(error) => return Poll::Ready(Err(error.with_direction(Direction::Decapsulate))),
             Ok(state) => state == FlowState::Ended,
         };
-        let Some((error, until)) = &mut self.lost else { return Poll::Pending };
-        if over || until.as_mut().poll(cx).is_ready() {
-            Poll::Ready(Err(error.clone()))
+        let waits = match &self.flows {
+            Flows::Streams { decapsulate, .. } => decapsulate.has_waiting(),
+            Flows::Ports { decapsulate, .. } => decapsulate.has_waiting(),
+        };
+        let Some(lost) = &mut self.lost else { return Poll::Pending };
+        let patience = if waits || moved { LAST_WORDS_OF_SLOW_SINKS } else { LAST_WORDS };
+        let until = lost.since + patience;
+        if lost.until.deadline() != until {
+            lost.until.as_mut().reset(until);
+        }
+        if over || lost.until.as_mut().poll(cx).is_ready() {
+            Poll::Ready(Err(lost.error.clone()))
         } else {
+            if moved {
+                cx.waker().wake_by_ref(); // whether there is more the next look says
+            }
             Poll::Pending
         }
     }

@@ -6,7 +6,7 @@ use std::task::{Wake, Waker};
 
 use super::*;
 use crate::runtime;
-use crate::stream::{Stream, memory, ops};
+use crate::stream::{RecordMarks, Stream, memory, ops};
 
 const WAITING: usize = 400 * 1024;
 const ROOM: usize = 1 << 20;
@@ -121,4 +121,44 @@ async fn a_network_that_broke_under_a_write_is_no_orderly_end_for_the_sink() {
     assert_eq!(end_of_a_broken_network(false).await.unwrap_err().kind(), ErrorKind::ConnectionLost);
     // What the peer said before is.
     assert_eq!(end_of_a_broken_network(true).await.unwrap(), 0);
+}
+
+/// What a sink got of a network that broke off in order behind `WAITING` bytes under a write, when it began to read `late`.
+async fn read_late(late: Duration) -> (usize, bool) {
+    let (mut peer, network) = memory::pair(ROOM);
+    let (sink, mut program) = memory::pair(64 * 1024);
+    let options = || FlowOptions::new(Arc::default());
+    let mut pump = Pump::new(Ends::Streams(Box::new(network), Box::new(sink)), options(), options());
+    ops::write_all(&mut program, b"in vain").await.unwrap();
+    ops::write_all(&mut peer, &vec![7; WAITING]).await.unwrap();
+    ops::send_eof(&mut peer).await.unwrap();
+    peer.stop(1);
+    let mut ended = false;
+    let mut turn = |ended: &mut bool| {
+        *ended = *ended || pump.poll(&mut Context::from_waker(Waker::noop()), PumpMode::Run).is_ready();
+    };
+    turn(&mut ended);
+    tokio::time::advance(late).await;
+    turn(&mut ended);
+    let (mut read, mut buffer) = (0, vec![0; WAITING]);
+    let mut marks = RecordMarks::ignored();
+    loop {
+        match program.poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer, &mut marks) {
+            Poll::Ready(got) => match got.unwrap() {
+                0 => return (read, true),
+                n => read += n,
+            },
+            Poll::Pending if ended => return (read, false),
+            Poll::Pending => turn(&mut ended),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_sink_gets_what_came_before_the_network_broke() {
+    assert_eq!(read_late(Duration::ZERO).await, (WAITING, true));
+    assert_eq!(read_late(LAST_WORDS_OF_SLOW_SINKS / 2).await, (WAITING, true));
+    // Who only writes has to hear of it too.
+    let (read, _) = read_late(LAST_WORDS_OF_SLOW_SINKS * 2).await;
+    assert!(read < WAITING, "{read}");
 }
