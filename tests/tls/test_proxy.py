@@ -515,6 +515,52 @@ async def test_certificates_are_read_again(certs: Certificates, service: Echo, t
         assert not await proxy.reload()
 
 
+async def test_a_bad_configuration_keeps_no_other_from_being_read(
+    certs: Certificates, service: Echo, tmp_path: Path
+) -> None:
+    """And the error says which one it is, on call and on change."""
+
+    def copied(name: str, identity: Identity) -> TlsConfig:
+        chain, key = tmp_path / f"{name}.pem", tmp_path / f"{name}.key"
+        shutil.copy(identity.cert_path, chain)
+        shutil.copy(identity.key_path, key)
+        return TlsConfig(credentials=Credentials.certificate(chain, key))
+
+    def shown(where: str) -> bytes:
+        with connect(where) as raw, trusting(certs).wrap_socket(raw, server_hostname="localhost") as one:
+            return one.getpeercert(binary_form=True) or b""
+
+    events: list[ProxyEvent] = []
+    options = ProxyOptions(
+        listen=("127.0.0.1:0",),
+        to=(service.to,),
+        tls=copied("rest", certs.server),
+        routes=(Route(names=("a.test",), to=(service.to,), tls=copied("a", certs.server)),),
+        watch=False,
+    )
+    async with Proxy(options, on_event=events.append) as proxy:
+        (tmp_path / "a.pem").write_bytes(b"garbage")
+        copied("rest", certs.rsa_server)
+        with pytest.raises(ConfigError) as caught:
+            await proxy.reload()
+        assert caught.value.field == "routes.0.tls.credentials.chain"
+        assert await asyncio.to_thread(shown, proxy.addresses[0]) == certs.rsa_server.cert_der
+        (tmp_path / "rest.pem").write_bytes(b"garbage too")
+        (tmp_path / "a.pem").write_bytes(certs.server.cert_path.read_bytes())
+        with pytest.raises(ConfigError) as caught:
+            await proxy.reload()
+        assert caught.value.field == "tls.credentials.chain"
+        copied("rest", certs.server)
+        await proxy.reload(options.model_copy(update={"watch": True}))
+        (tmp_path / "a.pem").write_bytes(b"garbage")
+
+        def told() -> list[str | None]:
+            return [one.error.context.field for one in events if isinstance(one, ReloadEvent) and one.error]
+
+        await until(told, "the watch tells")
+        assert told() == ["routes.0.tls.credentials.chain"]
+
+
 async def test_other_options_serve_new_connections(service: Echo) -> None:
     with echo(b"other") as other:
         options = ProxyOptions(listen=("127.0.0.1:0",), to=(service.to,))

@@ -328,6 +328,9 @@ async def anyio_pair(under: Any = None) -> AsyncIterator[tuple[TlsByteStream, Tl
 async def test_anyio_ends_are_exceptions(any_loop: str, leak_check: None) -> None:
     async with anyio_pair() as (near, far):
         await near.send(b"hello")
+        for none in (0, -1):
+            with pytest.raises(ValueError, match="max_bytes"):
+                await far.receive(none)
         assert await far.receive(3) == b"hel"
         assert await far.receive() == b"lo"
         await near.send_eof()

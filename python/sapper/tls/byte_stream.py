@@ -48,8 +48,11 @@ class TlsByteStream(ByteStream):
             anyio.ClosedResourceError: This end is closed.
             anyio.BrokenResourceError: The connection failed; the cause says how.
             anyio.BusyResourceError: Another task receives.
+            ValueError: ``max_bytes`` is below 1.
         """
         await checkpoint()
+        if max_bytes < 1:
+            raise ValueError("max_bytes has to be 1 or more")
         try:
             data = await self._stream.read(max_bytes)
         except SapperError as error:

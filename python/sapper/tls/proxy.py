@@ -27,6 +27,7 @@ from typing import Any, Literal, Self
 
 from sapper import _arguments, _native
 from sapper._loop import LoopPost, running_post
+from sapper._mistakes import again
 from sapper._options import config_error
 from sapper._own_thread import in_own_thread
 from sapper._owned import dropped, subscribe
@@ -276,7 +277,8 @@ class Proxy:
             Whether anything has changed.
 
         Raises:
-            ConfigError: What is there now cannot be used; what was there stays in use.
+            ConfigError: What is there now cannot be used; what was there stays in use. Others of several
+                configurations are read all the same.
             ClosedError: The proxy is closed.
         """
         native = self._native
@@ -289,9 +291,14 @@ class Proxy:
             if options is not None:
                 self._exchange(native, options)
                 return True
-            changed = False
-            for config in self._options.configurations():
-                changed = await in_own_thread(config.reload) or changed
+            changed, failed = False, None
+            for place, config in self._options.configurations():
+                try:
+                    changed = await in_own_thread(config.reload) or changed
+                except ConfigError as error:  # the others are read all the same
+                    failed = failed or _at(place, error)
+            if failed is not None:
+                raise failed
             return changed
 
     def _exchange(self, native: _native.Proxy, options: ProxyOptions) -> None:
@@ -379,9 +386,9 @@ class Proxy:
         """Watches the files of the configurations that are in use now."""
         before, self._watches = self._watches, []
         if self._options.watch:
-            for config in self._options.configurations():
+            for place, config in self._options.configurations():
                 with contextlib.suppress(ConfigError):  # nothing of it came from a file
-                    self._watches.append(config.watch(partial(_reloaded, weakref.ref(self))))
+                    self._watches.append(config.watch(partial(_reloaded, weakref.ref(self), place)))
         for watch in before:
             watch.close()
 
@@ -406,9 +413,14 @@ class Proxy:
             self._post.run(self._on_event, event)
 
 
-def _reloaded(of: weakref.ref[Proxy], error: SapperError | None) -> None:
+def _reloaded(of: weakref.ref[Proxy], place: str, error: SapperError | None) -> None:
     if (proxy := of()) is not None:
-        proxy._tell(ReloadEvent(error))
+        proxy._tell(ReloadEvent(_at(place, error) if isinstance(error, ConfigError) else error))
+
+
+def _at(place: str, error: ConfigError) -> ConfigError:
+    """The error of the configuration at that place in the options."""
+    return again(error, error.message, f"{place}.{error.field}" if error.field else place)
 
 
 def _listen(options: ProxyOptions, inherited: list[int]) -> list[_native.ProxyListenDict]:

@@ -297,10 +297,15 @@ class ProxyOptions(Options):
             keep_source=self.keep_source,
         )
 
-    def configurations(self) -> list[TlsConfig]:
-        """Every TLS configuration that is used, each once."""
-        found = [one for _, *both in self._ways for one in both]
-        return list({id(one): one for one in found if one is not None}.values())
+    def configurations(self) -> list[tuple[str, TlsConfig]]:
+        """Every TLS configuration that is used, each once, behind its place in the options."""
+        found: dict[int, tuple[str, TlsConfig]] = {}
+        for number, (_, *both) in enumerate(self._ways):
+            for name, config in zip(("tls", "upstream_tls"), both, strict=True):
+                own = number < len(self.routes) and getattr(self.routes[number], name) is not None
+                if config is not None:
+                    found.setdefault(id(config), (f"routes.{number}.{name}" if own else name, config))
+        return list(found.values())
 
     @functools.cached_property
     def _ways(self) -> list[tuple[Route, TlsConfig | None, TlsConfig | None]]:
