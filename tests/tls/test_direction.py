@@ -201,3 +201,34 @@ async def test_a_superframe_behind_the_hello_is_data(leak_check: None) -> None:
             with pytest.raises(RemoteProtocolError, match="only encrypts"):
                 await bridge.wait_closed()
         await asyncio.gather(peer.stop(), return_exceptions=True)
+
+
+async def test_all_arrives_where_words_of_the_sink_lie_unread(leak_check: None) -> None:
+    """TCP throws away what it has still to send where it is closed with bytes to read."""
+    most = 400_000
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Most of it stays with the bridge's system until the reader reads.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        sink = socket.create_connection(listener.getsockname())
+        reader, _ = listener.accept()
+    near, far = socket.socketpair()
+    sender, fed = socket.socketpair()
+    with reader, sender:
+        reader.sendall(b"nobody reads this")
+        reader.settimeout(20)
+        server = create_bridge(
+            socket=near, sink=sink, credentials=PSK, server_side=True, direction="decrypt-only"
+        )
+        client = create_bridge(socket=far, sink=fed, credentials=PSK, direction="encrypt-only")
+        async with asyncio.timeout(20), server, client:
+            server.start()
+            client.start()
+            await asyncio.to_thread(sender.sendall, bytes(most))
+            sender.shutdown(socket.SHUT_WR)
+            await client.wait_closed()
+            while server.stats().decapsulate.bytes < most:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.1)  # where it does not wait it has closed its socket by then
+            arrived = await asyncio.to_thread(traffic.receive_all, reader)
+            await server.wait_closed()
+    assert len(arrived) == most

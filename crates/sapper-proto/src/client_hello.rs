@@ -457,9 +457,9 @@ mod tests {
             let whole = peek(&bytes);
             let mut slowly = Peek::new();
             let part = slowly.peek(&bytes[..cut.index(bytes.len())]);
-            if part.is_ok() {
-                prop_assert_eq!(slowly.peek(&bytes), whole);
-            }
+            // A changed length may end the message before the bytes do: then it is not asked again.
+            let needs_more = matches!(part, Ok(Parsed::NeedMore { .. }));
+            prop_assert_eq!(if needs_more { slowly.peek(&bytes) } else { part }, whole);
         }
     }
 }

@@ -9,13 +9,15 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::control::{Reply, Value};
-use super::state::StopRequest;
+use super::state::{Shared, StopRequest};
 use super::task::End;
 use crate::error::{Error, ErrorKind, Phase, Result};
 use crate::pump::{IdleClock, Pump, PumpMode, Sink};
 
 /// A drain has heard of all that waits when nothing came for this long.
 const SETTLE: Duration = Duration::from_millis(2);
+/// A bridge that ends of itself waits so long for its last bytes to be confirmed.
+const CONFIRMED: Duration = Duration::from_secs(2);
 
 /// A sink that is being opened, and who waits for it: one that is dropped before answers too.
 pub(super) struct Swap {
@@ -129,10 +131,19 @@ pub(super) fn end_of_drain(cx: &mut Context<'_>, pump: &mut Pump) -> std::result
     Err(End::Late(Error::new(ErrorKind::CloseDeadline, text).with_phase(Phase::Close)))
 }
 
-/// Waits until the peer's system has what was sent, at most until the stop's deadline: a TCP connection
-/// that is closed with bytes to read throws away what it has still to send.
-pub(super) async fn linger(pump: &mut Pump, request: StopRequest) {
-    while request.drain && pump.unconfirmed() > 0 && std::time::Instant::now() < request.at {
+/// Waits until the peer's system has what was sent, at most until the stop's deadline, or for [`CONFIRMED`]: a TCP
+/// connection that is closed with bytes to read throws away what it has still to send.
+pub(super) async fn linger(pump: &mut Pump, shared: &Shared) {
+    let of_itself = std::time::Instant::now() + CONFIRMED;
+    while pump.unconfirmed() > 0 {
+        let until = match shared.stop_request() {
+            Some(request) if request.drain => request.at,
+            Some(_) => return,
+            None => of_itself,
+        };
+        if std::time::Instant::now() >= until {
+            return;
+        }
         sleep(SETTLE).await;
     }
 }

@@ -443,10 +443,10 @@ impl Task {
         {
             self.unused = tls.unused_data();
         }
-        if outcome.is_ok()
-            && let Some(request) = self.shared.stop_request()
-        {
-            linger(&mut pump, request).await;
+        // Whoever hears one direction only leaves what comes in the other unread: TLS's tickets, a sink's words.
+        let one_way = self.prepared.form.direction != BridgeDirection::Duplex;
+        if outcome.is_ok() && (one_way || self.shared.stop_request().is_some()) {
+            linger(&mut pump, &self.shared).await;
         }
         if let (Err(End::Failed(error)), Ends::Streams(network, sink)) = (&outcome, pump.ends()) {
             sink.fail(error);
