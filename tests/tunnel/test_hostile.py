@@ -111,7 +111,9 @@ async def test_strangers_in_every_place_give_way_to_a_client(opening: bytes, lea
             async with client(ours.port or 0, service.port) as exposed:
                 assert await asked(exposed.assigned_port or 0, b"in spite of them") == b"in spite of them"
                 await until(lambda: sum(end.done() for end in ends) == 37, "the end of one more")
-                assert ours.handshakes() == HandshakeStatus(under_way=3, gave_way=37)
+                # A stranger may see its end before its place is counted as free.
+                last = HandshakeStatus(under_way=3, gave_way=37)
+                await until(lambda: ours.handshakes() == last, "the place of one more")
         await asyncio.gather(*ends)
         await until(lambda: ours.handshakes().under_way == 0, "the end of the strangers")
 
@@ -122,7 +124,8 @@ async def test_strangers_are_gone_after_the_deadline(leak_check: None) -> None:
         async with strangers(ours.port or 0, 40, b"") as there:
             await asyncio.gather(*(sent_away(reader) for reader, _ in there))
             assert (await client_error(heard)).err.kind == "handshake_deadline"
-            assert ours.handshakes() == HandshakeStatus(under_way=0, gave_way=0)
+            none = HandshakeStatus(under_way=0, gave_way=0)
+            await until(lambda: ours.handshakes() == none, "the places of all of them")
 
 
 async def test_strangers_from_one_address_push_out_only_each_other(leak_check: None) -> None:
