@@ -13,7 +13,7 @@ import pytest
 
 from sapper.errors import RemoteProtocolError, SapperError
 from sapper.testing import throwaway_certificates
-from sapper.tls import Credentials, TlsConfig, create_bridge
+from sapper.tls import Bridge, Credentials, TlsConfig, create_bridge
 from support import traffic
 from support.bridges import PSK, Pair, Wire, pair, receive, running, send
 
@@ -203,9 +203,9 @@ async def test_a_superframe_behind_the_hello_is_data(leak_check: None) -> None:
         await asyncio.gather(peer.stop(), return_exceptions=True)
 
 
-async def test_all_arrives_where_words_of_the_sink_lie_unread(leak_check: None) -> None:
-    """TCP throws away what it has still to send where it is closed with bytes to read."""
-    most = 400_000
+@asynccontextmanager
+async def delivered_unread(most: int) -> AsyncIterator[tuple[Bridge, socket.socket]]:
+    """A bridge that has handed all to its sink's system and left the sink's words unread; and who reads there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Most of it stays with the bridge's system until the reader reads.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
@@ -228,7 +228,23 @@ async def test_all_arrives_where_words_of_the_sink_lie_unread(leak_check: None) 
             await client.wait_closed()
             while server.stats().decapsulate.bytes < most:
                 await asyncio.sleep(0.001)
-            await asyncio.sleep(0.1)  # where it does not wait it has closed its socket by then
-            arrived = await asyncio.to_thread(traffic.receive_all, reader)
-            await server.wait_closed()
+            yield server, reader
+
+
+async def test_all_arrives_where_words_of_the_sink_lie_unread(leak_check: None) -> None:
+    """TCP throws away what it has still to send where it is closed with bytes to read."""
+    most = 400_000
+    async with delivered_unread(most) as (server, reader):
+        await asyncio.sleep(0.1)  # where it does not wait it has closed its socket by then
+        arrived = await asyncio.to_thread(traffic.receive_all, reader)
+        await server.wait_closed()
     assert len(arrived) == most
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["of itself", "stopped"])
+async def test_a_sink_that_never_reads_does_not_keep_a_bridge(stopped: bool, leak_check: None) -> None:
+    async with delivered_unread(400_000) as (server, _):
+        if stopped:
+            await server.stop()
+        await server.wait_closed()
+        assert server.state == "closed"
