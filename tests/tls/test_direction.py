@@ -205,7 +205,7 @@ async def test_a_superframe_behind_the_hello_is_data(leak_check: None) -> None:
 
 @asynccontextmanager
 async def delivered_unread(most: int) -> AsyncIterator[tuple[Bridge, socket.socket]]:
-    """A bridge that has handed all to its sink's system and left the sink's words unread; and who reads there."""
+    """A bridge that handed all to its sink's system and left the sink's words unread; and who reads there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Most of it stays with the bridge's system until the reader reads.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
